@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# SPDX-FileCopyrightText: The moe authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# The slow matrix, by hand before a release: all tests with both compilers at -O0 and -O3, under
+# every sanitizer, and the linter. Takes about an hour on two cores. Arguments select steps by name
+# (cmake/matrix.sh tsan lint).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. cmake/setup.sh
+steps=("$@")
+report=()
+
+# run STEP FLAGS COMMAND... : one step, if it was asked for; the report tells how long it took.
+run() {
+  local step=$1 start=$SECONDS
+  shift
+  [ ${#steps[@]} -eq 0 ] || [[ " ${steps[*]} " = *" $step "* ]] || return 0
+  printf '\n== %s\n' "$step"
+  "$@" || moe_stop "$step failed"
+  report+=("$step: passed in $((SECONDS - start)) s")
+}
+
+# tests NAME COMPILER FLAGS CMAKE_ARGUMENT...
+tests() {
+  local name=$1 compiler=$2 flags=$3
+  shift 3
+  CXX=$compiler CXXFLAGS=$flags MOE_BUILD_NAME=$name MOE_CMAKE_ARGS="${*:--DMOE_SANITIZE=}" \
+    tests/run.sh
+}
+
+# OpenMP's barriers are invisible to ThreadSanitizer, unless LLVM's runtime tells it of them.
+tsan() {
+  CXX=clang++ moe_need_build libclang-rt-14-dev
+  local archer
+  archer=$(find /usr/lib/llvm-*/lib -name libarcher.so | sort | tail -n 1)
+  [ -n "$archer" ] || moe_stop "libomp's libarcher.so is missing"
+  OMP_TOOL_LIBRARIES=$archer TSAN_OPTIONS="ignore_noninstrumented_modules=1 halt_on_error=1" \
+    tests tsan clang++ "-O1 -g" -DMOE_SANITIZE=thread
+}
+
+lint() {
+  moe_need clang-tidy-14
+  tests release-g++ g++ -O2 -DCMAKE_EXPORT_COMPILE_COMMANDS=ON
+  git ls-files 'examples/*.cpp' 'tests/conformance/*.cpp' |
+    xargs -P "$(nproc)" -n 1 clang-tidy-14 -p .build/release-g++ --quiet --warnings-as-errors='*'
+}
+
+run g++-O0 tests g++-O0 g++ -O0
+run g++-O3 tests g++-O3 g++ -O3
+run clang-O0 tests clang-O0 clang++ -O0
+run clang-O3 tests clang-O3 clang++ -O3
+run asan-clang tests asan-clang clang++ -O1 -DMOE_SANITIZE=address,undefined
+run tsan tsan
+run lint lint
+printf '\n'
+printf '%s\n' "${report[@]}"

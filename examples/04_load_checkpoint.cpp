@@ -1,0 +1,34 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// One MoE layer of a published checkpoint, by its family's own tensor names.
+#include <cstdio>
+#include <exception>
+
+#include <moe/io/checkpoint.hpp>
+#include <moe/moe.hpp>
+
+int main(int argc, char** argv) {
+  try {
+    const auto checkpoint =
+        moe::io::Checkpoint::open(argc > 1 ? argv[1] : MOE_EXAMPLE_DATA "/jargon-moe.safetensors");
+    auto layer = checkpoint.layer<float>(2);  // layers count from 0
+
+    const auto& router = layer.router();
+    std::printf("layer 3 of %d: %td experts, %td of them for each token\n",
+                checkpoint.config()["num_hidden_layers"].get<int>(), router.num_experts(),
+                router.top_k());
+
+    const moe::Matrix<float> x = moe::Matrix<float>::Random(4, layer.d_model());  // (T, D)
+    moe::Matrix<float> y(x.rows(), x.cols());                                     // (T, D)
+    const auto& routing = layer.forward(x, y);
+    for (moe::Index t = 0; t < x.rows(); ++t)
+      std::printf("token %td: experts %d and %d with weights %.3f and %.3f\n", t,
+                  routing.experts(t, 0), routing.experts(t, 1),
+                  static_cast<double>(routing.weights(t, 0)),
+                  static_cast<double>(routing.weights(t, 1)));
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+}

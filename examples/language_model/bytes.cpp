@@ -1,0 +1,77 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// See bytes.hpp.
+#include "language_model/bytes.hpp"
+
+#include <cerrno>
+#include <cstdio>
+#include <filesystem>
+#include <iterator>
+#include <stdexcept>
+#include <system_error>
+#include <utility>
+
+namespace language_model {
+namespace {
+
+[[noreturn]] void fail(const std::string& path, const char* problem) {
+  const int code = errno != 0 ? errno : EIO;
+  throw std::system_error(code, std::generic_category(), path + ": " + problem);
+}
+
+}  // namespace
+
+std::vector<Token> to_tokens(std::string_view text, Index vocab_size, const std::string& what) {
+  std::vector<Token> tokens;
+  tokens.reserve(text.size());
+  for (const char c : text) {
+    const Token token = static_cast<unsigned char>(c);
+    if (token >= vocab_size)
+      throw std::invalid_argument(what + ": the vocabulary cannot hold the byte " +
+                                  std::to_string(token) + " at position " +
+                                  std::to_string(tokens.size()) + ": it has " +
+                                  std::to_string(vocab_size) + " tokens");
+    tokens.push_back(token);
+  }
+  return tokens;
+}
+
+std::string read_file(const std::string& path) {
+  errno = 0;
+  std::ifstream stream(path, std::ios::binary);
+  if (!stream) fail(path, "cannot be opened");
+  if (std::filesystem::is_directory(path)) {
+    errno = EISDIR;
+    fail(path, "cannot be read");
+  }
+  std::string text{std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
+  if (stream.bad()) fail(path, "cannot be read");
+  return text;
+}
+
+OutputFile::OutputFile(std::string path) : path_(std::move(path)), partial_path_(path_ + ".part") {
+  // Renaming would find this out too late.
+  if (std::filesystem::is_directory(path_)) {
+    errno = EISDIR;
+    fail(path_, "cannot be written");
+  }
+  errno = 0;
+  stream_.open(partial_path_, std::ios::binary | std::ios::trunc);
+  if (!stream_) fail(path_, "cannot be written");
+}
+
+OutputFile::~OutputFile() {
+  if (!is_committed_) std::remove(partial_path_.c_str());
+}
+
+void OutputFile::commit(std::string_view text) {
+  errno = 0;
+  stream_.write(text.data(), static_cast<std::streamsize>(text.size()));
+  stream_.close();
+  if (!stream_) fail(path_, "cannot be written");
+  std::filesystem::rename(partial_path_, path_);
+  is_committed_ = true;
+}
+
+}  // namespace language_model

@@ -1,0 +1,46 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Text as tokens, and text from files and into them.
+#pragma once
+
+#include <fstream>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "language_model/model.hpp"
+
+namespace language_model {
+
+/// One token a byte. `what` begins the message of an error.
+///
+/// Throws  std::invalid_argument naming the first byte that the vocabulary cannot hold.
+std::vector<Token> to_tokens(std::string_view text, Index vocab_size, const std::string& what);
+
+/// Throws  std::system_error naming the path if the file cannot be read.
+std::string read_file(const std::string& path);
+
+/// A file that appears under its name only when it is complete. Until then it has the suffix
+/// `.part`, and it goes away if it is never committed.
+class OutputFile {
+ public:
+  /// Throws  std::system_error naming the path if the file cannot be created.
+  explicit OutputFile(std::string path);
+  OutputFile(const OutputFile&) = delete;
+  OutputFile& operator=(const OutputFile&) = delete;
+  ~OutputFile();
+
+  /// Writes everything and gives the file its name.
+  ///
+  /// Throws  std::system_error naming the path.
+  void commit(std::string_view text);
+
+ private:
+  std::string path_;
+  std::string partial_path_;
+  std::ofstream stream_;
+  bool is_committed_ = false;
+};
+
+}  // namespace language_model

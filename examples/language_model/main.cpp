@@ -1,0 +1,142 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// A small language model at work: `generate` writes, `evaluate` measures.
+#include <cstdio>
+#include <exception>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <unistd.h>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+#include <CLI/CLI.hpp>
+
+#include "language_model/bytes.hpp"
+#include "language_model/evaluate.hpp"
+#include "language_model/generate.hpp"
+#include "language_model/report.hpp"
+#include "language_model/stopwatch.hpp"
+
+namespace language_model {
+namespace {
+
+struct Options {
+  std::string model;
+  int threads = 0;  // 0 leaves the choice to OpenMP
+  GenerateOptions generate;
+  std::string text;
+  Index context = 128;
+  std::string json;
+};
+
+void write_out(std::string_view text) {
+  if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0)
+    throw std::runtime_error("the standard output cannot be written");
+}
+
+void set_threads([[maybe_unused]] int threads) {
+#if defined(_OPENMP)
+  if (threads > 0) omp_set_num_threads(threads);
+#endif
+}
+
+Model<float> load_model(const std::string& path) {
+  return Model<float>(moe::io::Checkpoint::open(path));
+}
+
+void run_generate(const Options& options) {
+  const Model<float> model = load_model(options.model);
+  const GenerateTimes times = generate(model, options.generate, write_out);
+  std::printf(
+      "\n\nprefill %td tokens, %.0f tokens/s; decode %td tokens, %.0f tokens/s\n",
+      times.prefill_tokens, rate(static_cast<double>(times.prefill_tokens), times.prefill_seconds),
+      times.decode_tokens, rate(static_cast<double>(times.decode_tokens), times.decode_seconds));
+}
+
+void run_evaluate(const Options& options) {
+  const Model<float> model = load_model(options.model);
+  const std::string text = read_file(options.text);
+  std::optional<OutputFile> json;  // Opened first: an evaluation may take long.
+  if (!options.json.empty()) json.emplace(options.json);
+  Progress progress;
+  if (isatty(STDERR_FILENO) != 0) {
+    progress = [](Index done, Index total) {
+      std::fprintf(stderr, done < total ? "\rwindow %td of %td" : "\r\033[K", done, total);
+    };
+  }
+  const Evaluation evaluation = evaluate(model, text, options.context, progress);
+  if (json) json->commit(json_report(evaluation).dump(1) + "\n");
+  write_out(printed_report(evaluation));
+}
+
+/// Adds what both commands take.
+void add_common(CLI::App& command, Options& options) {
+  command
+      .add_option("--model", options.model,
+                  "a .safetensors file, a .safetensors.index.json or the folder of one")
+      ->required();
+  command.add_option("--threads", options.threads, "worker threads; without it OpenMP decides")
+      ->check(CLI::Range(1, 1024));
+}
+
+void add_commands(CLI::App& app, Options& options) {
+  CLI::App& generate = *app.add_subcommand("generate", "continue a prompt");
+  add_common(generate, options);
+  generate.add_option("--prompt", options.generate.prompt,
+                      "what to continue; without it a new line is begun");
+  generate.add_option("--tokens", options.generate.tokens, "bytes to write")->capture_default_str();
+  SamplerOptions& sampler = options.generate.sampler;
+  generate
+      .add_option("--temperature", sampler.temperature,
+                  "0 takes the most probable byte, more is bolder")
+      ->capture_default_str();
+  generate
+      .add_option("--top-p", sampler.top_p,
+                  "draw from the fewest bytes that together are this probable")
+      ->capture_default_str();
+  generate.add_option("--seed", sampler.seed, "of the random draws")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  generate
+      .add_option("--context", options.generate.context,
+                  "bytes that the model sees at most: beyond them it starts afresh from the later "
+                  "half; without it the text ends at the model's positions")
+      ->check(CLI::PositiveNumber);
+
+  CLI::App& evaluate = *app.add_subcommand("evaluate", "measure how well a text is predicted");
+  add_common(evaluate, options);
+  evaluate.add_option("--text", options.text, "the text file")->required();
+  evaluate.add_option("--context", options.context, "bytes of one window")->capture_default_str();
+  evaluate.add_option("--json", options.json, "write the figures to this file, too");
+}
+
+int run(int argc, char** argv) {
+  CLI::App app("A byte-level mixture-of-experts language model.", "language_model");
+  app.require_subcommand(1);
+  Options options;
+  add_commands(app, options);
+  try {
+    app.parse(argc, argv);
+    set_threads(options.threads);
+    if (app.got_subcommand("generate")) run_generate(options);
+    if (app.got_subcommand("evaluate")) run_evaluate(options);
+    return 0;
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) return app.exit(error);  // --help
+    std::fprintf(stderr, "language_model: %s\n", error.what());
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "language_model: %s\n", error.what());
+  }
+  return 1;
+}
+
+}  // namespace
+}  // namespace language_model
+
+int main(int argc, char** argv) {
+  return language_model::run(argc, argv);
+}

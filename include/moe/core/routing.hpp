@@ -1,0 +1,93 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Routing: which experts a token goes to, and with which weight. A plain value: a router fills one,
+// a caller may inspect, record, edit or replay it, or build one by hand.
+#pragma once
+
+#include <cmath>
+#include <string>
+
+#include "moe/core/config.hpp"
+#include "moe/core/contracts.hpp"
+#include "moe/core/types.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// How logits z become scores s.
+enum class ScoreFunction {
+  softmax,        ///< s = softmax(z) over all experts of the token
+  sigmoid,        ///< s = 1 / (1 + exp(-z))
+  sqrt_softplus,  ///< s = sqrt(log(1 + exp(z)))
+  identity,       ///< s = z
+};
+
+/// Where a routing weight acts. Llama-4 scales the expert's input; every other family its output.
+enum class WeightTarget { output, input };
+
+/// What a router is asked to record beside its choice.
+struct RouteOptions {
+  bool keep_logits = true;  ///< Routing::logits, needed by the z-loss
+  bool keep_scores = true;  ///< Routing::scores, needed by load balancing and entropy
+};
+
+/// Shapes  experts, weights (T, K); logits, scores (T, E), or (0, 0) where they were not kept.
+/// Values  slot 0 is the best choice by the router's own order; weights are final, that is
+///         renormalised and scaled; scores are what `score_function` gave, without any bias that
+///         serves selection only.
+template <class Scalar>
+struct Routing {
+  Index num_experts = 0;
+  ScoreFunction score_function = ScoreFunction::softmax;
+  WeightTarget weight_target = WeightTarget::output;
+  Matrix<ExpertIndex> experts;  // (T, K)
+  Matrix<Scalar> weights;       // (T, K)
+  Matrix<Scalar> logits;        // (T, E)
+  Matrix<Scalar> scores;        // (T, E)
+
+  Index tokens() const noexcept { return experts.rows(); }
+  Index top_k() const noexcept { return experts.cols(); }
+
+  /// Makes room for the result of a router; memory is reused where the sizes allow.
+  void resize(Index tokens, Index experts_of_layer, Index choices, RouteOptions options) {
+    num_experts = experts_of_layer;
+    experts.resize(tokens, choices);
+    weights.resize(tokens, choices);
+    logits.resize(options.keep_logits ? tokens : 0, options.keep_logits ? num_experts : 0);
+    scores.resize(options.keep_scores ? tokens : 0, options.keep_scores ? num_experts : 0);
+  }
+};
+
+namespace detail {
+
+/// Throws ShapeError if sizes disagree, std::invalid_argument if there are no slots, an expert is
+/// out of range or a weight is not finite. `where` begins the message.
+template <class Scalar>
+void check_routing(const char* where, const Routing<Scalar>& routing) {
+  const Index tokens = routing.tokens();
+  const Index experts = routing.num_experts;
+  check(routing.top_k() > 0, where, "routing.top_k() must be positive");
+  check_size(where, "routing.weights.rows()", tokens, routing.weights.rows());
+  check_size(where, "routing.weights.cols()", routing.top_k(), routing.weights.cols());
+  if (routing.logits.size() != 0) {
+    check_size(where, "routing.logits.rows()", tokens, routing.logits.rows());
+    check_size(where, "routing.logits.cols()", experts, routing.logits.cols());
+  }
+  if (routing.scores.size() != 0) {
+    check_size(where, "routing.scores.rows()", tokens, routing.scores.rows());
+    check_size(where, "routing.scores.cols()", experts, routing.scores.cols());
+  }
+  for (Index t = 0; t < tokens; ++t) {
+    for (Index k = 0; k < routing.top_k(); ++k) {
+      const Index expert = routing.experts(t, k);
+      if (expert < 0 || expert >= experts) [[unlikely]]
+        throw_invalid(where, text_of("routing.experts(", t, ", ", k, "): expected 0 to ",
+                                     experts - 1, ", got ", expert));
+      if (!std::isfinite(routing.weights(t, k))) [[unlikely]]
+        throw_invalid(where, text_of("routing.weights(", t, ", ", k, ") is not finite"));
+    }
+  }
+}
+
+}  // namespace detail
+}  // namespace moe::inline MOE_ABI

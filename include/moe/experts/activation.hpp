@@ -1,0 +1,77 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Activation functions as function objects. Plain ones take the hidden value, gated ones the gate
+// and the up value.
+#pragma once
+
+#include <cmath>
+
+#include "moe/core/concepts.hpp"
+#include "moe/core/config.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// max(z, 0). NaN stays NaN.
+struct Relu {
+  template <class Scalar>
+  Scalar operator()(Scalar z) const noexcept {
+    return z < 0 ? Scalar(0) : z;
+  }
+};
+
+/// z / (1 + exp(-z)), also called swish; -infinity gives 0.
+/// Source  Elfwing, Uchibe and Doya (2017), arXiv:1702.03118.
+struct Silu {
+  template <class Scalar>
+  Scalar operator()(Scalar z) const noexcept {
+    // Below -700 exp(-z) overflows even in double, and z / infinity is -0: the limit, but for z =
+    // -infinity itself.
+    return std::isinf(z) && z < 0 ? Scalar(0) : z / (1 + std::exp(-z));
+  }
+};
+
+/// z Phi(z), with the error function; -infinity gives 0.
+/// Source  Hendrycks and Gimpel (2016), arXiv:1606.08415.
+struct Gelu {
+  template <class Scalar>
+  Scalar operator()(Scalar z) const noexcept {
+    if (std::isinf(z) && z < 0) return 0;
+    return z * std::erfc(-z * Scalar(0.70710678118654752440)) / 2;
+  }
+};
+
+/// The tanh approximation of Gelu: z / 2 (1 + tanh(sqrt(2 / pi) (z + 0.044715 z^3))).
+/// Source  Hendrycks and Gimpel (2016), arXiv:1606.08415; `gelu_new` of transformers.
+struct GeluTanh {
+  template <class Scalar>
+  Scalar operator()(Scalar z) const noexcept {
+    if (std::isinf(z) && z < 0) return 0;
+    const Scalar inner = Scalar(0.79788456080286535588) * (z + Scalar(0.044715) * z * z * z);
+    return z / 2 * (1 + std::tanh(inner));
+  }
+};
+
+/// activation(gate) * up.
+/// Source  Shazeer (2020), arXiv:2002.05202.
+template <class PlainActivationT>
+struct GatedBy {
+  PlainActivationT activation;
+
+  template <class Scalar>
+  Scalar operator()(Scalar gate, Scalar up) const noexcept {
+    return activation(gate) * up;
+  }
+};
+
+using SwiGlu = GatedBy<Silu>;
+using GeGlu = GatedBy<Gelu>;
+using GeGluTanh = GatedBy<GeluTanh>;
+using ReGlu = GatedBy<Relu>;
+
+static_assert(PlainActivation<Relu, float> && PlainActivation<Silu, double>);
+static_assert(PlainActivation<Gelu, float> && PlainActivation<GeluTanh, double>);
+static_assert(GatedActivation<SwiGlu, float> && GatedActivation<GeGlu, double>);
+static_assert(!PlainActivation<SwiGlu, float> && !GatedActivation<Silu, float>);
+
+}  // namespace moe::inline MOE_ABI

@@ -1,0 +1,51 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Collecting the rows of an expert.
+#pragma once
+
+#include <algorithm>
+
+#include "moe/core/concepts.hpp"
+#include "moe/core/config.hpp"
+#include "moe/core/contracts.hpp"
+#include "moe/core/dispatch_plan.hpp"
+#include "moe/core/types.hpp"
+#include "moe/core/view.hpp"
+
+namespace moe::inline MOE_ABI::detail {
+
+/// Copies plan rows first .. first + count - 1 of the input to `out` (count, D), contiguous, each
+/// times its slot's scale if there are scales.
+template <class Scalar>
+void gather_rows(const ExpertInput<Scalar>& input, Index first, Index count, Scalar* out) {
+  const Index d_model = input.x.cols();
+  for (Index r = 0; r < count; ++r) {
+    const TokenSlot choice = input.plan.rows[static_cast<std::size_t>(first + r)];
+    const Scalar* const from = input.x.row(choice.token);
+    Scalar* const to = out + r * d_model;
+    if (input.scales.empty()) {
+      std::copy_n(from, d_model, to);
+    } else {
+      const Scalar scale = input.scales(choice.token, choice.slot);
+      for (Index d = 0; d < d_model; ++d) to[d] = scale * from[d];
+    }
+  }
+}
+
+/// Throws ShapeError unless the input and `rows` fit each other and a bank of E experts of width D.
+template <class Scalar>
+void check_bank_call(const char* where, const ExpertInput<Scalar>& input, MatrixView<Scalar> rows,
+                     Index num_experts, Index d_model) {
+  check_size(where, "input.x.cols()", d_model, input.x.cols());
+  check_size(where, "input.x.rows()", input.plan.tokens, input.x.rows());
+  check_size(where, "input.plan.num_experts", num_experts, input.plan.num_experts);
+  check_size(where, "rows.rows()", input.plan.num_rows(), rows.rows());
+  check_size(where, "rows.cols()", d_model, rows.cols());
+  if (!input.scales.empty()) {
+    check_size(where, "input.scales.rows()", input.plan.tokens, input.scales.rows());
+    check_size(where, "input.scales.cols()", input.plan.top_k, input.scales.cols());
+  }
+}
+
+}  // namespace moe::inline MOE_ABI::detail

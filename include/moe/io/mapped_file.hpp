@@ -1,0 +1,65 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// A file mapped into memory, read only (POSIX).
+#pragma once
+
+#include <cerrno>
+#include <cstddef>
+#include <cstring>
+#include <fcntl.h>
+#include <memory>
+#include <span>
+#include <string>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <system_error>
+#include <unistd.h>
+
+#include "moe/core/config.hpp"
+
+namespace moe::inline MOE_ABI::io {
+
+/// Copies share the mapping. A file that is cut short while it is mapped cannot be read safely, so
+/// replace files by rename.
+class MappedFile {
+ public:
+  /// Throws  std::system_error naming the path if the file cannot be opened, is no regular file, or
+  ///         cannot be mapped.
+  explicit MappedFile(std::string path) : path_(std::move(path)) {
+    const int descriptor = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
+    if (descriptor < 0) fail(errno);
+    struct stat status = {};
+    int error = ::fstat(descriptor, &status) != 0 ? errno : 0;
+    if (error == 0 && S_ISDIR(status.st_mode)) error = EISDIR;
+    if (error == 0 && !S_ISREG(status.st_mode)) error = EINVAL;
+    const auto size = static_cast<std::size_t>(status.st_size);
+    void* address = nullptr;
+    if (error == 0 && size > 0) {
+      address = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor, 0);
+      if (address == MAP_FAILED) error = errno;
+    }
+    ::close(descriptor);
+    if (error != 0) fail(error);
+    if (size > 0) {
+      mapping_ = std::shared_ptr<const std::byte>(
+          static_cast<const std::byte*>(address),
+          [size](const std::byte* p) { ::munmap(const_cast<std::byte*>(p), size); });
+      size_ = size;
+    }
+  }
+
+  const std::string& path() const noexcept { return path_; }
+  std::span<const std::byte> bytes() const noexcept { return {mapping_.get(), size_}; }
+
+ private:
+  [[noreturn]] MOE_COLD void fail(int error) const {
+    throw std::system_error(error, std::generic_category(), path_);
+  }
+
+  std::string path_;
+  std::shared_ptr<const std::byte> mapping_;
+  std::size_t size_ = 0;
+};
+
+}  // namespace moe::inline MOE_ABI::io

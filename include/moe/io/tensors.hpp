@@ -1,0 +1,203 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Tensors by name, from one safetensors file or a sharded set. (optional: needs nlohmann_json)
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "moe/core/config.hpp"
+#include "moe/core/contracts.hpp"
+#include "moe/core/numeric.hpp"
+#include "moe/core/types.hpp"
+#include "moe/core/view.hpp"
+#include "moe/io/safetensors.hpp"
+
+namespace moe::inline MOE_ABI::io {
+namespace detail {
+
+/// Widens or narrows every element of `tensor` to Scalar.
+template <class Scalar>
+void convert(const TensorView& tensor, Scalar* out) {
+  const std::byte* const data = tensor.data.data();
+  const auto each = [&]<class Stored>(Stored /*type*/, auto&& widen) {
+    for (Index i = 0; i < tensor.size(); ++i) {
+      Stored value;
+      std::memcpy(&value, data + static_cast<std::size_t>(i) * sizeof(Stored), sizeof(Stored));
+      out[i] = static_cast<Scalar>(widen(value));
+    }
+  };
+  const auto same = [](auto value) { return value; };
+  switch (tensor.dtype) {
+    case Dtype::f64:
+      return each(double{}, same);
+    case Dtype::f32:
+      return each(float{}, same);
+    case Dtype::f16:
+      return each(std::uint16_t{}, half_to_float);
+    case Dtype::bf16:
+      return each(std::uint16_t{}, bfloat16_to_float);
+    case Dtype::i64:
+      return each(std::int64_t{}, same);
+    case Dtype::i32:
+      return each(std::int32_t{}, same);
+    case Dtype::u8:
+      return each(std::uint8_t{}, same);
+  }
+}
+
+inline std::string printed_shape(const std::vector<Index>& shape) {
+  std::string text = "[";
+  for (std::size_t i = 0; i < shape.size(); ++i)
+    text += (i > 0 ? ", " : "") + std::to_string(shape[i]);
+  return text + "]";
+}
+
+}  // namespace detail
+
+/// All tensors of a checkpoint. Nothing is read before it is asked for.
+class Tensors {
+ public:
+  /// Opens a `.safetensors` file, a `.safetensors.index.json`, or a folder that holds an index or
+  /// else exactly one `.safetensors` file.
+  ///
+  /// Throws  std::system_error or std::invalid_argument naming the path if there is no such thing;
+  ///         FormatError if a file is broken, or a shard lacks a tensor that the index promises.
+  static Tensors open(const std::string& path) {
+    namespace fs = std::filesystem;
+    if (!fs::is_directory(path))
+      return path.ends_with(".json") ? open_index(path) : open_file(path);
+    std::vector<std::string> indexes;
+    std::vector<std::string> files;
+    for (const auto& entry : fs::directory_iterator(path)) {
+      const std::string file = entry.path().string();
+      if (file.ends_with(".safetensors.index.json")) indexes.push_back(file);
+      if (file.ends_with(".safetensors")) files.push_back(file);
+    }
+    if (indexes.size() == 1) return open_index(indexes.front());
+    if (indexes.empty() && files.size() == 1) return open_file(files.front());
+    throw std::invalid_argument(path +
+                                ": expected one .safetensors.index.json or one .safetensors "
+                                "file, found " +
+                                std::to_string(indexes.size()) + " and " +
+                                std::to_string(files.size()));
+  }
+
+  /// What was opened: the file, or the index.
+  const std::string& path() const noexcept { return path_; }
+  /// Metadata of the file, or of all shards together, the first one's entry winning.
+  const std::map<std::string, std::string>& metadata() const noexcept { return metadata_; }
+
+  bool contains(std::string_view name) const { return entries_.find(name) != entries_.end(); }
+
+  std::vector<std::string> names() const {
+    std::vector<std::string> all;
+    for (const auto& entry : entries_) all.push_back(entry.first);
+    return all;
+  }
+
+  /// Throws  FormatError naming the tensor if there is none of that name.
+  const TensorView& tensor(std::string_view name) const { return *entry(name).tensor; }
+
+  /// A tensor of any dtype as a matrix; a vector becomes one column.
+  ///
+  /// Shapes  [rows, cols] as asked, or [rows] where cols is 1.
+  /// Values  widened exactly; F64 and integers are rounded where Scalar cannot hold them.
+  /// Throws  FormatError naming the tensor if it is missing or has another shape.
+  template <class Scalar>
+  Matrix<Scalar> matrix(std::string_view name, Index rows, Index cols) const {
+    const Entry& found = entry(name);
+    const std::vector<Index>& shape = found.tensor->shape;
+    const std::vector<Index> expected{rows, cols};
+    if (shape != expected && !(cols == 1 && shape == std::vector<Index>{rows}))
+      throw FormatError(found.file->path(), std::string(name), found.tensor->offset,
+                        moe::detail::text_of("expected shape ", detail::printed_shape(expected),
+                                             ", found ", detail::printed_shape(shape)));
+    Matrix<Scalar> result(rows, cols);
+    detail::convert(*found.tensor, result.data());
+    return result;
+  }
+
+  template <class Scalar>
+  Vector<Scalar> vector(std::string_view name, Index size) const {
+    return matrix<Scalar>(name, size, 1).col(0);
+  }
+
+ private:
+  struct Entry {
+    const SafetensorsFile* file;
+    const TensorView* tensor;
+  };
+
+  static Tensors open_file(const std::string& path) {
+    Tensors tensors(path);
+    const SafetensorsFile& file = tensors.add(path);
+    for (const auto& [name, tensor] : file.tensors())
+      tensors.entries_.emplace(name, Entry{&file, &tensor});
+    return tensors;
+  }
+
+  static Tensors open_index(const std::string& path) {
+    const MappedFile text(path);
+    const auto fail = [&](const std::string& problem, const std::string& tensor = {}) {
+      throw FormatError(path, tensor, 0, problem);
+    };
+    const auto* const begin = reinterpret_cast<const char*>(text.bytes().data());
+    const nlohmann::json index =
+        nlohmann::json::parse(begin, begin + text.bytes().size(), nullptr, false);
+    if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object())
+      fail("the index has no weight_map");
+
+    Tensors tensors(path);
+    std::map<std::string, const SafetensorsFile*> shards;
+    const std::filesystem::path folder = std::filesystem::path(path).parent_path();
+    for (const auto& [name, shard] : index["weight_map"].items()) {
+      if (!shard.is_string()) fail("the index does not name a file", name);
+      const auto file_name = shard.get<std::string>();
+      if (file_name.empty() || std::filesystem::path(file_name).filename() != file_name ||
+          file_name == ".." || file_name == ".")
+        fail(moe::detail::text_of("the index names '", file_name,
+                                  "', which is not a file beside it"),
+             name);
+      const SafetensorsFile*& file = shards[file_name];
+      if (file == nullptr) file = &tensors.add((folder / file_name).string());
+      const auto found = file->tensors().find(name);
+      if (found == file->tensors().end()) fail(moe::detail::text_of("is not in ", file_name), name);
+      tensors.entries_.emplace(name, Entry{file, &found->second});
+    }
+    return tensors;
+  }
+
+  explicit Tensors(std::string path) : path_(std::move(path)) {}
+
+  const SafetensorsFile& add(const std::string& path) {
+    files_.push_back(std::make_shared<const SafetensorsFile>(path));
+    metadata_.insert(files_.back()->metadata().begin(), files_.back()->metadata().end());
+    return *files_.back();
+  }
+
+  const Entry& entry(std::string_view name) const {
+    const auto found = entries_.find(name);
+    if (found == entries_.end()) throw FormatError(path_, std::string(name), 0, "is missing");
+    return found->second;
+  }
+
+  std::string path_;
+  std::map<std::string, std::string> metadata_;
+  std::vector<std::shared_ptr<const SafetensorsFile>> files_;
+  std::map<std::string, Entry, std::less<>> entries_;
+};
+
+}  // namespace moe::inline MOE_ABI::io

@@ -1,0 +1,92 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// dispatch and combine: the two ends of the expert stage, for hosts that bring their own experts.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <type_traits>
+
+#include "moe/core/config.hpp"
+#include "moe/core/contracts.hpp"
+#include "moe/core/dispatch_plan.hpp"
+#include "moe/core/types.hpp"
+#include "moe/core/view.hpp"
+#include "moe/parallel/parallel_for.hpp"
+
+namespace moe::inline MOE_ABI {
+namespace detail {
+
+/// Rows that one task of dispatch or combine handles.
+inline constexpr Index copy_block_rows = 32;
+
+inline void check_plan(const char* where, const DispatchPlan& plan) {
+  check_size(where, "plan.offsets.size()", plan.num_experts + 1,
+             static_cast<Index>(plan.offsets.size()));
+  check_size(where, "plan.rows.size()", plan.offsets.back(), plan.num_rows());
+  check_size(where, "plan.row_of.size()", plan.tokens * plan.top_k,
+             static_cast<Index>(plan.row_of.size()));
+}
+
+}  // namespace detail
+
+/// Gathers the rows of every expert: rows[r] = x[plan.rows[r].token].
+///
+/// Shapes  x (T, D), rows (N, D).
+/// Cost    copies N D values, parallel over rows.
+/// Throws  ShapeError if the sizes do not fit; std::invalid_argument if rows overlaps x.
+template <class Scalar>
+void dispatch(std::type_identity_t<MatrixView<const Scalar>> x, const DispatchPlan& plan,
+              MatrixView<Scalar> rows) {
+  constexpr const char* where = "dispatch";
+  detail::check_plan(where, plan);
+  detail::check_size(where, "x.rows()", plan.tokens, x.rows());
+  detail::check_size(where, "rows.rows()", plan.num_rows(), rows.rows());
+  detail::check_size(where, "rows.cols()", x.cols(), rows.cols());
+  detail::check(!detail::overlap(x, rows), where, "rows overlaps x");
+  parallel::for_each_block(plan.num_rows(), detail::copy_block_rows, [&](Index begin, Index end) {
+    for (Index r = begin; r < end; ++r)
+      std::copy_n(x.row(plan.rows[static_cast<std::size_t>(r)].token), x.cols(), rows.row(r));
+  });
+}
+
+/// The weighted sum of every token's expert rows: y[t] = sum over k of weights(t, k) rows[row of
+/// k]. Slots without a row (dropped, or of another range of experts) add nothing, so a token
+/// without any gets zeros.
+///
+/// Shapes  rows (N, D), weights (T, K) or empty for weights of 1, y (T, D).
+/// Values  summed in order of the slots, whatever the number of threads.
+/// Cost    2 N D flop, parallel over tokens.
+/// Throws  ShapeError if the sizes do not fit; std::invalid_argument if y overlaps an input.
+template <class Scalar>
+void combine(std::type_identity_t<MatrixView<const Scalar>> rows, const DispatchPlan& plan,
+             std::type_identity_t<MatrixView<const Scalar>> weights, MatrixView<Scalar> y) {
+  constexpr const char* where = "combine";
+  detail::check_plan(where, plan);
+  detail::check_size(where, "rows.rows()", plan.num_rows(), rows.rows());
+  detail::check_size(where, "y.rows()", plan.tokens, y.rows());
+  detail::check_size(where, "y.cols()", rows.cols(), y.cols());
+  if (!weights.empty()) {
+    detail::check_size(where, "weights.rows()", plan.tokens, weights.rows());
+    detail::check_size(where, "weights.cols()", plan.top_k, weights.cols());
+  }
+  detail::check(!detail::overlap(rows, y), where, "y overlaps rows");
+  detail::check(!detail::overlap(weights, y), where, "y overlaps weights");
+  const Index d_model = y.cols();
+  parallel::for_each_block(plan.tokens, detail::copy_block_rows, [&](Index begin, Index end) {
+    for (Index t = begin; t < end; ++t) {
+      Scalar* const out = y.row(t);
+      std::fill_n(out, d_model, Scalar(0));
+      for (Index k = 0; k < plan.top_k; ++k) {
+        const Index row = plan.row_of[static_cast<std::size_t>(t * plan.top_k + k)];
+        if (row == DispatchPlan::no_row) continue;
+        const Scalar weight = weights.empty() ? Scalar(1) : weights(t, k);
+        const Scalar* const in = rows.row(row);
+        for (Index d = 0; d < d_model; ++d) out[d] += weight * in[d];
+      }
+    }
+  });
+}
+
+}  // namespace moe::inline MOE_ABI

@@ -1,0 +1,136 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// SparseMoe: the block that replaces a transformer's feed-forward layer.
+#pragma once
+
+#include <type_traits>
+#include <utility>
+
+#include "moe/core/concepts.hpp"
+#include "moe/core/config.hpp"
+#include "moe/core/contracts.hpp"
+#include "moe/core/dispatch_plan.hpp"
+#include "moe/core/routing.hpp"
+#include "moe/core/types.hpp"
+#include "moe/core/view.hpp"
+#include "moe/layer/dispatch.hpp"
+#include "moe/layer/shared_experts.hpp"
+#include "moe/layer/workspace.hpp"
+#include "moe/routing/plan.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// y = sum over the chosen experts of weight * expert(x), plus the shared experts; without residual
+/// and normalisation.
+///
+/// Values  With a token-wise router and no capacity, the bits of a token's output depend neither on
+///         the number of threads nor on the other tokens of the call. A token whose choices were
+///         all dropped gets the shared experts' sum, or zeros. T = 0 is legal. NaN or infinity in a
+///         token stays in that token's output.
+/// Threads The overloads that take a workspace are const and may run several at once, each with its
+///         own workspace; the others share the layer's own, for one caller at a time. Within a
+///         parallel region of the caller, a forward runs on the calling thread.
+/// Throws  before any output is written: ShapeError if x, routing or y do not fit the layer,
+///         std::invalid_argument if y overlaps x, or a routing holds an expert out of range or a
+///         weight that is not finite. What a user's router or expert throws reaches the caller.
+template <Router RouterT, ExpertBank BankT, ExpertBank SharedBankT = BankT>
+class SparseMoe {
+ public:
+  using Scalar = typename RouterT::Scalar;
+  static_assert(std::is_same_v<Scalar, typename BankT::Scalar> &&
+                    std::is_same_v<Scalar, typename SharedBankT::Scalar>,
+                "router and experts must have one scalar type");
+
+  /// Throws  ShapeError if the parts differ in d_model or num_experts; std::invalid_argument if the
+  ///         capacity makes no sense.
+  SparseMoe(RouterT router, BankT experts, SharedExperts<SharedBankT> shared = {},
+            Capacity capacity = {})
+      : router_(std::move(router)),
+        experts_(std::move(experts)),
+        shared_(std::move(shared)),
+        capacity_(capacity) {
+    detail::check_size(where, "experts.d_model()", router_.d_model(), experts_.d_model());
+    detail::check_size(where, "experts.num_experts()", router_.num_experts(),
+                       experts_.num_experts());
+    if (shared_.bank())
+      detail::check_size(where, "shared.d_model()", router_.d_model(), shared_.bank()->d_model());
+    detail::check_capacity(where, capacity_);
+  }
+
+  Index d_model() const noexcept { return router_.d_model(); }
+  const RouterT& router() const noexcept { return router_; }
+  RouterT& router() noexcept { return router_; }
+  const BankT& experts() const noexcept { return experts_; }
+  BankT& experts() noexcept { return experts_; }
+  const SharedExperts<SharedBankT>& shared() const noexcept { return shared_; }
+  const Capacity& capacity() const noexcept { return capacity_; }
+
+  /// The plan of the last forward that used the layer's own workspace.
+  const DispatchPlan& plan() const noexcept { return workspace_.plan; }
+
+  /// Routes x and runs the layer with its own workspace.
+  ///
+  /// Shapes  x, y (T, D); the routing is (T, K) and valid until the next forward.
+  const Routing<Scalar>& forward(MatrixView<const Scalar> x, MatrixView<Scalar> y,
+                                 RouteOptions options = {}) {
+    return forward(x, y, workspace_, options);
+  }
+
+  /// The same with the caller's workspace, which owns the routing that is returned.
+  const Routing<Scalar>& forward(MatrixView<const Scalar> x, MatrixView<Scalar> y,
+                                 Workspace<Scalar>& workspace, RouteOptions options = {}) const {
+    check_views(x, y);
+    router_.route(x, options, workspace.routing);
+    run(x, workspace.routing, y, workspace);
+    return workspace.routing;
+  }
+
+  /// Runs the layer on a routing that the caller supplies in place of the router's.
+  ///
+  /// Shapes  x, y (T, D); routing (T, K'), where K' need not be the router's K.
+  void forward(MatrixView<const Scalar> x, const Routing<Scalar>& routing, MatrixView<Scalar> y) {
+    forward(x, routing, y, workspace_);
+  }
+
+  /// The same with the caller's workspace.
+  void forward(MatrixView<const Scalar> x, const Routing<Scalar>& routing, MatrixView<Scalar> y,
+               Workspace<Scalar>& workspace) const {
+    check_views(x, y);
+    run(x, routing, y, workspace);
+  }
+
+ private:
+  static constexpr const char* where = "SparseMoe::forward";
+
+  void check_views(MatrixView<const Scalar> x, MatrixView<Scalar> y) const {
+    detail::check_size(where, "x.cols()", d_model(), x.cols());
+    detail::check_size(where, "y.rows()", x.rows(), y.rows());
+    detail::check_size(where, "y.cols()", d_model(), y.cols());
+    detail::check(!detail::overlap(x, y), where, "y overlaps x");
+  }
+
+  void run(MatrixView<const Scalar> x, const Routing<Scalar>& routing, MatrixView<Scalar> y,
+           Workspace<Scalar>& workspace) const {
+    detail::check_size(where, "routing.tokens()", x.rows(), routing.tokens());
+    detail::check_size(where, "routing.num_experts", experts_.num_experts(), routing.num_experts);
+    make_plan(routing, capacity_, workspace.plan);
+    workspace.rows.resize(workspace.plan.num_rows(), d_model());
+    const bool on_input = routing.weight_target == WeightTarget::input;
+    const MatrixView<const Scalar> weights = routing.weights;
+    const MatrixView<const Scalar> none;
+    experts_.forward({x, workspace.plan, on_input ? weights : none}, workspace.rows,
+                     workspace.scratch);
+    shared_.run(x, workspace);
+    combine<Scalar>(workspace.rows, workspace.plan, on_input ? none : weights, y);
+    shared_.add(workspace, y);
+  }
+
+  RouterT router_;
+  BankT experts_;
+  SharedExperts<SharedBankT> shared_;
+  Capacity capacity_;
+  Workspace<Scalar> workspace_;
+};
+
+}  // namespace moe::inline MOE_ABI

@@ -1,0 +1,38 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// A token's scores as a distribution over the experts.
+#pragma once
+
+#include "moe/core/config.hpp"
+#include "moe/core/contracts.hpp"
+#include "moe/core/routing.hpp"
+#include "moe/core/types.hpp"
+#include "moe/routing/scores.hpp"
+
+namespace moe::inline MOE_ABI::detail {
+
+/// The scores of one token as probabilities, in double. Softmax scores are probabilities already;
+/// identity scores pass through a softmax; others are divided by their sum, since a model could
+/// otherwise lower a loss by shrinking all of them.
+///
+/// Shapes  probability (E).
+/// Values  a row without any positive score gives zeros.
+template <class Scalar>
+void token_probabilities(const Routing<Scalar>& routing, Index token, Vector<double>& probability) {
+  probability = routing.scores.row(token).template cast<double>();
+  if (routing.score_function == ScoreFunction::identity) {
+    softmax(probability.data(), probability.size(), probability.data());
+  } else if (routing.score_function != ScoreFunction::softmax) {
+    probability /= probability.sum() + 1e-20;
+  }
+}
+
+/// Throws std::invalid_argument if there are tokens but no scores.
+template <class Scalar>
+void check_has_scores(const char* where, const Routing<Scalar>& routing) {
+  check(routing.tokens() == 0 || routing.scores.size() != 0, where,
+        "the routing was made without scores");
+}
+
+}  // namespace moe::inline MOE_ABI::detail

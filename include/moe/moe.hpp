@@ -1,0 +1,37 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// All of moe but its optional folders (io). Includes only.
+#pragma once
+
+#include "moe/core/concepts.hpp"
+#include "moe/core/config.hpp"
+#include "moe/core/contracts.hpp"
+#include "moe/core/dispatch_plan.hpp"
+#include "moe/core/numeric.hpp"
+#include "moe/core/product.hpp"
+#include "moe/core/random.hpp"
+#include "moe/core/routing.hpp"
+#include "moe/core/scratch.hpp"
+#include "moe/core/types.hpp"
+#include "moe/core/view.hpp"
+#include "moe/experts/activation.hpp"
+#include "moe/experts/custom_experts.hpp"
+#include "moe/experts/feed_forward.hpp"
+#include "moe/experts/gather.hpp"
+#include "moe/fwd.hpp"
+#include "moe/layer/dispatch.hpp"
+#include "moe/layer/shared_experts.hpp"
+#include "moe/layer/sparse_moe.hpp"
+#include "moe/layer/workspace.hpp"
+#include "moe/losses/balance.hpp"
+#include "moe/losses/metrics.hpp"
+#include "moe/losses/probabilities.hpp"
+#include "moe/parallel/parallel_for.hpp"
+#include "moe/routing/plan.hpp"
+#include "moe/routing/presets.hpp"
+#include "moe/routing/routing_rule.hpp"
+#include "moe/routing/scores.hpp"
+#include "moe/routing/selection.hpp"
+#include "moe/routing/token_choice.hpp"
+#include "moe/routing/topk_router.hpp"

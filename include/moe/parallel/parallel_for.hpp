@@ -1,0 +1,75 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// The only place that starts threads.
+#pragma once
+
+#include <atomic>
+#include <exception>
+#include <utility>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+#include "moe/core/config.hpp"
+#include "moe/core/types.hpp"
+
+namespace moe::inline MOE_ABI::parallel {
+
+/// Workers that a loop started here would get: OpenMP's own setting, and 1 inside a parallel region
+/// of the caller or without OpenMP.
+inline int available_threads() noexcept {
+#if defined(_OPENMP)
+  return omp_get_level() > 0 ? 1 : omp_get_max_threads();
+#else
+  return 1;
+#endif
+}
+
+/// Runs body(task, thread) for every task in 0 .. tasks-1, in any order, `thread` in
+/// 0 .. available_threads()-1. Tasks are claimed one by one, so put the largest first.
+///
+/// Throws  the first exception that a task threw; tasks not yet begun are then left out.
+template <class Body>
+void for_each_task(Index tasks, Body&& body) {
+  const Index limit = available_threads();
+  const int threads = static_cast<int>(tasks < limit ? tasks : limit);
+  if (threads <= 1) {
+    for (Index task = 0; task < tasks; ++task) body(task, 0);
+    return;
+  }
+#if defined(_OPENMP)
+  std::atomic<Index> next{0};
+  std::exception_ptr error;
+  std::atomic_flag has_error;
+#pragma omp parallel num_threads(threads)
+  {
+    const int thread = omp_get_thread_num();
+    for (;;) {
+      const Index task = next.fetch_add(1, std::memory_order_relaxed);
+      if (task >= tasks) break;
+      try {
+        body(task, thread);
+      } catch (...) {
+        // The region's closing barrier orders this write before the rethrow.
+        if (!has_error.test_and_set()) error = std::current_exception();
+        next.store(tasks, std::memory_order_relaxed);
+      }
+    }
+  }
+  if (error) std::rethrow_exception(std::move(error));
+#endif
+}
+
+/// Runs body(begin, end) over 0 .. count-1 in blocks of `grain` (the last may be shorter). The
+/// blocks do not depend on the number of threads.
+template <class Body>
+void for_each_block(Index count, Index grain, Body&& body) {
+  for_each_task((count + grain - 1) / grain, [&](Index block, int /*thread*/) {
+    const Index begin = block * grain;
+    body(begin, begin + grain < count ? begin + grain : count);
+  });
+}
+
+}  // namespace moe::inline MOE_ABI::parallel

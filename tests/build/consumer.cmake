@@ -1,0 +1,38 @@
+# SPDX-FileCopyrightText: The moe authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# Builds and runs the consumer project in WORK, in one of the ways of embedding moe.
+function(run)
+  execute_process(COMMAND ${ARGN} RESULT_VARIABLE status OUTPUT_VARIABLE output ERROR_VARIABLE output)
+  if(NOT status EQUAL 0)
+    list(JOIN ARGN " " line)
+    message(FATAL_ERROR "${line}\n${output}")
+  endif()
+  set(output "${output}" PARENT_SCOPE)
+endfunction()
+
+set(consumers ${SOURCE}/tests/build/consumers)
+file(REMOVE_RECURSE ${WORK})
+file(MAKE_DIRECTORY ${WORK})
+if(WAY STREQUAL "plain_include")
+  set(includes -I${SOURCE}/include)
+  foreach(folder IN LISTS EIGEN)
+    list(APPEND includes -I${folder})
+  endforeach()
+  set(program ${WORK}/consumer)
+  run(${CXX} -std=c++20 -O2 ${includes} ${consumers}/main.cpp -o ${program})
+else()
+  set(arguments -DMOE_SOURCE=${SOURCE})
+  if(WAY STREQUAL "find_package")
+    run(${CMAKE_COMMAND} --install ${MOE_BINARY} --prefix ${WORK}/prefix)
+    list(APPEND arguments -DCMAKE_PREFIX_PATH=${WORK}/prefix)
+  endif()
+  run(${CMAKE_COMMAND} -S ${consumers}/${WAY} -B ${WORK}/build -DCMAKE_CXX_COMPILER=${CXX}
+      -DCMAKE_BUILD_TYPE=Release ${arguments})
+  run(${CMAKE_COMMAND} --build ${WORK}/build)
+  set(program ${WORK}/build/consumer)
+endif()
+run(${program})
+if(NOT output MATCHES "^3 tokens of 8, [1-9][0-9]* experts used\n$")
+  message(FATAL_ERROR "the consumer printed: ${output}")
+endif()

@@ -1,0 +1,125 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// The shape of include/moe: who may include whom, and what every header has.
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <regex>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+namespace {
+
+namespace fs = std::filesystem;
+
+const fs::path include_folder = MOE_SOURCE "/include";
+
+/// A folder may include itself and those of lower rank. Of equal rank, none includes another.
+const std::map<std::string, int> rank_of{{"core", 0},    {"kernels", 1},   {"parallel", 1},
+                                         {"routing", 2}, {"experts", 2},   {"losses", 3},
+                                         {"layer", 4},   {"telemetry", 5}, {"fwd.hpp", 5},
+                                         {"moe.hpp", 6}, {"io", 7},        {"distributed", 7}};
+
+/// "core" of moe/core/types.hpp, "fwd.hpp" of moe/fwd.hpp.
+std::string part_of(const std::string& header) {
+  const std::string below = header.substr(header.find('/') + 1);
+  return below.substr(0, below.find('/'));
+}
+
+/// Empty if `from` may include `to`, both as written in an #include.
+std::string objection(const std::string& from, const std::string& to) {
+  const std::string a = part_of(from);
+  const std::string b = part_of(to);
+  if (rank_of.count(a) == 0) return a + " is no known folder";
+  if (rank_of.count(b) == 0) return b + " is no known folder";
+  if (a == "kernels" && b == "core") {
+    const bool outside_region = from.ends_with("/isa.hpp") || from.ends_with("/dispatch.hpp");
+    if (to != "moe/core/config.hpp" && !(outside_region && to == "moe/core/contracts.hpp"))
+      return "kernels may include core/config.hpp only";
+  }
+  if (a == b || rank_of.at(b) < rank_of.at(a)) return {};
+  return a + " must not include " + b;
+}
+
+std::string read(const fs::path& path) {
+  std::ifstream file(path);
+  std::stringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+/// Every header, as written in an #include.
+std::vector<std::string> headers() {
+  std::vector<std::string> found;
+  for (const auto& entry : fs::recursive_directory_iterator(include_folder))
+    if (entry.is_regular_file())
+      found.push_back(fs::relative(entry.path(), include_folder).string());
+  std::sort(found.begin(), found.end());
+  return found;
+}
+
+/// The headers of the project that a text includes.
+std::vector<std::string> includes(const std::string& text) {
+  static const std::regex pattern("#include [\"<](moe/[^\">]+)[\">]");
+  std::vector<std::string> found;
+  for (std::sregex_iterator at(text.begin(), text.end(), pattern), end; at != end; ++at)
+    found.push_back((*at)[1]);
+  return found;
+}
+
+TEST(Layering, TheRuleItself) {
+  EXPECT_EQ(objection("moe/layer/sparse_moe.hpp", "moe/core/types.hpp"), "");
+  EXPECT_EQ(objection("moe/kernels/isa.hpp", "moe/core/contracts.hpp"), "");
+  EXPECT_EQ(objection("moe/io/checkpoint.hpp", "moe/fwd.hpp"), "");
+  EXPECT_NE(objection("moe/core/types.hpp", "moe/layer/sparse_moe.hpp"), "");
+  EXPECT_NE(objection("moe/routing/plan.hpp", "moe/experts/gather.hpp"), "");
+  EXPECT_NE(objection("moe/kernels/avx2.hpp", "moe/core/types.hpp"), "");
+  EXPECT_NE(objection("moe/moe.hpp", "moe/io/tensors.hpp"), "");
+  EXPECT_NE(objection("moe/elsewhere/a.hpp", "moe/core/types.hpp"), "");
+}
+
+TEST(Layering, EveryIncludeKeepsToIt) {
+  const std::vector<std::string> all = headers();
+  ASSERT_GT(all.size(), 30U);
+  for (const std::string& from : all) {
+    for (const std::string& to : includes(read(include_folder / from))) {
+      EXPECT_EQ(objection(from, to), "") << from << " includes " << to;
+      EXPECT_TRUE(fs::exists(include_folder / to)) << from << " includes " << to;
+    }
+  }
+}
+
+TEST(Layering, TheUmbrellaIncludesEverythingButTheOptionalFolders) {
+  std::vector<std::string> expected;
+  for (const std::string& header : headers())
+    if (rank_of.at(part_of(header)) < rank_of.at("moe.hpp") && header.ends_with(".hpp"))
+      expected.push_back(header);
+  EXPECT_EQ(includes(read(include_folder / "moe/moe.hpp")), expected);
+}
+
+TEST(Layering, OnlyParallelStartsThreads) {
+  for (const std::string& header : headers())
+    EXPECT_TRUE(part_of(header) == "parallel" ||
+                read(include_folder / header).find("#pragma omp") == std::string::npos)
+        << header;
+}
+
+TEST(Layering, EveryHeaderHasItsHeadAndAReadableLength) {
+  for (const std::string& header : headers()) {
+    const std::string text = read(include_folder / header);
+    EXPECT_TRUE(
+        text.starts_with("// SPDX-FileCopyrightText: The moe authors\n"
+                         "// SPDX-License-Identifier: Apache-2.0\n//\n// "))
+        << header;
+    EXPECT_LE(std::count(text.begin(), text.end(), '\n'), 400) << header;
+    EXPECT_TRUE(header.ends_with(".inl") || text.find("\n#pragma once\n") != std::string::npos)
+        << header;
+  }
+}
+
+}  // namespace

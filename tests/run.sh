@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# SPDX-FileCopyrightText: The moe authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# Builds and runs all tests. Arguments go to ctest (tests/run.sh -R conformance).
+# CXX, MOE_BUILD_NAME and MOE_CMAKE_ARGS (split at blanks) select another compiler, build folder
+# and configuration.
+set -euo pipefail
+# shellcheck source=cmake/setup.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../cmake/setup.sh"
+moe_need_build nlohmann-json3-dev libcli11-dev libgtest-dev
+# A relative folder means the caller's.
+[ -z "${MOE_CONFORMANCE_DIR:-}" ] || MOE_CONFORMANCE_DIR=$(realpath -- "$MOE_CONFORMANCE_DIR")
+export MOE_CONFORMANCE_DIR=${MOE_CONFORMANCE_DIR:-}
+name=${MOE_BUILD_NAME:-tests}
+read -ra extra <<<"${MOE_CMAKE_ARGS:--DCMAKE_CXX_FLAGS=-O2}"
+moe_build "$name" "all all_verify_interface_header_sets" -DMOE_BUILD_BENCHMARKS=OFF "${extra[@]}"
+exec ctest --test-dir "$MOE_BUILD/$name" --output-on-failure -j "$(nproc)" "$@"
