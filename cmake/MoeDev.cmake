@@ -9,4 +9,8 @@ if(MOE_SANITIZE)
   target_compile_options(moe_dev INTERFACE -fsanitize=${MOE_SANITIZE} -fno-sanitize-recover=all
                          -fno-omit-frame-pointer)
   target_link_options(moe_dev INTERFACE -fsanitize=${MOE_SANITIZE})
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    # The instrumentation hides initialisation from this warning, which then fires on std::optional.
+    target_compile_options(moe_dev INTERFACE -Wno-maybe-uninitialized)
+  endif()
 endif()
