@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <new>
 #include <numeric>
 #include <string>
 #include <utility>
@@ -116,7 +117,11 @@ void register_all(const char* what, const Shape& shape, benchmark::TimeUnit unit
   for (const moe::Index tokens : token_counts)
     benchmark::RegisterBenchmark(label(what, shape, tokens).c_str(), [run, shape, tokens](
                                                                          benchmark::State& state) {
-      run(state, shape, tokens);
+      try {
+        run(state, shape, tokens);
+      } catch (const std::bad_alloc&) {
+        state.SkipWithError("not enough memory");
+      }
     })->Unit(unit);
 }
 

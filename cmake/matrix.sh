@@ -31,7 +31,8 @@ tests() {
 
 # OpenMP's barriers are invisible to ThreadSanitizer, unless LLVM's runtime tells it of them.
 tsan() {
-  CXX=clang++ moe_need_build libclang-rt-14-dev
+  moe_need clang libomp-dev
+  moe_need "libclang-rt-$(clang++ -dumpversion | cut -d. -f1)-dev"
   local archer
   archer=$(find /usr/lib/llvm-*/lib -name libarcher.so | sort | tail -n 1)
   [ -n "$archer" ] || moe_stop "libomp's libarcher.so is missing"
@@ -40,10 +41,10 @@ tsan() {
 }
 
 lint() {
-  moe_need clang-tidy-14
+  moe_need clang-tidy
   tests release-g++ g++ -O2 -DCMAKE_EXPORT_COMPILE_COMMANDS=ON
   git ls-files 'examples/*.cpp' 'tests/conformance/*.cpp' |
-    xargs -P "$(nproc)" -n 1 clang-tidy-14 -p .build/release-g++ --quiet --warnings-as-errors='*'
+    xargs -P "$(nproc)" -n 1 clang-tidy -p .build/release-g++ --quiet --warnings-as-errors='*'
 }
 
 run g++-O0 tests g++-O0 g++ -O0

@@ -10,7 +10,6 @@
 #include <iterator>
 #include <stdexcept>
 #include <system_error>
-#include <utility>
 
 namespace language_model {
 namespace {
@@ -50,19 +49,27 @@ std::string read_file(const std::string& path) {
   return text;
 }
 
-OutputFile::OutputFile(std::string path) : path_(std::move(path)), partial_path_(path_ + ".part") {
+bool is_same_file(const std::string& a, const std::string& b) {
+  std::error_code missing;
+  return std::filesystem::equivalent(a, b, missing) && !missing;
+}
+
+OutputFile::OutputFile(const std::string& path)
+    : path_(std::filesystem::weakly_canonical(path).string()), partial_path_(path_ + ".part") {
   // Renaming would find this out too late.
   if (std::filesystem::is_directory(path_)) {
     errno = EISDIR;
     fail(path_, "cannot be written");
   }
+  if (std::filesystem::exists(path_) && !std::filesystem::is_regular_file(path_))
+    partial_path_ = path_;
   errno = 0;
   stream_.open(partial_path_, std::ios::binary | std::ios::trunc);
   if (!stream_) fail(path_, "cannot be written");
 }
 
 OutputFile::~OutputFile() {
-  if (!is_committed_) std::remove(partial_path_.c_str());
+  if (!is_committed_ && partial_path_ != path_) std::remove(partial_path_.c_str());
 }
 
 void OutputFile::commit(std::string_view text) {
@@ -70,7 +77,7 @@ void OutputFile::commit(std::string_view text) {
   stream_.write(text.data(), static_cast<std::streamsize>(text.size()));
   stream_.close();
   if (!stream_) fail(path_, "cannot be written");
-  std::filesystem::rename(partial_path_, path_);
+  if (partial_path_ != path_) std::filesystem::rename(partial_path_, path_);
   is_committed_ = true;
 }
 

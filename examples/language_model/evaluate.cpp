@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <functional>
 #include <numeric>
 #include <span>
 #include <stdexcept>
@@ -109,7 +110,7 @@ std::vector<double> score_text(const Model<Scalar>& model, std::span<const Token
     const Index begin = window * context;
     const auto first = static_cast<std::size_t>(begin);
     const auto size = static_cast<std::size_t>(std::min(count * context, predictions - begin));
-    Session<Scalar> session(model.config(), count, context);
+    Session<Scalar> session(model.config(), count, std::min(context, predictions));
     const Matrix<Scalar> hidden =
         model.forward(tokens.subspan(first, size), session, observer);  // (T, D)
     score(model, hidden, tokens.subspan(first + 1, size), std::span(nats).subspan(first, size));

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <span>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "language_model/bytes.hpp"
@@ -19,8 +20,9 @@ namespace {
 std::vector<Token> check_request(const ModelConfig& config, const GenerateOptions& options) {
   if (options.prompt.empty())
     throw std::invalid_argument("the prompt is empty: there must be a byte to continue from");
-  if (options.tokens <= 0)
-    throw std::invalid_argument("the number of tokens must be positive, not " +
+  constexpr Index most_tokens = Index{1} << 31;
+  if (options.tokens <= 0 || options.tokens > most_tokens)
+    throw std::invalid_argument("the number of tokens must be 1 to 2^31, not " +
                                 std::to_string(options.tokens));
   if (options.context < 0 || options.context > config.max_positions)
     throw std::invalid_argument("the context must be at most " +

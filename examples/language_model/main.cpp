@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A small language model at work: `generate` writes, `evaluate` measures.
+#include <array>
 #include <cstdio>
 #include <exception>
 #include <optional>
@@ -51,15 +52,21 @@ Model<float> load_model(const std::string& path) {
 void run_generate(const Options& options) {
   const Model<float> model = load_model(options.model);
   const GenerateTimes times = generate(model, options.generate, write_out);
-  std::printf(
+  std::array<char, 160> line{};
+  std::snprintf(
+      line.data(), line.size(),
       "\n\nprefill %td tokens, %.0f tokens/s; decode %td tokens, %.0f tokens/s\n",
       times.prefill_tokens, rate(static_cast<double>(times.prefill_tokens), times.prefill_seconds),
       times.decode_tokens, rate(static_cast<double>(times.decode_tokens), times.decode_seconds));
+  write_out(line.data());
 }
 
 void run_evaluate(const Options& options) {
   const Model<float> model = load_model(options.model);
   const std::string text = read_file(options.text);
+  for (const std::string& input : {options.model, options.text})
+    if (is_same_file(options.json, input))
+      throw std::invalid_argument(options.json + ": is an input, so it is not overwritten");
   std::optional<OutputFile> json;  // Opened first: an evaluation may take long.
   if (!options.json.empty()) json.emplace(options.json);
   Progress progress;

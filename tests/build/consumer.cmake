@@ -14,6 +14,11 @@ endfunction()
 set(consumers ${SOURCE}/tests/build/consumers)
 file(REMOVE_RECURSE ${WORK})
 file(MAKE_DIRECTORY ${WORK})
+# Only the installed package is asked for its optional component.
+set(WITHOUT_JSON ON)
+if(WAY STREQUAL "find_package")
+  set(WITHOUT_JSON OFF)
+endif()
 if(WAY STREQUAL "plain_include")
   set(includes -I${SOURCE}/include)
   foreach(folder IN LISTS EIGEN)
@@ -27,7 +32,8 @@ else()
     run(${CMAKE_COMMAND} --install ${MOE_BINARY} --prefix ${WORK}/prefix)
     list(APPEND arguments -DCMAKE_PREFIX_PATH=${WORK}/prefix)
   endif()
-  run(${CMAKE_COMMAND} -S ${consumers}/${WAY} -B ${WORK}/build -DCMAKE_CXX_COMPILER=${CXX}
+  run(${CMAKE_COMMAND} -S ${consumers}/${WAY} -B ${WORK}/build -G ${GENERATOR}
+      -DCMAKE_CXX_COMPILER=${CXX} -DCMAKE_DISABLE_FIND_PACKAGE_nlohmann_json=${WITHOUT_JSON}
       -DCMAKE_BUILD_TYPE=Release ${arguments})
   run(${CMAKE_COMMAND} --build ${WORK}/build)
   set(program ${WORK}/build/consumer)

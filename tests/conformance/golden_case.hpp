@@ -45,9 +45,7 @@ class GoldenCase {
     if (shape.size() > 2) throw std::runtime_error(tensor + " has more than two dimensions");
     const moe::Index rows = shape.empty() ? 1 : shape[0];
     const moe::Index cols = shape.size() < 2 ? 1 : shape[1];
-    moe::Matrix<Scalar> result(rows, cols);  // (rows, cols)
-    moe::io::detail::convert(tensors_.tensor(tensor), result.data());
-    return result;
+    return tensors_.matrix<Scalar>(tensor, rows, cols);
   }
 
   double scalar(const std::string& tensor) const { return matrix<double>(tensor)(0, 0); }

@@ -211,6 +211,9 @@ TEST(FeedForwardExperts, RefusesWhatDoesNotFit) {
   EXPECT_EQ(complaint([] { Bank({.num_experts = 2, .d_model = 4, .d_ff = -6}); }),
             "FeedForwardExperts: d_ff must be positive");
 
+  constexpr Index huge = Index{1} << 32;
+  EXPECT_EQ(complaint([] { Bank({.num_experts = huge, .d_model = huge, .d_ff = huge}); }),
+            "FeedForwardExperts: the sizes are too large");
   Bank bank({.num_experts = 2, .d_model = 4, .d_ff = 6});
   const auto wide = random_matrix<float>(6, 4, 1);
   const auto tall = random_matrix<float>(4, 6, 2);
@@ -247,6 +250,15 @@ TEST(FeedForwardExperts, RefusesAPlanInputOrOutputThatDoesNotFit) {
   EXPECT_EQ(forward(2, 4, 3, plan),
             "FeedForwardExperts::forward: input.x.rows(): expected 3, got 2");
   EXPECT_EQ(forward(3, 4, 2, plan), "FeedForwardExperts::forward: rows.rows(): expected 3, got 2");
+  DispatchPlan outside = plan;
+  outside.rows[0].token = 1'000'000;
+  EXPECT_NE(forward(3, 4, 3, outside), "");
+  Matrix<float> both(3, 4);  // (T, D) and (N, D)
+  moe::Scratch scratch;
+  EXPECT_EQ(complaint([&] {
+              bank.forward({both, plan}, both, scratch);
+            }),
+            "FeedForwardExperts::forward: rows overlaps the input");
   EXPECT_EQ(forward(3, 4, 3, plan_with({1, 1, 1})),
             "FeedForwardExperts::forward: input.plan.num_experts: expected 2, got 3");
 }

@@ -236,6 +236,68 @@ TEST(LayerConfig, RefusesMissingAndAbsurdFields) {
   EXPECT_NE(complaint(nlohmann::json::array()).find("no JSON object"), std::string::npos);
 }
 
+TEST(LayerConfig, TakesAbsentFieldsAsTransformersDoes) {
+  nlohmann::json config = families()[4].config;
+  for (const char* key : {"n_shared_experts", "n_group", "topk_group", "routed_scaling_factor"})
+    config.erase(key);
+  moe::io::LayerConfig layer = moe::io::layer_config(config, "");
+  EXPECT_EQ(layer.num_shared, 1);
+  EXPECT_EQ(layer.rule.groups.count, 8);
+  EXPECT_EQ(layer.rule.groups.kept, 4);
+  EXPECT_EQ(layer.rule.scale, 2.5);
+  config["model_type"] = "glm4_moe";
+  layer = moe::io::layer_config(config, "");
+  EXPECT_EQ(layer.num_shared, 1);
+  EXPECT_EQ(layer.rule.groups.count, 1);
+  EXPECT_EQ(layer.rule.scale, 1);
+}
+
+TEST(LayerConfig, RefusesAnotherScoringOrDeepNesting) {
+  nlohmann::json config = families()[4].config;
+  config["scoring_func"] = "softmax";
+  EXPECT_NE(complaint(config).find("'scoring_func' is 'softmax'"), std::string::npos);
+  config["scoring_func"] = "sigmoid";
+  EXPECT_EQ(complaint(config), "");
+  config["topk_method"] = "greedy";
+  EXPECT_NE(complaint(config).find("'topk_method' is 'greedy'"), std::string::npos);
+  config = families()[0].config;
+  nlohmann::json deep = 1;
+  for (int i = 0; i < 100'000; ++i) {
+    nlohmann::json outer = nlohmann::json::array();
+    outer.push_back(std::move(deep));
+    deep = std::move(outer);
+  }
+  config["hidden_size"] = std::move(deep);
+  try {
+    (void)moe::io::layer_config(config, "config.json");
+    FAIL() << "nothing was thrown";
+  } catch (const moe::FormatError& error) {
+    EXPECT_NE(std::string(error.what()).find("'hidden_size' is array"), std::string::npos);
+  }
+}
+
+TEST(Checkpoint, ThatAsksForMoreThanTheFileHoldsIsRefusedBeforeMemoryIsTaken) {
+  Family family = families()[4];
+  family.config["moe_intermediate_size"] = Index{1} << 31;
+  const TemporaryFolder folder;
+  EXPECT_THROW((void)written(folder, family, checkpoint_of(family)).layer<double>(1),
+               moe::FormatError);
+}
+
+TEST(Checkpoint, WithIntegersForWeightsIsRefused) {
+  const Family family = families()[0];
+  SafetensorsWriter writer = checkpoint_of(family);
+  const std::string name = "model.layers.1.block_sparse_moe.experts.2.w2.weight";
+  writer.header()[name]["dtype"] = "I32";
+  const TemporaryFolder folder;
+  try {
+    (void)written(folder, family, writer).layer<float>(1);
+    FAIL() << "nothing was thrown";
+  } catch (const moe::FormatError& error) {
+    EXPECT_EQ(error.tensor(), name);
+  }
+}
+
 TEST(LayerConfig, FollowsTheSwitchesOfTheFamily) {
   nlohmann::json config = families()[1].config;
   config["norm_topk_prob"] = false;

@@ -1,6 +1,7 @@
 // SPDX-FileCopyrightText: The moe authors
 // SPDX-License-Identifier: Apache-2.0
 #include <string>
+#include <sys/stat.h>
 #include <system_error>
 
 #include <gtest/gtest.h>
@@ -40,6 +41,9 @@ TEST(MappedFile, NamesWhatCannotBeRead) {
   EXPECT_NE(complaint(missing).find(missing), std::string::npos);
   EXPECT_NE(complaint(folder.path()).find(folder.path()), std::string::npos);
   EXPECT_NE(complaint("/dev/null").find("/dev/null"), std::string::npos);
+  const std::string pipe = folder.file("pipe");
+  ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);
+  EXPECT_NE(complaint(pipe).find(pipe), std::string::npos);
 }
 
 }  // namespace

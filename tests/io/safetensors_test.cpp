@@ -114,7 +114,12 @@ TEST(Safetensors, RefusesAHeaderOfAnotherForm) {
   expect_problem(complaint(safetensors_bytes("[1, 2]", "")), "not a JSON object", "");
   expect_problem(complaint(safetensors_bytes("\xff\xfe", "")), "is not JSON", "");
   expect_problem(complaint(safetensors_bytes("", "")), "is not JSON", "");
-  expect_problem(complaint(safetensors_bytes(std::string(100'000, '['), "")), "is not JSON", "");
+  const std::string deep = std::string(300'000, '[') + std::string(300'000, ']');
+  expect_problem(complaint(safetensors_bytes(deep, "")), "nested too deeply", "");
+  expect_problem(complaint(safetensors_bytes(R"({"a":{"dtype":)" + deep + "}}", "")),
+                 "nested too deeply", "");
+  expect_problem(complaint(safetensors_bytes("\xef\xbb\xbf{}", "")), "is not JSON", "");
+  expect_problem(complaint(safetensors_bytes(std::string("{}\0x", 4), "")), "is not JSON", "");
   expect_problem(after([](auto& h) { h["a"] = 3; }), "has no 'dtype'", "a");
   expect_problem(after([](auto& h) { h["a"].erase("shape"); }), "has no 'shape'", "a");
   expect_problem(after([](auto& h) { h["a"]["more"] = 1; }), "fields beside", "a");
@@ -126,6 +131,8 @@ TEST(Safetensors, RefusesANameThatOccursTwice) {
   const std::string tensor = R"({"dtype":"U8","shape":[1],"data_offsets":[0,1]})";
   const std::string header = R"({"x":)" + tensor + R"(,"x":)" + tensor + "}";
   expect_problem(complaint(safetensors_bytes(header, "1")), "occurs twice", "x");
+  const std::string twice = R"({"x":{"dtype":"U8","dtype":"U8","shape":[1],"data_offsets":[0,1]}})";
+  expect_problem(complaint(safetensors_bytes(twice, "1")), "key 'dtype' occurs twice", "");
   // Names within a tensor are its own.
   EXPECT_EQ(complaint(safetensors_bytes(R"({"dtype":)" + tensor + "}", "1")).problem, "");
 }

@@ -52,11 +52,20 @@ TEST(Tensors, AreWidenedFromEveryDtype) {
   EXPECT_EQ(first("f32"), static_cast<double>(0.1F));
   EXPECT_EQ(first("f16"), 0x666p-14);  // 0x2e66: (0x400 + 0x266) * 2^-10 * 2^-4
   EXPECT_EQ(first("bf16"), 0xcdp-11);  // 0x3dcd: (0x80 + 0x4d) * 2^-7 * 2^-4
-  EXPECT_EQ(first("i64"), 1'000'000'007);
-  EXPECT_EQ(first("i32"), 1'000'000'007);
-  EXPECT_EQ(first("u8"), 200);
-  for (const char* name : {"f64", "f32", "f16", "bf16", "i64", "i32"})
+  for (const char* name : {"f64", "f32", "f16", "bf16"}) {
     EXPECT_EQ((tensors.matrix<float>(name, 1, 2)(0, 1)), -2.0F) << name;
+    EXPECT_THROW((tensors.matrix<int>(name, 1, 2)), FormatError) << name;
+  }
+  const auto integer = [&](const char* name) {
+    return tensors.matrix<std::int32_t>(name, 1, 2)(0, 0);
+  };
+  EXPECT_EQ(integer("i64"), 1'000'000'007);
+  EXPECT_EQ(integer("i32"), 1'000'000'007);
+  EXPECT_EQ(integer("u8"), 200);
+  // An integer that does not fit, and integers where numbers are expected.
+  EXPECT_THROW((tensors.matrix<std::int16_t>("i64", 1, 2)), FormatError);
+  EXPECT_NE(complaint([&] { tensors.matrix<float>("u8", 1, 2); }).find("dtype U8 does not fit"),
+            std::string::npos);
   EXPECT_EQ((tensors.matrix<float>("f64", 1, 2)(0, 0)), 0.1F);
 }
 
@@ -78,6 +87,8 @@ TEST(Tensors, AreFoundByNameAndShape) {
   EXPECT_NE(shape.find("tensor 'w'"), std::string::npos) << shape;
   EXPECT_NE(shape.find("expected shape [3, 2], found [2, 3]"), std::string::npos) << shape;
   EXPECT_THROW(tensors.vector<float>("w", 2), FormatError);
+  EXPECT_NO_THROW(tensors.require("v", 4, 1));
+  EXPECT_THROW(tensors.require("v", 1, 4), FormatError);
 }
 
 /// A folder with two shards and an index of them.

@@ -203,6 +203,7 @@ TEST(Program, EvaluateRefusesBadRequests) {
   refuse("", {}, "cannot be read");
   refuse("text", {"--json", folder.file("no_folder/json")}, "no_folder/json: cannot be written");
   refuse("text", {"--json", folder.path()}, "cannot be written");
+  refuse("text", {"--json", folder.file("text")}, "is an input");
   // A refused request leaves no file behind.
   EXPECT_FALSE(std::filesystem::exists(folder.file("json")));
   EXPECT_FALSE(std::filesystem::exists(folder.file("json.part")));

@@ -143,6 +143,12 @@ TEST(DispatchAndCombine, RefuseWhatDoesNotFit) {
                std::invalid_argument);
   EXPECT_THROW(moe::combine<float>(rows, plan, y.leftCols(2), y), std::invalid_argument);
   EXPECT_THROW(moe::dispatch<float>(x, moe::DispatchPlan{}, rows), moe::ShapeError);
+  moe::DispatchPlan outside = plan;
+  outside.rows[0].token = 1'000'000;
+  EXPECT_THROW(moe::dispatch<float>(x, outside, rows), std::invalid_argument);
+  outside = plan;
+  outside.row_of[0] = 1'000'000;
+  EXPECT_THROW(moe::combine<float>(rows, outside, routing.weights, y), std::invalid_argument);
 }
 
 }  // namespace

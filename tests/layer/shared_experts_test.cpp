@@ -50,6 +50,18 @@ TEST(SharedExperts, AddEveryExpertOfEveryToken) {
   }
 }
 
+TEST(SharedExperts, RefuseAnOutputOfOtherSizes) {
+  const moe::SharedExperts shared(
+      test_support::random_bank<Bank>({.num_experts = 2, .d_model = 6, .d_ff = 9}, 1));
+  moe::Workspace<double> workspace;
+  const auto x = test_support::random_matrix<double>(4, 6, 2);
+  Matrix<double> y = Matrix<double>::Zero(5, 6);  // (T, D)
+  shared.run(x, workspace);
+  EXPECT_THROW(shared.add(workspace, y), moe::ShapeError);
+  EXPECT_THROW(shared.add(workspace, y.topLeftCorner(4, 5)), moe::ShapeError);
+  EXPECT_NO_THROW(shared.add(workspace, y.topRows(4)));
+}
+
 TEST(SharedExperts, WithoutABankAddNothing) {
   const moe::SharedExperts<Bank> none;
   EXPECT_FALSE(none.bank().has_value());

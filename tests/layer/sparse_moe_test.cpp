@@ -310,17 +310,17 @@ TEST(SparseMoe, RefusesABadRoutingBeforeItWrites) {
     return complaint(y, [&] { layer.forward(x, routing, y); });
   };
   EXPECT_EQ(with([](auto& r) { r.experts(2, 1) = 8; }),
-            "make_plan: routing.experts(2, 1): expected 0 to 7, got 8");
+            "SparseMoe::forward: routing.experts(2, 1): expected 0 to 7, got 8");
   EXPECT_EQ(with([](auto& r) { r.experts(0, 0) = -1; }),
-            "make_plan: routing.experts(0, 0): expected 0 to 7, got -1");
+            "SparseMoe::forward: routing.experts(0, 0): expected 0 to 7, got -1");
   EXPECT_EQ(with([](auto& r) { r.weights(3, 0) = std::nanf(""); }),
-            "make_plan: routing.weights(3, 0) is not finite");
+            "SparseMoe::forward: routing.weights(3, 0) is not finite");
   EXPECT_EQ(with([](auto& r) { r.num_experts = 9; }),
             "SparseMoe::forward: routing.num_experts: expected 8, got 9");
   EXPECT_EQ(with([](auto& r) { r.experts.conservativeResize(3, 2); }),
             "SparseMoe::forward: routing.tokens(): expected 4, got 3");
   EXPECT_EQ(with([](auto& r) { r.weights.conservativeResize(4, 1); }),
-            "make_plan: routing.weights.cols(): expected 2, got 1");
+            "SparseMoe::forward: routing.weights.cols(): expected 2, got 1");
 }
 
 TEST(SparseMoe, RefusesPartsThatDoNotFitEachOther) {

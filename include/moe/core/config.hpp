@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Version, inline ABI namespace and attributes. Everything in `moe` lives in `moe::inline MOE_ABI`,
-// so that two translation units compiled with other baselines, or one with and one without OpenMP,
-// get different symbols instead of each other's code.
+// so that translation units that differ in AVX, AVX2, FMA, AVX-512 or OpenMP get different symbols
+// instead of each other's code.
 #pragma once
 
 // The one place where the version is written; CMake reads it from here.

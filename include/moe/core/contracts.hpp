@@ -8,6 +8,7 @@
 #include <cassert>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -94,6 +95,15 @@ inline void check_size(const char* where, const char* quantity, std::ptrdiff_t e
 inline void check(bool condition, const char* where, const char* problem) {
   if (!condition) [[unlikely]]
     throw_invalid(where, problem);
+}
+
+/// a * b for sizes that are not negative.
+///
+/// Throws  std::invalid_argument if it does not fit.
+inline std::ptrdiff_t product(const char* where, std::ptrdiff_t a, std::ptrdiff_t b) {
+  check(b == 0 || a <= std::numeric_limits<std::ptrdiff_t>::max() / b, where,
+        "the sizes are too large");
+  return a * b;
 }
 
 }  // namespace detail

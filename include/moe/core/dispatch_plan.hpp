@@ -4,10 +4,12 @@
 // DispatchPlan: the rows of every expert. A plain value; `make_plan` fills it from a Routing.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
 #include "moe/core/config.hpp"
+#include "moe/core/contracts.hpp"
 #include "moe/core/types.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -24,9 +26,9 @@ struct TokenSlot {
 /// expert e and stand in order of token, then slot.
 ///
 /// Shapes  offsets (E + 1), rows (N), row_of (T * K), dropped (T * K - N unless restricted).
-/// Values  row_of[t * K + k] is the row of slot k of token t, or `no_row` where the slot was
-/// dropped
-///         or its expert lies outside a restricted plan; dropped is sorted by token, then slot.
+/// Values  row_of[t * K + k] is the row of slot k of token t, or `no_row` where that slot has none:
+///         it was dropped, or its expert lies outside a restricted plan. dropped is sorted by
+///         token, then slot.
 struct DispatchPlan {
   static constexpr std::int32_t no_row = -1;
 
@@ -44,4 +46,30 @@ struct DispatchPlan {
   Index rows_of(Index expert) const noexcept { return first_row(expert + 1) - first_row(expert); }
 };
 
+namespace detail {
+
+/// Throws ShapeError or std::invalid_argument if a plan would lead outside of what it describes.
+/// Plans are plain values, which callers may build by hand. `where` begins the message.
+inline void check_plan(const char* where, const DispatchPlan& plan) {
+  check(plan.tokens >= 0 && plan.top_k >= 0 && plan.num_experts >= 0, where,
+        "a size of the plan is negative");
+  check_size(where, "plan.offsets.size()", plan.num_experts + 1,
+             static_cast<Index>(plan.offsets.size()));
+  check_size(where, "plan.row_of.size()", product(where, plan.tokens, plan.top_k),
+             static_cast<Index>(plan.row_of.size()));
+  check_size(where, "plan.offsets.front()", 0, plan.offsets.front());
+  check_size(where, "plan.offsets.back()", plan.num_rows(), plan.offsets.back());
+  check(std::is_sorted(plan.offsets.begin(), plan.offsets.end()), where,
+        "plan.offsets must not decrease");
+  bool is_inside = true;
+  for (const TokenSlot row : plan.rows)
+    is_inside = is_inside && row.token >= 0 && row.token < plan.tokens && row.slot >= 0 &&
+                row.slot < plan.top_k;
+  check(is_inside, where, "plan.rows names a token or slot that is out of range");
+  for (const std::int32_t row : plan.row_of)
+    is_inside = is_inside && row >= DispatchPlan::no_row && row < plan.num_rows();
+  check(is_inside, where, "plan.row_of names a row that is out of range");
+}
+
+}  // namespace detail
 }  // namespace moe::inline MOE_ABI

@@ -7,7 +7,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <limits>
 #include <random>
 
 #include "moe/core/config.hpp"
@@ -30,11 +29,13 @@ constexpr double uniform(std::uint64_t seed, std::uint64_t position) noexcept {
   return static_cast<double>(bits >> 11) * 0x1p-53;
 }
 
-/// 64 bits from any generator.
+/// A seed from four values of any generator. Not by a standard distribution, whose algorithm
+/// differs between libraries.
 template <std::uniform_random_bit_generator Generator>
 std::uint64_t draw_seed(Generator& generator) {
-  return std::uniform_int_distribution<std::uint64_t>(
-      0, std::numeric_limits<std::uint64_t>::max())(generator);
+  std::uint64_t seed = 0;
+  for (int i = 0; i < 4; ++i) seed = mix_bits(seed ^ static_cast<std::uint64_t>(generator()));
+  return seed;
 }
 
 /// Fills with uniform values of variance 1 / fan_in, which keeps the scale of a unit-variance

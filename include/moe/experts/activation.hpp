@@ -25,8 +25,7 @@ struct Relu {
 struct Silu {
   template <class Scalar>
   Scalar operator()(Scalar z) const noexcept {
-    // Below -700 exp(-z) overflows even in double, and z / infinity is -0: the limit, but for z =
-    // -infinity itself.
+    // Where exp(-z) overflows, z / infinity is the limit, -0; for an infinite z it would be NaN.
     return std::isinf(z) && z < 0 ? Scalar(0) : z / (1 + std::exp(-z));
   }
 };

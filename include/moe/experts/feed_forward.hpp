@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <utility>
 #include <vector>
 
@@ -57,14 +58,16 @@ class FeedForwardExperts {
 
   /// A bank of zeros, to be filled by `set_expert`.
   ///
-  /// Throws  std::invalid_argument if a size is not positive.
+  /// Throws  std::invalid_argument if a size is not positive or the weights exceed all memory.
   explicit FeedForwardExperts(const ExpertsConfig& config, ActivationT activation = {})
       : config_(config), activation_(std::move(activation)) {
     constexpr const char* where = "FeedForwardExperts";
     detail::check(config_.num_experts > 0, where, "num_experts must be positive");
     detail::check(config_.d_model > 0, where, "d_model must be positive");
     detail::check(config_.d_ff > 0, where, "d_ff must be positive");
-    const Index hidden = config_.num_experts * config_.d_ff;
+    const Index hidden = detail::product(where, config_.num_experts, config_.d_ff);
+    detail::product(where, hidden, detail::product(where, config_.d_model, sizeof(Scalar)));
+    detail::product(where, config_.num_experts, config_.d_model);
     if constexpr (is_gated) gate_.setZero(hidden, config_.d_model);
     up_.setZero(hidden, config_.d_model);
     down_.setZero(config_.num_experts * config_.d_model, config_.d_ff);
@@ -185,11 +188,12 @@ class FeedForwardExperts {
   Scalar* up_of(Index e) noexcept { return up_.data() + e * d_ff() * d_model(); }
   Scalar* down_of(Index e) noexcept { return down_.data() + e * d_ff() * d_model(); }
 
-  /// y (rows, outputs) = x (rows, inner) w^T + bias.
-  void linear(const Scalar* x, Index rows, Index inner, const Scalar* w, const Scalar* bias,
-              Index outputs, Scalar* y) const {
+  /// y (rows, outputs) = x (rows, inner) w^T + bias, which is row `expert` of `biases`.
+  void linear(const Scalar* x, Index rows, Index inner, const Scalar* w,
+              const Matrix<Scalar>& biases, Index expert, Index outputs, Scalar* y) const {
     detail::tile_product(x, rows, inner, w, outputs, y);
     if (!config_.biases) return;
+    const Scalar* const bias = biases.row(expert).data();
     for (Index r = 0; r < rows; ++r)
       for (Index o = 0; o < outputs; ++o) y[r * outputs + o] += bias[o];
   }
@@ -205,14 +209,14 @@ class FeedForwardExperts {
     std::fill(x + tile.count * d_model(), x + padded * d_model(), Scalar(0));
 
     const Index e = tile.expert;
-    linear(x, padded, d_model(), up_of(e), up_bias_.data() + e * d_ff(), d_ff(), hidden);
+    linear(x, padded, d_model(), up_of(e), up_bias_, e, d_ff(), hidden);
     if constexpr (is_gated) {
-      linear(x, padded, d_model(), gate_of(e), gate_bias_.data() + e * d_ff(), d_ff(), gate);
+      linear(x, padded, d_model(), gate_of(e), gate_bias_, e, d_ff(), gate);
       for (Index i = 0; i < padded * d_ff(); ++i) hidden[i] = activation_(gate[i], hidden[i]);
     } else {
       for (Index i = 0; i < padded * d_ff(); ++i) hidden[i] = activation_(hidden[i]);
     }
-    linear(hidden, padded, d_ff(), down_of(e), down_bias_.data() + e * d_model(), d_model(), y);
+    linear(hidden, padded, d_ff(), down_of(e), down_bias_, e, d_model(), y);
     for (Index r = 0; r < tile.count; ++r)
       std::copy_n(y + r * d_model(), d_model(), rows.row(tile.first + r));
   }

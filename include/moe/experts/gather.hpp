@@ -33,10 +33,12 @@ void gather_rows(const ExpertInput<Scalar>& input, Index first, Index count, Sca
   }
 }
 
-/// Throws ShapeError unless the input and `rows` fit each other and a bank of E experts of width D.
+/// Throws ShapeError unless the input and `rows` fit each other and a bank of E experts of width D;
+/// std::invalid_argument if the plan leads outside of them or `rows` overlaps the input.
 template <class Scalar>
 void check_bank_call(const char* where, const ExpertInput<Scalar>& input, MatrixView<Scalar> rows,
                      Index num_experts, Index d_model) {
+  check_plan(where, input.plan);
   check_size(where, "input.x.cols()", d_model, input.x.cols());
   check_size(where, "input.x.rows()", input.plan.tokens, input.x.rows());
   check_size(where, "input.plan.num_experts", num_experts, input.plan.num_experts);
@@ -46,6 +48,7 @@ void check_bank_call(const char* where, const ExpertInput<Scalar>& input, Matrix
     check_size(where, "input.scales.rows()", input.plan.tokens, input.scales.rows());
     check_size(where, "input.scales.cols()", input.plan.top_k, input.scales.cols());
   }
+  check(!overlap(input.x, rows) && !overlap(input.scales, rows), where, "rows overlaps the input");
 }
 
 }  // namespace moe::inline MOE_ABI::detail

@@ -19,6 +19,7 @@
 #include "moe/experts/feed_forward.hpp"
 #include "moe/fwd.hpp"
 #include "moe/io/config_reader.hpp"
+#include "moe/io/json.hpp"
 #include "moe/io/mapped_file.hpp"
 #include "moe/io/tensors.hpp"
 #include "moe/layer/shared_experts.hpp"
@@ -75,8 +76,9 @@ inline const FamilyNames& names_of(Family family) noexcept {
 
 /// Reads a model's config.json. `source` is named in errors.
 ///
-/// Throws  FormatError if the model type is of no supported family, or a field is missing or
-/// absurd.
+/// Throws  FormatError if the model type is of no supported family, or a field is missing, absurd
+/// or
+///         asks for what is not supported.
 inline LayerConfig layer_config(const nlohmann::json& json, const std::string& source) {
   const ConfigReader config(json, source);
   const auto model_type = config.get<std::string>("model_type");
@@ -114,14 +116,19 @@ inline LayerConfig layer_config(const nlohmann::json& json, const std::string& s
     case Family::deepseek_v3: {
       layer.d_ff = config.positive("moe_intermediate_size");
       layer.num_experts = config.positive("n_routed_experts");
-      layer.num_shared = config.get<Index>("n_shared_experts", 0);
+      // Absent fields have transformers' defaults, which differ between the two.
+      const bool is_deepseek = layer.family == Family::deepseek_v3;
+      layer.num_shared = config.get<Index>("n_shared_experts", 1);
       const presets::BiasedSigmoid options{
-          .groups = config.get<Index>("n_group", 1),
-          .groups_kept = config.get<Index>("topk_group", 1),
+          .groups = config.get<Index>("n_group", is_deepseek ? 8 : 1),
+          .groups_kept = config.get<Index>("topk_group", is_deepseek ? 4 : 1),
           .norm_topk_prob = config.get<bool>("norm_topk_prob", true),
-          .scale = config.get<double>("routed_scaling_factor", 1.0)};
-      layer.rule = layer.family == Family::glm4_moe ? presets::glm4_moe(options)
-                                                    : presets::deepseek_v3(options);
+          .scale = config.get<double>("routed_scaling_factor", is_deepseek ? 2.5 : 1.0)};
+      layer.rule = is_deepseek ? presets::deepseek_v3(options) : presets::glm4_moe(options);
+      for (const auto& [key, only] :
+           {std::pair{"scoring_func", "sigmoid"}, std::pair{"topk_method", "noaux_tc"}})
+        if (const auto value = config.get<std::string>(key, only); value != only)
+          config.fail(moe::detail::text_of("'", key, "' is '", value, "', which is not supported"));
       if (config.has("n_shared_experts"))
         config.check(layer.num_shared >= 0 && layer.num_shared <= 1024, "n_shared_experts");
       break;
@@ -138,6 +145,23 @@ template <class Scalar>
 CheckpointLayer<Scalar> load_block(const Tensors& tensors, const LayerConfig& config,
                                    const std::string& prefix) {
   const detail::FamilyNames& names = detail::names_of(config.family);
+  const auto prefix_of = [&](Index expert) {
+    return moe::detail::text_of(prefix, "experts.", expert, ".");
+  };
+  const auto require = [&](const std::string& of, Index d_ff) {
+    const auto weight = [&](std::string_view role, Index rows, Index cols) {
+      tensors.require(moe::detail::text_of(of, role, ".weight"), rows, cols);
+    };
+    weight(names.gate, d_ff, config.d_model);
+    weight(names.up, d_ff, config.d_model);
+    weight(names.down, config.d_model, d_ff);
+  };
+  // Before any memory is taken: a configuration may ask for more than there is.
+  for (Index e = 0; e < config.num_experts; ++e) require(prefix_of(e), config.d_ff);
+  if (config.num_shared > 0)
+    require(prefix + "shared_experts.",
+            moe::detail::product("load_block", config.d_ff, config.num_shared));
+
   RouterWeights<Scalar> router;
   router.weight =
       tensors.matrix<Scalar>(prefix + "gate.weight", config.num_experts, config.d_model);
@@ -147,7 +171,7 @@ CheckpointLayer<Scalar> load_block(const Tensors& tensors, const LayerConfig& co
 
   const auto load = [&](SwiGluExperts<Scalar>& bank, Index expert, const std::string& of) {
     const auto weight = [&](std::string_view role, Index rows, Index cols) {
-      return tensors.matrix<Scalar>(of + std::string(role) + ".weight", rows, cols);
+      return tensors.matrix<Scalar>(moe::detail::text_of(of, role, ".weight"), rows, cols);
     };
     const Matrix<Scalar> gate = weight(names.gate, bank.d_ff(), bank.d_model());
     const Matrix<Scalar> up = weight(names.up, bank.d_ff(), bank.d_model());
@@ -156,8 +180,7 @@ CheckpointLayer<Scalar> load_block(const Tensors& tensors, const LayerConfig& co
   };
   SwiGluExperts<Scalar> experts(
       {.num_experts = config.num_experts, .d_model = config.d_model, .d_ff = config.d_ff});
-  for (Index e = 0; e < config.num_experts; ++e)
-    load(experts, e, moe::detail::text_of(prefix, "experts.", e, "."));
+  for (Index e = 0; e < config.num_experts; ++e) load(experts, e, prefix_of(e));
 
   SharedExperts<SwiGluExperts<Scalar>> shared;
   if (config.num_shared > 0) {
@@ -198,7 +221,7 @@ class Checkpoint {
                           "there is neither a config.json beside it nor a metadata entry 'config'");
       text = entry->second;
     }
-    nlohmann::json config = nlohmann::json::parse(text, nullptr, false);
+    nlohmann::json config = detail::parse_json(text, source, 0);
     if (!config.is_object())
       throw FormatError(source, "", 0, "the configuration is no JSON object");
     return Checkpoint(std::move(tensors), std::move(config), std::move(source));

@@ -13,6 +13,7 @@
 #include "moe/core/config.hpp"
 #include "moe/core/contracts.hpp"
 #include "moe/core/types.hpp"
+#include "moe/io/json.hpp"
 
 namespace moe::inline MOE_ABI::io {
 
@@ -60,7 +61,8 @@ class ConfigReader {
 
   /// Fails, showing the field's value, unless `condition`.
   void check(bool condition, const char* key) const {
-    if (!condition) fail(moe::detail::text_of("'", key, "' is ", (*this)[key].dump()));
+    if (!condition)
+      fail(moe::detail::text_of("'", key, "' is ", detail::printed_json((*this)[key])));
   }
 
   [[noreturn]] MOE_COLD void fail(const std::string& problem) const {

@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 #include <system_error>
 #include <unistd.h>
+#include <utility>
 
 #include "moe/core/config.hpp"
 
@@ -27,7 +28,8 @@ class MappedFile {
   /// Throws  std::system_error naming the path if the file cannot be opened, is no regular file, or
   ///         cannot be mapped.
   explicit MappedFile(std::string path) : path_(std::move(path)) {
-    const int descriptor = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
+    // Without blocking: opening a pipe would wait for its writer.
+    const int descriptor = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (descriptor < 0) fail(errno);
     struct stat status = {};
     int error = ::fstat(descriptor, &status) != 0 ? errno : 0;

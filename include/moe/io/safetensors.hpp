@@ -16,7 +16,6 @@
 #include <limits>
 #include <map>
 #include <optional>
-#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -29,6 +28,7 @@
 #include "moe/core/contracts.hpp"
 #include "moe/core/numeric.hpp"
 #include "moe/core/types.hpp"
+#include "moe/io/json.hpp"
 #include "moe/io/mapped_file.hpp"
 
 namespace moe::inline MOE_ABI::io {
@@ -37,6 +37,11 @@ static_assert(std::endian::native == std::endian::little, "safetensors data is l
 
 /// Element types that are read.
 enum class Dtype { f64, f32, f16, bf16, i64, i32, u8 };
+
+/// Whether the elements are floating-point numbers, not integers.
+constexpr bool is_floating_point(Dtype dtype) noexcept {
+  return dtype == Dtype::f64 || dtype == Dtype::f32 || dtype == Dtype::f16 || dtype == Dtype::bf16;
+}
 
 namespace detail {
 
@@ -114,8 +119,10 @@ class SafetensorsFile {
     data_ = bytes.subspan(8 + static_cast<std::size_t>(length));
     data_offset_ = 8 + length;
 
-    const Json header = parse_json(
-        {reinterpret_cast<const char*>(bytes.data()) + 8, static_cast<std::size_t>(length)});
+    const Json header = detail::parse_json(
+        {reinterpret_cast<const char*>(bytes.data()) + 8, static_cast<std::size_t>(length)}, path(),
+        8);
+    if (!header.is_object()) fail(8, "the header is not a JSON object");
     for (const auto& [name, value] : header.items()) {
       if (name == "__metadata__") {
         parse_metadata(value);
@@ -124,28 +131,6 @@ class SafetensorsFile {
       }
     }
     check_coverage();
-  }
-
-  Json parse_json(std::string_view text) const {
-    std::set<std::string, std::less<>> names;
-    std::string duplicate;
-    const auto watch = [&](int depth, Json::parse_event_t event, Json& value) {
-      if (depth == 1 && event == Json::parse_event_t::key &&
-          !names.insert(value.get<std::string>()).second)
-        duplicate = value.get<std::string>();
-      return true;
-    };
-    Json header;
-    try {
-      header = Json::parse(text.begin(), text.end(), watch);
-    } catch (const Json::parse_error& error) {
-      fail(8 + error.byte, std::string("the header is not JSON: ") + error.what());
-    } catch (const Json::exception& error) {
-      fail(8, std::string("the header cannot be read: ") + error.what());
-    }
-    if (!duplicate.empty()) fail(8, "the name occurs twice", duplicate);
-    if (!header.is_object()) fail(8, "the header is not a JSON object");
-    return header;
   }
 
   void parse_metadata(const Json& value) {
@@ -173,32 +158,35 @@ class SafetensorsFile {
         std::find_if(detail::dtypes.begin(), detail::dtypes.end(),
                      [&](const detail::DtypeInfo& i) { return dtype == std::string(i.name); });
     if (known == detail::dtypes.end())
-      fail(8, moe::detail::text_of("dtype ", printed(dtype), " is not supported"), name);
+      fail(8, moe::detail::text_of("dtype ", detail::printed_json(dtype), " is not supported"),
+           name);
     tensor.dtype = known->dtype;
 
     if (!shape.is_array()) fail(8, "shape is not an array", name);
     std::uint64_t bytes = known->bytes;
     for (const Json& extent : shape) {
       if (!extent.is_number_unsigned())
-        fail(8, moe::detail::text_of("shape holds ", printed(extent)), name);
+        fail(8, moe::detail::text_of("shape holds ", detail::printed_json(extent)), name);
       const auto n = extent.get<std::uint64_t>();
       if (n > static_cast<std::uint64_t>(std::numeric_limits<Index>::max()) ||
           (n != 0 && bytes > std::numeric_limits<std::uint64_t>::max() / n))
-        fail(8, moe::detail::text_of("shape ", printed(shape), " overflows"), name);
+        fail(8, moe::detail::text_of("shape ", detail::printed_json(shape), " overflows"), name);
       bytes *= n;
       tensor.shape.push_back(static_cast<Index>(n));
     }
 
     if (!offsets.is_array() || offsets.size() != 2 || !offsets[0].is_number_unsigned() ||
         !offsets[1].is_number_unsigned())
-      fail(8, moe::detail::text_of("data_offsets ", printed(offsets), " are not two positions"),
+      fail(8,
+           moe::detail::text_of("data_offsets ", detail::printed_json(offsets),
+                                " are not two positions"),
            name);
     const auto begin = offsets[0].get<std::uint64_t>();
     const auto end = offsets[1].get<std::uint64_t>();
     if (begin > end || end > data_.size())
       fail(data_offset_,
-           moe::detail::text_of("data_offsets ", printed(offsets), " lie outside the data area of ",
-                                data_.size(), " bytes"),
+           moe::detail::text_of("data_offsets ", detail::printed_json(offsets),
+                                " lie outside the data area of ", data_.size(), " bytes"),
            name);
     if (end - begin != bytes)
       fail(data_offset_ + begin,
@@ -230,13 +218,6 @@ class SafetensorsFile {
     if (end != data_offset_ + data_.size())
       fail(end,
            moe::detail::text_of(data_offset_ + data_.size() - end, " bytes belong to no tensor"));
-  }
-
-  /// A JSON value as text, cut to a readable length.
-  static std::string printed(const Json& value) {
-    std::string text = value.dump(-1, ' ', true, Json::error_handler_t::replace);
-    if (text.size() > 60) text = text.substr(0, 57) + "...";
-    return text;
   }
 
   MappedFile file_;

@@ -10,6 +10,8 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <memory>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -23,38 +25,52 @@
 #include "moe/core/numeric.hpp"
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
+#include "moe/io/json.hpp"
 #include "moe/io/safetensors.hpp"
 
 namespace moe::inline MOE_ABI::io {
 namespace detail {
 
-/// Widens or narrows every element of `tensor` to Scalar.
+/// Converts every element of `tensor` to Scalar: floating-point numbers to floating-point numbers,
+/// integers to integers.
+///
+/// Values  false if the tensor is of the other kind, or an integer does not fit.
 template <class Scalar>
-void convert(const TensorView& tensor, Scalar* out) {
+bool convert(const TensorView& tensor, Scalar* out) {
+  if (std::is_floating_point_v<Scalar> != is_floating_point(tensor.dtype)) return false;
   const std::byte* const data = tensor.data.data();
+  bool fits = true;
   const auto each = [&]<class Stored>(Stored /*type*/, auto&& widen) {
     for (Index i = 0; i < tensor.size(); ++i) {
       Stored value;
       std::memcpy(&value, data + static_cast<std::size_t>(i) * sizeof(Stored), sizeof(Stored));
+      if constexpr (std::is_integral_v<Scalar> && std::is_integral_v<Stored>)
+        fits = fits && std::in_range<Scalar>(value);
       out[i] = static_cast<Scalar>(widen(value));
     }
+    return fits;
   };
   const auto same = [](auto value) { return value; };
-  switch (tensor.dtype) {
-    case Dtype::f64:
-      return each(double{}, same);
-    case Dtype::f32:
-      return each(float{}, same);
-    case Dtype::f16:
-      return each(std::uint16_t{}, half_to_float);
-    case Dtype::bf16:
-      return each(std::uint16_t{}, bfloat16_to_float);
-    case Dtype::i64:
-      return each(std::int64_t{}, same);
-    case Dtype::i32:
-      return each(std::int32_t{}, same);
-    case Dtype::u8:
-      return each(std::uint8_t{}, same);
+  if constexpr (std::is_floating_point_v<Scalar>) {
+    switch (tensor.dtype) {
+      case Dtype::f64:
+        return each(double{}, same);
+      case Dtype::f32:
+        return each(float{}, same);
+      case Dtype::f16:
+        return each(std::uint16_t{}, half_to_float);
+      default:
+        return each(std::uint16_t{}, bfloat16_to_float);
+    }
+  } else {
+    switch (tensor.dtype) {
+      case Dtype::i64:
+        return each(std::int64_t{}, same);
+      case Dtype::i32:
+        return each(std::int32_t{}, same);
+      default:
+        return each(std::uint8_t{}, same);
+    }
   }
 }
 
@@ -111,22 +127,38 @@ class Tensors {
   /// Throws  FormatError naming the tensor if there is none of that name.
   const TensorView& tensor(std::string_view name) const { return *entry(name).tensor; }
 
-  /// A tensor of any dtype as a matrix; a vector becomes one column.
-  ///
-  /// Shapes  [rows, cols] as asked, or [rows] where cols is 1.
-  /// Values  widened exactly; F64 and integers are rounded where Scalar cannot hold them.
-  /// Throws  FormatError naming the tensor if it is missing or has another shape.
-  template <class Scalar>
-  Matrix<Scalar> matrix(std::string_view name, Index rows, Index cols) const {
+  /// Throws  FormatError naming the tensor if it is missing or has another shape than [rows, cols];
+  ///         [rows] passes where cols is 1, and [] where rows is 1, too.
+  void require(std::string_view name, Index rows, Index cols) const {
     const Entry& found = entry(name);
     const std::vector<Index>& shape = found.tensor->shape;
     const std::vector<Index> expected{rows, cols};
-    if (shape != expected && !(cols == 1 && shape == std::vector<Index>{rows}))
+    const bool is_vector = cols == 1 && shape == std::vector<Index>{rows};
+    const bool is_scalar = cols == 1 && rows == 1 && shape.empty();
+    if (shape != expected && !is_vector && !is_scalar)
       throw FormatError(found.file->path(), std::string(name), found.tensor->offset,
                         moe::detail::text_of("expected shape ", detail::printed_shape(expected),
                                              ", found ", detail::printed_shape(shape)));
+  }
+
+  /// A tensor as a matrix; a vector becomes one column. Scalar is of the kind of the tensor: float
+  /// or double for F64, F32, F16 and BF16, an integer type for I64, I32 and U8.
+  ///
+  /// Shapes  as for `require`.
+  /// Values  widened exactly; F64 is rounded where Scalar is float.
+  /// Throws  FormatError naming the tensor if it is missing, has another shape or is of the other
+  ///         kind, or an integer does not fit.
+  template <class Scalar>
+  Matrix<Scalar> matrix(std::string_view name, Index rows, Index cols) const {
+    require(name, rows, cols);
+    const Entry& found = entry(name);
     Matrix<Scalar> result(rows, cols);
-    detail::convert(*found.tensor, result.data());
+    if (!detail::convert(*found.tensor, result.data()))
+      throw FormatError(found.file->path(), std::string(name), found.tensor->offset,
+                        moe::detail::text_of(
+                            "dtype ", detail::info(found.tensor->dtype).name, " does not fit ",
+                            std::is_floating_point_v<Scalar> ? "a tensor of floating-point numbers"
+                                                             : "the integers that are read"));
     return result;
   }
 
@@ -155,8 +187,7 @@ class Tensors {
       throw FormatError(path, tensor, 0, problem);
     };
     const auto* const begin = reinterpret_cast<const char*>(text.bytes().data());
-    const nlohmann::json index =
-        nlohmann::json::parse(begin, begin + text.bytes().size(), nullptr, false);
+    const nlohmann::json index = detail::parse_json({begin, text.bytes().size()}, path, 0);
     if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object())
       fail("the index has no weight_map");
 

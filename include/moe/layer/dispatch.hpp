@@ -21,14 +21,6 @@ namespace detail {
 /// Rows that one task of dispatch or combine handles.
 inline constexpr Index copy_block_rows = 32;
 
-inline void check_plan(const char* where, const DispatchPlan& plan) {
-  check_size(where, "plan.offsets.size()", plan.num_experts + 1,
-             static_cast<Index>(plan.offsets.size()));
-  check_size(where, "plan.rows.size()", plan.offsets.back(), plan.num_rows());
-  check_size(where, "plan.row_of.size()", plan.tokens * plan.top_k,
-             static_cast<Index>(plan.row_of.size()));
-}
-
 }  // namespace detail
 
 /// Gathers the rows of every expert: rows[r] = x[plan.rows[r].token].

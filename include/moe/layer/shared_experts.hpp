@@ -20,8 +20,10 @@
 namespace moe::inline MOE_ABI {
 
 /// y += the sum of all experts of a bank, each on every token, without weights. Made without a
-/// bank, it stands for a layer that has none and adds nothing. Source  Dai et al. (2024), eq. 9,
-/// arXiv:2401.06066. One expert of width n F equals n of width F.
+/// bank, it stands for a layer that has none and adds nothing. One expert of width n F equals n of
+/// width F.
+///
+/// Source  Dai et al. (2024), eq. 9, arXiv:2401.06066.
 template <ExpertBank BankT>
 class SharedExperts {
  public:
@@ -42,10 +44,13 @@ class SharedExperts {
   }
 
   /// Adds to y (T, D) what the last `run` with this workspace gave, expert by expert.
+  ///
+  /// Throws  ShapeError if y has not the sizes of that run's input.
   void add(const Workspace<Scalar>& workspace, MatrixView<Scalar> y) const {
     if (!bank_) return;
     const MatrixView<const Scalar> rows = workspace.shared_rows;
-    MOE_ASSERT(rows.rows() == y.rows() * bank_->num_experts());
+    detail::check_size("SharedExperts::add", "y.rows()", workspace.shared_plan.tokens, y.rows());
+    detail::check_size("SharedExperts::add", "y.cols()", rows.cols(), y.cols());
     parallel::for_each_block(y.rows(), detail::copy_block_rows, [&](Index begin, Index end) {
       for (Index t = begin; t < end; ++t) {
         Scalar* const out = y.row(t);

@@ -50,6 +50,7 @@ class SparseMoe {
         experts_(std::move(experts)),
         shared_(std::move(shared)),
         capacity_(capacity) {
+    constexpr const char* where = "SparseMoe";
     detail::check_size(where, "experts.d_model()", router_.d_model(), experts_.d_model());
     detail::check_size(where, "experts.num_experts()", router_.num_experts(),
                        experts_.num_experts());
@@ -101,20 +102,21 @@ class SparseMoe {
   }
 
  private:
-  static constexpr const char* where = "SparseMoe::forward";
+  static constexpr const char* forward_name = "SparseMoe::forward";
 
   void check_views(MatrixView<const Scalar> x, MatrixView<Scalar> y) const {
-    detail::check_size(where, "x.cols()", d_model(), x.cols());
-    detail::check_size(where, "y.rows()", x.rows(), y.rows());
-    detail::check_size(where, "y.cols()", d_model(), y.cols());
-    detail::check(!detail::overlap(x, y), where, "y overlaps x");
+    detail::check_size(forward_name, "x.cols()", d_model(), x.cols());
+    detail::check_size(forward_name, "y.rows()", x.rows(), y.rows());
+    detail::check_size(forward_name, "y.cols()", d_model(), y.cols());
+    detail::check(!detail::overlap(x, y), forward_name, "y overlaps x");
   }
 
   void run(MatrixView<const Scalar> x, const Routing<Scalar>& routing, MatrixView<Scalar> y,
            Workspace<Scalar>& workspace) const {
-    detail::check_size(where, "routing.tokens()", x.rows(), routing.tokens());
-    detail::check_size(where, "routing.num_experts", experts_.num_experts(), routing.num_experts);
-    make_plan(routing, capacity_, workspace.plan);
+    detail::check_size(forward_name, "routing.tokens()", x.rows(), routing.tokens());
+    detail::check_size(forward_name, "routing.num_experts", experts_.num_experts(),
+                       routing.num_experts);
+    detail::make_plan(forward_name, routing, capacity_, workspace.plan);
     workspace.rows.resize(workspace.plan.num_rows(), d_model());
     const bool on_input = routing.weight_target == WeightTarget::input;
     const MatrixView<const Scalar> weights = routing.weights;

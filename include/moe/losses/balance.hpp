@@ -75,8 +75,8 @@ Vector<double> probability_sums(const Routing<Scalar>& routing, TokenMask mask) 
 ///         are counted before any drop.
 /// Throws  std::invalid_argument if the routing was made without scores; ShapeError if the mask is
 ///         not T long.
-/// Source  Fedus et al. (2021), eq. 4-6, arXiv:2101.03961; Lepikhin et al. (2020),
-/// arXiv:2006.16668.
+/// Source  Fedus et al. (2021), eq. 4-6, arXiv:2101.03961; Lepikhin et al. (2020), sec. 2.2,
+///         arXiv:2006.16668.
 template <class Scalar>
 Scalar load_balancing(const Routing<Scalar>& routing, BalanceScale scale = BalanceScale::per_choice,
                       TokenMask mask = {}) {
@@ -124,6 +124,7 @@ Scalar load_balancing(const Routing<Scalar>& routing, BalanceScale scale = Balan
 /// Source  Zoph et al. (2022), eq. 5, arXiv:2202.08906.
 template <class Scalar>
 Scalar z_loss(const Routing<Scalar>& routing, TokenMask mask = {}) {
+  moe::detail::check_routing("z_loss", routing);
   const Index counted = detail::count_tokens("z_loss", mask, routing.tokens());
   if (counted == 0) return 0;
   moe::detail::check(routing.logits.size() != 0, "z_loss", "the routing was made without logits");

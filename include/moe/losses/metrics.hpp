@@ -83,6 +83,7 @@ inline double load_entropy(std::span<const Index> load) {
 /// Throws  std::invalid_argument if the routing was made without scores.
 template <class Scalar>
 double router_entropy(const Routing<Scalar>& routing) {
+  detail::check_routing("router_entropy", routing);
   detail::check_has_scores("router_entropy", routing);
   double total = 0;
   Vector<double> probability;  // (E)

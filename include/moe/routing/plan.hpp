@@ -31,10 +31,10 @@ struct Capacity {
 
   /// The limit for T tokens with K choices each among E experts.
   Index rows(Index tokens, Index top_k, Index num_experts) const {
-    if (factor == 0) return unlimited;
+    if (factor == 0 || num_experts <= 0) return unlimited;
     // In this order every step is exact where factor * T * K and the result are whole numbers.
-    const double limit =
-        std::ceil(factor * static_cast<double>(tokens * top_k) / static_cast<double>(num_experts));
+    const double choices = static_cast<double>(tokens) * static_cast<double>(top_k);
+    const double limit = std::ceil(factor * choices / static_cast<double>(num_experts));
     if (limit >= 0x1p62) return unlimited;
     return std::max(static_cast<Index>(limit), minimum);
   }
@@ -52,6 +52,82 @@ inline void check_capacity(const char* where, const Capacity& capacity) {
 /// number of threads.
 inline constexpr Index plan_block_tokens = 512;
 
+/// Fills plan.offsets, and gives the place of the first choice of each expert in each block.
+///
+/// Shapes  result (blocks, E).
+template <class Scalar>
+Matrix<std::int32_t> count_choices(const Routing<Scalar>& routing, Index limit,
+                                   DispatchPlan& plan) {
+  const Index blocks = (routing.tokens() + plan_block_tokens - 1) / plan_block_tokens;
+  Matrix<std::int32_t> place = Matrix<std::int32_t>::Zero(blocks, routing.num_experts);
+  parallel::for_each_block(routing.tokens(), plan_block_tokens, [&](Index begin, Index end) {
+    auto count = place.row(begin / plan_block_tokens);
+    for (Index t = begin; t < end; ++t)
+      for (Index k = 0; k < routing.top_k(); ++k) ++count[routing.experts(t, k)];
+  });
+  plan.offsets.assign(static_cast<std::size_t>(routing.num_experts) + 1, 0);
+  for (Index e = 0; e < routing.num_experts; ++e) {
+    std::int32_t before = 0;
+    for (Index b = 0; b < blocks; ++b) {
+      const std::int32_t count = place(b, e);
+      place(b, e) = before;
+      before += count;
+    }
+    const auto i = static_cast<std::size_t>(e);
+    plan.offsets[i + 1] = plan.offsets[i] + std::min<Index>(before, limit);
+  }
+  return place;
+}
+
+/// Gives every choice its row or drops it.
+template <class Scalar>
+void place_choices(const Routing<Scalar>& routing, Index limit, Matrix<std::int32_t>& next_place,
+                   DispatchPlan& plan) {
+  std::vector<std::vector<TokenSlot>> dropped(static_cast<std::size_t>(next_place.rows()));
+  parallel::for_each_block(routing.tokens(), plan_block_tokens, [&](Index begin, Index end) {
+    const Index block = begin / plan_block_tokens;
+    for (Index t = begin; t < end; ++t) {
+      for (Index k = 0; k < plan.top_k; ++k) {
+        const Index expert = routing.experts(t, k);
+        const Index place = next_place(block, expert)++;
+        const TokenSlot choice{static_cast<std::int32_t>(t), static_cast<std::int32_t>(k)};
+        std::int32_t row = DispatchPlan::no_row;
+        if (place < limit) {
+          row = static_cast<std::int32_t>(plan.first_row(expert) + place);
+          plan.rows[static_cast<std::size_t>(row)] = choice;
+        } else {
+          dropped[static_cast<std::size_t>(block)].push_back(choice);
+        }
+        plan.row_of[static_cast<std::size_t>(t * plan.top_k + k)] = row;
+      }
+    }
+  });
+  plan.dropped.clear();
+  for (const auto& choices : dropped)
+    plan.dropped.insert(plan.dropped.end(), choices.begin(), choices.end());
+}
+
+/// make_plan with errors that begin with `where`.
+template <class Scalar>
+void make_plan(const char* where, const Routing<Scalar>& routing, const Capacity& capacity,
+               DispatchPlan& plan) {
+  check(routing.num_experts > 0, where, "routing.num_experts must be positive");
+  check_capacity(where, capacity);
+  check_routing(where, routing);
+  check(routing.tokens() <= std::numeric_limits<std::int32_t>::max() / routing.top_k(), where,
+        "T * K must be below 2^31");
+
+  plan.tokens = routing.tokens();
+  plan.top_k = routing.top_k();
+  plan.num_experts = routing.num_experts;
+  plan.first_expert = 0;
+  const Index limit = capacity.rows(plan.tokens, plan.top_k, plan.num_experts);
+  Matrix<std::int32_t> place = count_choices(routing, limit, plan);  // (blocks, E)
+  plan.rows.resize(static_cast<std::size_t>(plan.offsets.back()));
+  plan.row_of.resize(static_cast<std::size_t>(plan.tokens * plan.top_k));
+  place_choices(routing, limit, place, plan);
+}
+
 }  // namespace detail
 
 /// Groups the choices of `routing` by expert: a stable counting sort over blocks of tokens, each
@@ -64,66 +140,7 @@ inline constexpr Index plan_block_tokens = 512;
 ///         makes no sense, or T * K does not fit 31 bits; ShapeError if sizes disagree.
 template <class Scalar>
 void make_plan(const Routing<Scalar>& routing, const Capacity& capacity, DispatchPlan& plan) {
-  constexpr const char* where = "make_plan";
-  const Index tokens = routing.tokens();
-  const Index top_k = routing.top_k();
-  const Index num_experts = routing.num_experts;
-  detail::check(num_experts > 0, where, "routing.num_experts must be positive");
-  detail::check(tokens * top_k <= std::numeric_limits<std::int32_t>::max(), where,
-                "T * K must be below 2^31");
-  detail::check_capacity(where, capacity);
-  detail::check_routing(where, routing);
-
-  const Index limit = capacity.rows(tokens, top_k, num_experts);
-  const Index blocks = (tokens + detail::plan_block_tokens - 1) / detail::plan_block_tokens;
-  plan.tokens = tokens;
-  plan.top_k = top_k;
-  plan.num_experts = num_experts;
-  plan.first_expert = 0;
-  plan.offsets.assign(static_cast<std::size_t>(num_experts) + 1, 0);
-  plan.row_of.resize(static_cast<std::size_t>(tokens * top_k));
-  plan.dropped.clear();
-
-  // rank(b, e): choices of expert e in blocks before b; at first, in block b itself.
-  Matrix<std::int32_t> rank = Matrix<std::int32_t>::Zero(blocks, num_experts);
-  parallel::for_each_block(tokens, detail::plan_block_tokens, [&](Index begin, Index end) {
-    const Index block = begin / detail::plan_block_tokens;
-    for (Index t = begin; t < end; ++t)
-      for (Index k = 0; k < top_k; ++k) ++rank(block, routing.experts(t, k));
-  });
-  for (Index e = 0; e < num_experts; ++e) {
-    std::int32_t before = 0;
-    for (Index b = 0; b < blocks; ++b) {
-      const std::int32_t count = rank(b, e);
-      rank(b, e) = before;
-      before += count;
-    }
-    const auto i = static_cast<std::size_t>(e);
-    plan.offsets[i + 1] = plan.offsets[i] + std::min<Index>(before, limit);
-  }
-  plan.rows.resize(static_cast<std::size_t>(plan.offsets.back()));
-
-  std::vector<std::vector<TokenSlot>> dropped(static_cast<std::size_t>(blocks));
-  parallel::for_each_block(tokens, detail::plan_block_tokens, [&](Index begin, Index end) {
-    const Index block = begin / detail::plan_block_tokens;
-    for (Index t = begin; t < end; ++t) {
-      for (Index k = 0; k < top_k; ++k) {
-        const Index expert = routing.experts(t, k);
-        const Index place = rank(block, expert)++;
-        const TokenSlot choice{static_cast<std::int32_t>(t), static_cast<std::int32_t>(k)};
-        std::int32_t row = DispatchPlan::no_row;
-        if (place < limit) {
-          row = static_cast<std::int32_t>(plan.first_row(expert) + place);
-          plan.rows[static_cast<std::size_t>(row)] = choice;
-        } else {
-          dropped[static_cast<std::size_t>(block)].push_back(choice);
-        }
-        plan.row_of[static_cast<std::size_t>(t * top_k + k)] = row;
-      }
-    }
-  });
-  for (const auto& choices : dropped)
-    plan.dropped.insert(plan.dropped.end(), choices.begin(), choices.end());
+  detail::make_plan("make_plan", routing, capacity, plan);
 }
 
 /// The plan of a bank whose experts all see every token: expert e has the T rows from e * T on.
@@ -131,7 +148,8 @@ void make_plan(const Routing<Scalar>& routing, const Capacity& capacity, Dispatc
 /// Throws  std::invalid_argument if E is not positive or T * E does not fit 31 bits.
 inline void make_full_plan(Index tokens, Index num_experts, DispatchPlan& plan) {
   detail::check(num_experts > 0, "make_full_plan", "num_experts must be positive");
-  detail::check(tokens * num_experts <= std::numeric_limits<std::int32_t>::max(), "make_full_plan",
+  detail::check(tokens >= 0, "make_full_plan", "tokens must not be negative");
+  detail::check(tokens <= std::numeric_limits<std::int32_t>::max() / num_experts, "make_full_plan",
                 "T * E must be below 2^31");
   plan.tokens = tokens;
   plan.top_k = num_experts;
@@ -155,8 +173,11 @@ inline void make_full_plan(Index tokens, Index num_experts, DispatchPlan& plan) 
 /// The part of a plan that experts first .. last - 1 work on, for a bank that holds only those.
 /// Slots of other experts have no row in it, and `dropped` stays with the whole plan.
 ///
-/// Throws  std::invalid_argument unless 0 <= first <= last <= plan.num_experts.
+/// Throws  std::invalid_argument unless 0 <= first <= last <= plan.num_experts, or if the plan
+/// leads
+///         outside of what it describes; ShapeError if its sizes disagree.
 inline DispatchPlan restrict_plan(const DispatchPlan& plan, Index first, Index last) {
+  detail::check_plan("restrict_plan", plan);
   detail::check(0 <= first && first <= last && last <= plan.num_experts, "restrict_plan",
                 "the experts must be a range of the plan's");
   DispatchPlan part;

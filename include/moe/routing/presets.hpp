@@ -12,8 +12,8 @@
 namespace moe::inline MOE_ABI::presets {
 
 /// Softmax over all experts, the K best, divided by their sum. The same as a softmax over the
-/// chosen logits, to rounding. Source  Jiang et al. (2024), arXiv:2401.04088; transformers
-/// `mixtral`.
+/// chosen logits, to rounding.
+/// Source  Jiang et al. (2024), arXiv:2401.04088; transformers `mixtral`.
 constexpr RoutingRule mixtral() {
   return {.renormalization = {.kind = Renormalization::sum}};
 }

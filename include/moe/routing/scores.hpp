@@ -30,7 +30,6 @@ Scalar softplus(Scalar z) noexcept {
 /// Softmax of n logits; `score` may be `logit` itself.
 ///
 /// Values  A NaN logit scores 0 and does not disturb the others. Logits of +infinity share the
-/// whole
 ///         weight equally. Where no logit is above -infinity, every score is 0.
 template <class Scalar>
 void softmax(const Scalar* logit, Index n, Scalar* score) noexcept {
