@@ -77,8 +77,7 @@ inline const FamilyNames& names_of(Family family) noexcept {
 /// Reads a model's config.json. `source` is named in errors.
 ///
 /// Throws  FormatError if the model type is of no supported family, or a field is missing, absurd
-/// or
-///         asks for what is not supported.
+///         or asks for what is not supported.
 inline LayerConfig layer_config(const nlohmann::json& json, const std::string& source) {
   const ConfigReader config(json, source);
   const auto model_type = config.get<std::string>("model_type");

@@ -75,7 +75,7 @@ Vector<double> probability_sums(const Routing<Scalar>& routing, TokenMask mask) 
 ///         are counted before any drop.
 /// Throws  std::invalid_argument if the routing was made without scores; ShapeError if the mask is
 ///         not T long.
-/// Source  Fedus et al. (2021), eq. 4-6, arXiv:2101.03961; Lepikhin et al. (2020), sec. 2.2,
+/// Source  Fedus et al. (2021), eq. 4-6, arXiv:2101.03961; Lepikhin et al. (2020),
 ///         arXiv:2006.16668.
 template <class Scalar>
 Scalar load_balancing(const Routing<Scalar>& routing, BalanceScale scale = BalanceScale::per_choice,

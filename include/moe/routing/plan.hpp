@@ -174,8 +174,7 @@ inline void make_full_plan(Index tokens, Index num_experts, DispatchPlan& plan) 
 /// Slots of other experts have no row in it, and `dropped` stays with the whole plan.
 ///
 /// Throws  std::invalid_argument unless 0 <= first <= last <= plan.num_experts, or if the plan
-/// leads
-///         outside of what it describes; ShapeError if its sizes disagree.
+///         leads outside of what it describes; ShapeError if its sizes disagree.
 inline DispatchPlan restrict_plan(const DispatchPlan& plan, Index first, Index last) {
   detail::check_plan("restrict_plan", plan);
   detail::check(0 <= first && first <= last && last <= plan.num_experts, "restrict_plan",
