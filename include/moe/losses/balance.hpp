@@ -57,7 +57,7 @@ double log_sum_exp(const Row& logits) {
 template <class Scalar>
 Vector<double> probability_sums(const Routing<Scalar>& routing, TokenMask mask) {
   Vector<double> sums = Vector<double>::Zero(routing.num_experts);  // (E)
-  Vector<double> probability;                                       // (E)
+  Vector<double> probability(routing.num_experts);                  // (E)
   for (Index t = 0; t < routing.tokens(); ++t) {
     if (!counts(mask, t)) continue;
     moe::detail::token_probabilities(routing, t, probability);

@@ -86,7 +86,7 @@ double router_entropy(const Routing<Scalar>& routing) {
   detail::check_routing("router_entropy", routing);
   detail::check_has_scores("router_entropy", routing);
   double total = 0;
-  Vector<double> probability;  // (E)
+  Vector<double> probability(routing.num_experts);  // (E)
   for (Index t = 0; t < routing.tokens(); ++t) {
     detail::token_probabilities(routing, t, probability);
     total -= (probability.array() * (probability.array() + 1e-9).log()).sum();

@@ -16,12 +16,12 @@ namespace moe::inline MOE_ABI::detail {
 /// identity scores pass through a softmax; others are divided by their sum, since a model could
 /// otherwise lower a loss by shrinking all of them.
 ///
-/// Shapes  probability (E).
+/// Shapes  probability (E), which the caller has sized.
 /// Values  a row without any positive score gives zeros.
 template <class Scalar>
 void token_probabilities(const Routing<Scalar>& routing, Index token, Vector<double>& probability) {
+  MOE_ASSERT(probability.size() == routing.num_experts);
   // Element by element: g++ 12 at -O3 sees a use after free in Eigen's resizing assignment.
-  probability.resize(routing.num_experts);
   for (Index e = 0; e < routing.num_experts; ++e)
     probability[e] = static_cast<double>(routing.scores(token, e));
   if (routing.score_function == ScoreFunction::identity) {
