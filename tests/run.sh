@@ -15,4 +15,11 @@ export MOE_CONFORMANCE_DIR=${MOE_CONFORMANCE_DIR:-}
 name=${MOE_BUILD_NAME:-tests}
 read -ra extra <<<"${MOE_CMAKE_ARGS:--DCMAKE_CXX_FLAGS=-O2}"
 moe_build "$name" "all all_verify_interface_header_sets" -DMOE_BUILD_BENCHMARKS=OFF "${extra[@]}"
-exec ctest --test-dir "$MOE_BUILD/$name" --output-on-failure -j "$(nproc)" "$@"
+# What the reference cases gave is shown when they pass, too.
+ctest --test-dir "$MOE_BUILD/$name" --output-on-failure -j "$(nproc)" "$@" |
+  while IFS= read -r line; do
+    printf '%s\n' "$line"
+    case $line in
+      *"Test "*": conformance "*Passed*) cat "$MOE_BUILD/$name/tests/conformance.log" ;;
+    esac
+  done

@@ -78,6 +78,9 @@ ModelConfig read_config(const nlohmann::json& json, const std::string& source) {
       config.model_type != "glm4_moe")
     fields.fail("model_type '" + config.model_type +
                 "' is not one of mixtral, qwen3_moe and glm4_moe");
+  // Dense layers have no other.
+  const auto activation = fields.get<std::string>("hidden_act", "silu");
+  if (activation != "silu") fields.fail("hidden_act '" + activation + "' is not supported");
   config.vocab_size = fields.positive("vocab_size");
   config.d_model = fields.positive("hidden_size");
   config.num_layers = fields.positive("num_hidden_layers");

@@ -6,17 +6,32 @@
 
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
+
+#include <nlohmann/json.hpp>
 
 #include <moe/io/tensors.hpp>
 #include <moe/moe.hpp>
 
 namespace conformance {
 
+using moe::Index;
+using moe::Matrix;
+
 class GoldenCase {
  public:
-  explicit GoldenCase(const std::string& path) : tensors_(moe::io::Tensors::open(path)) {
+  /// `entry` is the case's entry of the folder's index.
+  GoldenCase(const std::string& path, const nlohmann::json& entry)
+      : tensors_(moe::io::Tensors::open(path)) {
     if (text("format") != "moe-golden-1") throw std::runtime_error(path + ": unknown format");
+    const nlohmann::json& tolerance = entry.at("tolerance");
+    const auto read = [&](const char* key) {
+      // Without tokens there is nothing that could differ.
+      return tolerance.at(key).is_number() ? tolerance.at(key).get<double>() : 0;
+    };
+    output_tolerance_double_ = read("output_abs_f64");
+    output_tolerance_float_ = read("output_abs_f32");
   }
 
   const moe::io::Tensors& tensors() const noexcept { return tensors_; }
@@ -24,6 +39,7 @@ class GoldenCase {
   std::string family() const { return text("family"); }
   std::string weights_prefix() const { return text("weights_prefix"); }
   bool has(const std::string& tensor) const { return tensors_.contains(tensor); }
+  bool has_entry(const std::string& key) const { return tensors_.metadata().count(key) != 0; }
 
   /// Metadata entries.
   const std::string& text(const std::string& key) const {
@@ -33,33 +49,47 @@ class GoldenCase {
     return found->second;
   }
   std::string text(const std::string& key, const std::string& otherwise) const {
-    return tensors_.metadata().count(key) != 0 ? text(key) : otherwise;
+    return has_entry(key) ? text(key) : otherwise;
   }
-  moe::Index size(const std::string& key) const { return std::stol(text(key)); }
+  Index size(const std::string& key) const { return std::stol(text(key)); }
+  Index size(const std::string& key, Index otherwise) const {
+    return has_entry(key) ? size(key) : otherwise;
+  }
   double number(const std::string& key) const { return std::stod(text(key)); }
+  double number(const std::string& key, double otherwise) const {
+    return has_entry(key) ? number(key) : otherwise;
+  }
+  /// An entry that is "0" or "1".
+  bool flag(const std::string& key) const {
+    if (text(key) != "0" && text(key) != "1")
+      throw std::runtime_error("'" + key + "' is '" + text(key) + "'");
+    return text(key) == "1";
+  }
+  bool flag(const std::string& key, bool otherwise) const {
+    return has_entry(key) ? flag(key) : otherwise;
+  }
 
-  /// A tensor of at most two dimensions, as it is stored.
+  /// A tensor as it is stored; all dimensions but the last count as rows, a vector is a column.
   template <class Scalar>
-  moe::Matrix<Scalar> matrix(const std::string& tensor) const {
-    const std::vector<moe::Index>& shape = tensors_.tensor(tensor).shape;
-    if (shape.size() > 2) throw std::runtime_error(tensor + " has more than two dimensions");
-    const moe::Index rows = shape.empty() ? 1 : shape[0];
-    const moe::Index cols = shape.size() < 2 ? 1 : shape[1];
-    return tensors_.matrix<Scalar>(tensor, rows, cols);
+  Matrix<Scalar> matrix(const std::string& tensor) const {
+    const std::vector<Index>& shape = tensors_.tensor(tensor).shape;
+    if (shape.empty()) return tensors_.matrix<Scalar>(tensor, 1, 1);
+    if (shape.size() == 1) return tensors_.matrix<Scalar>(tensor, shape[0], 1);
+    Index rows = 1;
+    for (std::size_t i = 0; i + 1 < shape.size(); ++i) rows *= shape[i];
+    return tensors_.rows<Scalar>(tensor, shape, 0, rows);
   }
 
   double scalar(const std::string& tensor) const { return matrix<double>(tensor)(0, 0); }
 
-  /// How far a value may be from the expected one, as a share of the largest expected value of its
-  /// tensor: the file's own tolerance of the output over the output's largest value.
-  double relative_tolerance(bool is_double) const {
-    const double largest = number("output_maxabs");
-    const double absolute = number(is_double ? "tolerance_f64" : "tolerance_f32");
-    return largest > 0 ? absolute / largest : is_double ? 1e-12 : 2e-6;
+  double output_tolerance(bool is_double) const noexcept {
+    return is_double ? output_tolerance_double_ : output_tolerance_float_;
   }
 
  private:
   moe::io::Tensors tensors_;
+  double output_tolerance_double_ = 0;
+  double output_tolerance_float_ = 0;
 };
 
 }  // namespace conformance

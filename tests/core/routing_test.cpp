@@ -80,8 +80,17 @@ TYPED_TEST(RoutingValue, RejectsWrongSizes) {
   rejects([](auto& r) { r.scores.resize(2, 2); });
 }
 
+TYPED_TEST(RoutingValue, AnUnusedSlotHasWeightZero) {
+  moe::Routing<TypeParam> routing = this->valid();
+  routing.experts(1, 0) = moe::no_expert;
+  routing.weights(1, 0) = 0;
+  EXPECT_EQ(this->message(routing), "");
+  routing.weights(1, 0) = 1;
+  EXPECT_EQ(this->message(routing), "f: routing.weights(1, 0) must be 0: the slot has no expert");
+}
+
 TYPED_TEST(RoutingValue, RejectsExpertsOutOfRange) {
-  for (const int expert : {-1, 3, std::numeric_limits<int>::max()}) {
+  for (const int expert : {-2, 3, std::numeric_limits<int>::max()}) {
     moe::Routing<TypeParam> routing = this->valid();
     routing.experts(1, 0) = expert;
     EXPECT_EQ(this->message(routing),

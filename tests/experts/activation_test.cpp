@@ -63,4 +63,30 @@ TYPED_TEST(ActivationOf, AGateMultipliesTheUpValue) {
   EXPECT_EQ(moe::ReGlu{}(-gate, up), 0);
 }
 
+TEST(ClampedSwiGlu, GivesTheKnownResults) {
+  const moe::ClampedSwiGlu act;
+  EXPECT_NEAR(act(.5, -.25), .262791, 0.5001e-6);
+  EXPECT_NEAR(act(8.0, 1.0), 13.999906, 0.5001e-6);
+  EXPECT_NEAR(act(-9.0, -8.0), .000012, 0.5001e-6);
+}
+
+TEST(ClampedSwiGlu, ClampsTheGateAboveAndTheUpValueOnBothSides) {
+  const moe::ClampedSwiGlu act;
+  const double infinity = std::numeric_limits<double>::infinity();
+  EXPECT_EQ(act(8.0, 1.0), act(7.0, 1.0));
+  EXPECT_EQ(act(infinity, 1.0), act(7.0, 1.0));
+  EXPECT_EQ(act(1.0, 9.0), act(1.0, 7.0));
+  EXPECT_EQ(act(1.0, -infinity), act(1.0, -7.0));
+  EXPECT_EQ(act(-infinity, 1.0), 0);
+  EXPECT_NE(act(-8.0, 1.0), act(-7.0, 1.0));
+  EXPECT_TRUE(std::isnan(act(std::nan(""), 1.0)));
+  EXPECT_TRUE(std::isnan(act(1.0, std::nan(""))));
+  const moe::ClampedSwiGlu both{.clamps_gate_below = true};
+  EXPECT_EQ(both(-8.0, 1.0), both(-7.0, 1.0));
+  // DeepSeek-V4's form is SwiGLU with limits.
+  const moe::ClampedSwiGlu v4{.alpha = 1, .limit = 10, .offset = 0};
+  EXPECT_NEAR(v4(1.5, -2.5), moe::SwiGlu{}(1.5, -2.5), 1e-15);
+  EXPECT_EQ(v4(12.0, 11.0), v4(10.0, 10.0));
+}
+
 }  // namespace

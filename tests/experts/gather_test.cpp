@@ -24,12 +24,15 @@ TEST(GatherRows, CopiesATokenForEachRowTimesItsScale) {
   const auto wide = test_support::random_matrix<double>(3, 9, 1);
   const moe::MatrixView<const double> x = wide.middleCols(2, 5);
   Matrix<double> rows(4, 5);  // (count, D)
-  moe::detail::gather_rows<double>({x, plan}, 2, 4, rows.data());
+  moe::detail::gather_rows<double>({x, plan}, 2, rows);
   Matrix<double> scaled(4, 5);  // (count, D)
-  moe::detail::gather_rows<double>({x, plan, routing.weights}, 2, 4, scaled.data());
+  moe::detail::gather_rows<double>({x, plan, routing.weights}, 2, scaled);
+  Matrix<double> doubled(4, 5);  // (count, D)
+  moe::detail::gather_rows<double>({x, plan, {}, 2}, 2, doubled);
   for (Index r = 0; r < 4; ++r) {
     const moe::TokenSlot choice = plan.rows[static_cast<std::size_t>(r + 2)];
     EXPECT_EQ(rows.row(r), x.map().row(choice.token));
+    EXPECT_EQ(doubled.row(r), 2 * rows.row(r));
     EXPECT_EQ(scaled.row(r), routing.weights(choice.token, choice.slot) * rows.row(r));
   }
 }

@@ -28,6 +28,7 @@ using moe::RoutingRule;
 using moe::SharedExperts;
 using test_support::Bank;
 using test_support::Layer;
+using test_support::random_bank;
 using test_support::random_matrix;
 using test_support::small_layer;
 using test_support::SmallLayer;
@@ -311,8 +312,8 @@ TEST(SparseMoe, RefusesABadRoutingBeforeItWrites) {
   };
   EXPECT_EQ(with([](auto& r) { r.experts(2, 1) = 8; }),
             "SparseMoe::forward: routing.experts(2, 1): expected 0 to 7, got 8");
-  EXPECT_EQ(with([](auto& r) { r.experts(0, 0) = -1; }),
-            "SparseMoe::forward: routing.experts(0, 0): expected 0 to 7, got -1");
+  EXPECT_EQ(with([](auto& r) { r.experts(0, 0) = -2; }),
+            "SparseMoe::forward: routing.experts(0, 0): expected 0 to 7, got -2");
   EXPECT_EQ(with([](auto& r) { r.weights(3, 0) = std::nanf(""); }),
             "SparseMoe::forward: routing.weights(3, 0) is not finite");
   EXPECT_EQ(with([](auto& r) { r.num_experts = 9; }),
@@ -340,6 +341,148 @@ TEST(SparseMoe, RefusesPartsThatDoNotFitEachOther) {
   EXPECT_THROW(make(6, 5, 6, {}), moe::ShapeError);
   EXPECT_THROW(make(6, 4, 7, {}), moe::ShapeError);
   EXPECT_THROW(make(6, 4, 6, {.factor = -1}), std::invalid_argument);
+}
+
+TEST(SparseMoeOptions, AnOutputBiasIsAddedOnce) {
+  auto layer = small_layer<double>({.shared = true});
+  const auto x = random_matrix<double>(5, 13, 3);
+  Matrix<double> without(5, 13);
+  Matrix<double> with(5, 13);
+  layer.forward(x, without);
+  const moe::Vector<double> bias = random_matrix<double>(13, 1, 4).col(0);
+  layer.set_output_bias(bias);
+  layer.forward(x, with);
+  EXPECT_EQ(with, (without.rowwise() + bias.transpose()).eval());
+  EXPECT_THROW(layer.set_output_bias(moe::Vector<double>(12)), moe::ShapeError);
+}
+
+TEST(SparseMoeOptions, ASharedExpertCanBeGated) {
+  const auto bank = random_bank<Bank<double>>({.num_experts = 2, .d_model = 13, .d_ff = 4}, 50);
+  const auto gate = random_matrix<double>(2, 13, 6);
+  auto plain = small_layer<double>({});
+  moe::SparseMoe gated(plain.router(), plain.experts(),
+                       moe::SharedExperts<Bank<double>>(bank, gate));
+  const auto x = random_matrix<double>(40, 13, 3);
+  Matrix<double> y(40, 13);
+  Matrix<double> expected(40, 13);
+  plain.forward(x, expected);
+  gated.forward(x, y);
+  const auto experts = test_support::reference_experts(bank);
+  for (Index t = 0; t < 40; ++t) {
+    for (Index e = 0; e < 2; ++e) {
+      const double weight = 1 / (1 + std::exp(-gate.row(e).dot(x.row(t))));
+      const auto out = reference::run_expert(experts[static_cast<std::size_t>(e)], reference::silu,
+                                             reference::row_of(x, t));
+      for (Index d = 0; d < 13; ++d) expected(t, d) += weight * out[static_cast<std::size_t>(d)];
+    }
+  }
+  EXPECT_TRUE(y.isApprox(expected, 1e-12));
+  EXPECT_THROW(moe::SharedExperts<Bank<double>>(bank, random_matrix<double>(1, 13, 6)),
+               moe::ShapeError);
+}
+
+TEST(SparseMoeOptions, DroppedChoicesAreRerouted) {
+  auto layer = small_layer<double>(
+      {.capacity = {.factor = 1, .formula = moe::CapacityFormula::choices_ceil}});
+  const auto x = random_matrix<double>(64, 13, 3);
+  Matrix<double> y(64, 13);
+  layer.forward(x, y);
+  const auto dropped = layer.plan().dropped.size();
+  ASSERT_GT(dropped, 0U);
+  layer.capacity().reroute = true;
+  const Routing<double> routing = layer.forward(x, y);
+  EXPECT_LT(layer.plan().dropped.size(), dropped);
+  // The same as the routing that came out, on a layer without a limit.
+  auto free = small_layer<double>({});
+  Routing<double> kept = routing;
+  for (const moe::TokenSlot slot : layer.plan().dropped) {
+    kept.experts(slot.token, slot.slot) = moe::no_expert;
+    kept.weights(slot.token, slot.slot) = 0;
+  }
+  Matrix<double> expected(64, 13);
+  free.forward(x, kept, expected);
+  EXPECT_EQ(y, expected);
+}
+
+TEST(SparseMoeOptions, WeightsAreRenormalisedAfterTheDrop) {
+  moe::RoutingRule rule = moe::presets::nllb_moe();
+  const Capacity capacity{.factor = 1, .order = moe::DropOrder::slot_major};
+  auto after = small_layer<double>({.rule = rule, .capacity = capacity});
+  rule.renormalization = {};
+  auto raw = small_layer<double>({.rule = rule, .capacity = capacity});
+  const auto x = random_matrix<double>(64, 13, 3);
+  Matrix<double> y(64, 13);
+  Matrix<double> other(64, 13);
+  after.forward(x, y);
+  Routing<double> routing = raw.forward(x, other);
+  const moe::DispatchPlan& plan = raw.plan();
+  ASSERT_FALSE(plan.dropped.empty());
+  for (Index t = 0; t < 64; ++t) {
+    double sum = 0;
+    for (Index k = 0; k < 2; ++k)
+      if (plan.row_of[static_cast<std::size_t>(2 * t + k)] >= 0) sum += routing.weights(t, k);
+    if (sum > 0) {
+      EXPECT_TRUE(y.row(t).isApprox(other.row(t) / sum, 1e-12));
+    } else {
+      EXPECT_EQ(y.row(t).cwiseAbs().sum(), 0);
+    }
+  }
+}
+
+TEST(SparseMoeOptions, InputsAreScaledAndJitteredAsTheRuleSays) {
+  moe::RoutingRule rule = moe::presets::mixtral(.25);
+  auto layer = small_layer<double>({.rule = rule});
+  const auto x = random_matrix<double>(9, 13, 3);
+  Matrix<double> y(9, 13);
+  Matrix<double> expected(9, 13);
+  moe::Workspace<double> workspace;
+  layer.forward(x, y, workspace, {.training = true, .seed = 7});
+  Matrix<double> jittered(9, 13);
+  moe::jitter<double>(x, .25, 7, jittered);
+  layer.forward(jittered, expected);
+  EXPECT_EQ(y, expected) << "router and experts see the jitter";
+
+  rule = moe::presets::mixtral();
+  rule.input_scale = 2;
+  auto scaled = small_layer<double>({.rule = rule});
+  const Routing<double> routing = scaled.forward(x, y);
+  Routing<double> plain = routing;
+  plain.input_scale = 1;
+  layer.forward((2 * x).eval(), plain, expected);
+  EXPECT_EQ(y, expected);
+}
+
+TEST(SparseMoeOptions, APlanCanBeSupplied) {
+  auto layer = small_layer<double>({});
+  const auto x = random_matrix<double>(9, 13, 3);
+  Matrix<double> y(9, 13);
+  Matrix<double> expected(9, 13);
+  const Routing<double> routing = layer.forward(x, expected);
+  moe::DispatchPlan plan = layer.plan();
+  moe::Workspace<double> workspace;
+  layer.forward(x, routing, plan, y, workspace);
+  EXPECT_EQ(y, expected);
+  plan.top_k = 1;
+  EXPECT_THROW(layer.forward(x, routing, plan, y, workspace), moe::ShapeError);
+}
+
+TEST(SparseMoeOptions, DownBiasesCanStandBesideTheWeights) {
+  const moe::ExpertsConfig weighted{.num_experts = 8, .d_model = 13, .d_ff = 4, .biases = true};
+  moe::ExpertsConfig unweighted = weighted;
+  unweighted.down_bias = moe::DownBias::unweighted;
+  auto plain = small_layer<double>({});
+  moe::SparseMoe inside(plain.router(), random_bank<Bank<double>>(weighted, 9));
+  moe::SparseMoe outside(plain.router(), random_bank<Bank<double>>(unweighted, 9));
+  const auto x = random_matrix<double>(20, 13, 3);
+  Matrix<double> y(20, 13);
+  Matrix<double> expected(20, 13);
+  const Routing<double> routing = inside.forward(x, expected);
+  outside.forward(x, y);
+  for (Index t = 0; t < 20; ++t)
+    for (Index k = 0; k < 2; ++k)
+      expected.row(t) += (1 - routing.weights(t, k)) *
+                         inside.experts().expert(routing.experts(t, k)).down_bias.map().transpose();
+  EXPECT_TRUE(y.isApprox(expected, 1e-12));
 }
 
 }  // namespace

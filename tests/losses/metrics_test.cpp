@@ -1,5 +1,6 @@
 // SPDX-FileCopyrightText: The moe authors
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -10,6 +11,8 @@
 
 #include <moe/losses/metrics.hpp>
 #include <moe/routing/plan.hpp>
+
+#include "support/routings.hpp"
 
 namespace {
 
@@ -138,6 +141,70 @@ TYPED_TEST(Metrics, DropFractionIsTheShareOfTheChoices) {
   moe::make_plan(routing, {.factor = 0.5}, plan);  // One row: two drops each of 0 and 1, one of 2.
   EXPECT_EQ(metrics::drop_fraction(plan), 0.625);
   EXPECT_EQ(metrics::drop_fraction(moe::DispatchPlan()), 0);
+}
+
+TEST(Metrics, OfAKnownRouting) {
+  const auto routing = test_support::known_routing<double>();
+  const moe::Matrix<Index> pairs = moe::metrics::co_activation(routing);
+  EXPECT_EQ(pairs, pairs.transpose().eval());
+  const std::vector<Index> load = moe::metrics::expert_load(routing);
+  for (Index e = 0; e < 4; ++e) EXPECT_EQ(pairs(e, e), load[static_cast<std::size_t>(e)]);
+  EXPECT_EQ(pairs(0, 1), 2);  // Tokens 0 and 1.
+  EXPECT_EQ(pairs(0, 2), 1);  // Token 2.
+  const moe::Vector<double> margin = moe::metrics::selection_margin(routing);
+  for (Index t = 0; t < 4; ++t) {
+    double worst_chosen = 1;
+    double best_other = 0;
+    for (Index e = 0; e < 4; ++e) {
+      const bool chosen = routing.experts(t, 0) == e || routing.experts(t, 1) == e;
+      if (chosen) worst_chosen = std::min(worst_chosen, routing.scores(t, e));
+      if (!chosen) best_other = std::max(best_other, routing.scores(t, e));
+    }
+    EXPECT_EQ(margin[t], worst_chosen - best_other);
+  }
+  EXPECT_NEAR(moe::metrics::confidence(routing), routing.scores.rowwise().maxCoeff().mean(), 1e-15);
+}
+
+TEST(Metrics, FlipsCountChoicesThatTheOtherLacks) {
+  const auto a = test_support::known_routing<double>();
+  auto b = a;
+  EXPECT_EQ(moe::metrics::flips(a, b), 0);
+  b.experts.col(0).swap(b.experts.col(1));
+  EXPECT_EQ(moe::metrics::flips(a, b), 0) << "slots may stand in any order";
+  b = a;
+  b.experts(3, 1) = 3;
+  EXPECT_EQ(moe::metrics::flips(a, b), 1.0 / 8);
+}
+
+TEST(Metrics, HistoryKnowsGlobalAndBatchViolationAndTheDead) {
+  moe::metrics::LoadHistory history;
+  EXPECT_EQ(history.batch_violation(), 0);
+  const std::vector<Index> first{4, 0, 2};
+  const std::vector<Index> second{0, 0, 6};
+  history.add(first);
+  history.add(second);
+  EXPECT_EQ(history.batches(), 2);
+  EXPECT_NEAR(history.batch_violation(), (1.0 + 2.0) / 2, 1e-15);
+  EXPECT_NEAR(history.global_violation(), 8.0 * 3 / 12 - 1, 1e-15);
+  EXPECT_EQ(history.dead_experts(2), (std::vector<Index>{1}));
+  EXPECT_EQ(history.dead_experts(1), (std::vector<Index>{0, 1}));
+  EXPECT_THROW(history.add(std::vector<Index>{1}), moe::ShapeError);
+}
+
+TEST(Metrics, SaliencyIsTheMeanWeightedNorm) {
+  moe::Routing<double> routing;
+  routing.resize(2, 3, 2, {});
+  routing.experts << 0, 1, 1, 0;
+  routing.weights << 2, 3, 5, 7;
+  moe::DispatchPlan plan;
+  moe::make_plan(routing, {}, plan);
+  moe::Matrix<double> rows(4, 2);  // expert 0: tokens 0 and 1; expert 1: tokens 0 and 1
+  rows << 3, 4, 0, 1, 1, 0, 6, 8;
+  const auto saliency = moe::metrics::saliency(routing, plan, rows);
+  EXPECT_NEAR(saliency[0], (2 * 5 + 7 * 1) / 2.0, 1e-14);
+  EXPECT_NEAR(saliency[1], (3 * 1 + 5 * 10) / 2.0, 1e-14);
+  EXPECT_EQ(saliency[2], 0);
+  EXPECT_EQ(moe::metrics::capacity_used(plan, 4), 4.0 / 12);
 }
 
 }  // namespace

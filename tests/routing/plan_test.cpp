@@ -104,7 +104,7 @@ TEST(MakePlan, RefusesBadRoutingsAndCapacities) {
   EXPECT_THROW(moe::make_plan(routing, {.factor = 1, .minimum = -1}, plan), std::invalid_argument);
   routing.experts(1, 1) = 4;
   EXPECT_THROW(moe::make_plan(routing, {}, plan), std::invalid_argument);
-  routing.experts(1, 1) = -1;
+  routing.experts(1, 1) = -2;
   EXPECT_THROW(moe::make_plan(routing, {}, plan), std::invalid_argument);
   routing.experts(1, 1) = 0;
   routing.weights(2, 0) = std::numeric_limits<float>::quiet_NaN();

@@ -51,20 +51,13 @@ const std::vector<double> logits{.9, -.4, 1.7, .2, -1.1, 1.6, .5, -.2};
 const std::vector<double> bias{0, .3, -.2, .1, .6, -.3, 0, .2};
 const std::vector<double> negative_bias{-1.5, -1.4, -.9, -1.2, -1.3, -1.6, -1.1, -1.0};
 const moe::presets::BiasedSigmoid deepseek_v3{.groups = 4, .groups_kept = 2, .scale = 2.5};
-const moe::RenormalizationRule by_sum{.kind = moe::Renormalization::sum};
 
 const std::vector<Known> known{
     {"softmax raw", {}, {}, {2, 5}, {.311398, .281764}},
     {"softmax renormalised", moe::presets::mixtral(), {}, {2, 5}, {.524979, .475021}},
-    {"softmax of the chosen",
-     {.weights_from = moe::WeightSource::softmax_of_chosen},
-     {},
-     {2, 5},
-     {.524979, .475021}},
+    {"softmax of the chosen", moe::presets::jetmoe(), {}, {2, 5}, {.524979, .475021}},
     {"DeepSeek-V2, best of a group",
-     {.groups =
-          {.count = 4, .kept = 2, .score = moe::GroupScore::maximum, .fill = moe::GroupFill::zero},
-      .scale = 16},
+     moe::presets::deepseek_v2({.groups = 4, .groups_kept = 2, .scale = 16}),
      {},
      {2, 5},
      {4.982366, 4.508231}},
@@ -79,14 +72,10 @@ const std::vector<Known> known{
      negative_bias,
      {0, 1},
      {1.597981, .902019}},
-    {"square root of softplus",
-     {.score = moe::ScoreFunction::sqrt_softplus, .renormalization = by_sum},
-     bias,
-     {2, 4},
-     {.718277, .281723}},
-    {"softmax and bias, raw", {}, bias, {4, 1}, {.018936, .038133}},
+    {"square root of softplus", moe::presets::deepseek_v4(), bias, {2, 4}, {.718277, .281723}},
+    {"softmax and bias, raw", moe::presets::longcat_flash(1), bias, {4, 1}, {.018936, .038133}},
     {"softmax and bias, clamped sum",
-     {.renormalization = {.kind = moe::Renormalization::clamped_sum, .epsilon = 1e-12}},
+     moe::presets::ernie4_5_moe(),
      bias,
      {4, 1},
      {.331812, .668188}},
@@ -102,11 +91,66 @@ TEST(ChooseExperts, GivesTheKnownResults) {
 }
 
 TEST(ChooseExperts, OneExpertBySigmoidOfItsLogit) {
-  const RoutingRule rule{.score = moe::ScoreFunction::identity,
-                         .weights_from = moe::WeightSource::sigmoid_of_chosen};
-  const Chosen<double> chosen = choose(rule, logits, {}, 1);
+  const Chosen<double> chosen = choose(moe::presets::llama4(), logits, {}, 1);
   EXPECT_EQ(chosen.experts, std::vector<ExpertIndex>{2});
   EXPECT_NEAR(chosen.weights[0], .845535, 0.5001e-6);
+}
+
+TEST(ChooseExperts, TheThreeFormsOfDeepSeekV2DifferInNormAndScale) {
+  const moe::presets::GroupedSoftmax options{.norm_topk_prob = true, .scale = 16};
+  const double sum = .311398 + .281764;
+  const auto weight = [&](const RoutingRule& rule, Index k) {
+    return choose(rule, logits, {}, k).weights[0];
+  };
+  EXPECT_NEAR(weight(moe::presets::deepseek_v2(options), 2), .311398 / sum, 2e-6);
+  EXPECT_NEAR(weight(moe::presets::deepseek_v2_scaled(options), 2), 16 * .311398 / sum, 2e-5);
+  EXPECT_NEAR(weight(moe::presets::deepseek_v2_transformers(options), 2), 16 * .311398, 1e-5);
+  // A single choice is never renormalised.
+  EXPECT_NEAR(weight(moe::presets::deepseek_v2(options), 1), .311398, 1e-6);
+}
+
+TEST(ChooseExperts, AfterDropLeavesWeightsRaw) {
+  const RoutingRule rule = moe::presets::nllb_moe(false, 0.2);
+  const Chosen<double> chosen = choose(rule, logits, {}, 2);
+  EXPECT_NEAR(chosen.weights[0], .311398, 0.5001e-6);
+  EXPECT_NEAR(choose(moe::presets::nllb_moe(true, 0.2), logits, {}, 2).weights[0], .8 * .524979,
+              0.5001e-6);
+}
+
+TEST(ChooseExperts, LimitsLeaveSlotsUnused) {
+  using Kind = moe::ChoiceLimitKind;
+  const auto with = [](Kind kind, double value, Index minimum = 1) {
+    return choose(RoutingRule{.limit = {.kind = kind, .value = value, .minimum = minimum},
+                              .renormalization = {.kind = moe::Renormalization::sum}},
+                  logits, {}, 4);
+  };
+  // Probabilities of the best four: .311398 .281764 .139920 .093791.
+  using Experts = std::vector<ExpertIndex>;
+  EXPECT_EQ(with(Kind::none, 0).experts, (Experts{2, 5, 0, 6}));
+  EXPECT_EQ(with(Kind::top_p, .3).experts, (Experts{2, -1, -1, -1}));
+  EXPECT_EQ(with(Kind::top_p, .32).experts, (Experts{2, 5, -1, -1}));
+  EXPECT_EQ(with(Kind::top_p, .74).experts, (Experts{2, 5, 0, 6}));
+  EXPECT_EQ(with(Kind::top_p, 2).experts, (Experts{2, 5, 0, 6}));
+  EXPECT_EQ(with(Kind::threshold, .13).experts, (Experts{2, 5, 0, -1}));
+  EXPECT_EQ(with(Kind::threshold, .9).experts, (Experts{2, -1, -1, -1}));
+  EXPECT_EQ(with(Kind::threshold, .9, 0).experts, (Experts{-1, -1, -1, -1}));
+  EXPECT_EQ(with(Kind::threshold, .9, 3).experts, (Experts{2, 5, 0, -1}));
+  EXPECT_EQ(with(Kind::relative_threshold, .9).experts, (Experts{2, 5, -1, -1}));
+  EXPECT_EQ(with(Kind::relative_threshold, .4).experts, (Experts{2, 5, 0, -1}));
+  // Renormalisation is over those that are used.
+  const Chosen<double> two = with(Kind::top_p, .32);
+  EXPECT_NEAR(two.weights[0], .524979, 1e-6);
+  EXPECT_NEAR(two.weights[1], .475021, 1e-6);
+  EXPECT_EQ(two.weights[2], 0);
+}
+
+TEST(ChooseExperts, AWeightlessExpertGivesItsShareToTheOthers) {
+  // The last expert is the zero expert of MoE++.
+  std::vector<double> z = logits;
+  z[7] = 5;
+  const Chosen<double> chosen = choose(moe::presets::moe_plus_plus(), z, {}, 2);
+  EXPECT_EQ(chosen.experts, (std::vector<ExpertIndex>{7, 2}));
+  EXPECT_EQ(chosen.weights, (std::vector<double>{0, 1}));
 }
 
 template <class Scalar>

@@ -11,6 +11,7 @@
 #include <moe/routing/presets.hpp>
 #include <moe/routing/topk_router.hpp>
 
+#include "support/layers.hpp"
 #include "support/reference.hpp"
 #include "support/threads.hpp"
 
@@ -22,6 +23,7 @@ using moe::RouterConfig;
 using moe::RouterWeights;
 using moe::Routing;
 using moe::TopKRouter;
+using test_support::random_matrix;
 
 template <class Scalar>
 Matrix<Scalar> tokens_of(Index tokens, Index d_model, std::uint64_t seed = 11) {
@@ -246,6 +248,111 @@ TYPED_TEST(TopKRouterOf, EveryBatchSizeGivesTheBitsOfATokenAlone) {
       ASSERT_EQ(routing.weights, alone.weights.bottomRows(tokens)) << tokens << " tokens";
     }
   }
+}
+
+/// A router of one convention beside the linear ones.
+moe::TopKRouter<double> router_of(const moe::RoutingRule& rule,
+                                  moe::RouterWeights<double> weights) {
+  const Index experts = weights.weight.rows();
+  return {{.d_model = 6, .num_experts = experts, .top_k = 2, .rule = rule}, std::move(weights)};
+}
+
+TEST(TopKRouterLogits, OfACosineRouter) {
+  const auto weight = random_matrix<double>(5, 4, 1);      // (E, P)
+  const auto projection = random_matrix<double>(4, 6, 2);  // (P, D)
+  const moe::Vector<double> bias = random_matrix<double>(4, 1, 3).col(0);
+  const auto x = random_matrix<double>(7, 6, 4);
+  const auto router =
+      router_of({.logits = {.form = moe::LogitForm::cosine, .temperature = .5}},
+                {.weight = weight, .projection = projection, .projection_bias = bias});
+  Routing<double> routing;
+  router.route(x, {}, routing);
+  for (Index t = 0; t < 7; ++t) {
+    const moe::Vector<double> p = projection * x.row(t).transpose() + bias;
+    for (Index e = 0; e < 5; ++e)
+      EXPECT_NEAR(routing.logits(t, e),
+                  weight.row(e).dot(p) / (weight.row(e).norm() * p.norm()) / .5, 1e-14);
+  }
+  // Without a projection, a token's length does not matter.
+  const auto plain = router_of({.logits = {.form = moe::LogitForm::cosine}},
+                               {.weight = random_matrix<double>(5, 6, 1)});
+  Routing<double> longer;
+  plain.route(x, {}, routing);
+  plain.route((3 * x).eval(), {}, longer);
+  EXPECT_TRUE(routing.logits.isApprox(longer.logits, 1e-14));
+  plain.route(moe::Matrix<double>::Zero(1, 6).eval(), {}, routing);
+  EXPECT_EQ(routing.logits, (moe::Matrix<double>::Zero(1, 5)));
+}
+
+TEST(TopKRouterLogits, OfTwoLayersAResidualAndADeviation) {
+  const auto weight = random_matrix<double>(5, 8, 1);      // (E, P)
+  const auto projection = random_matrix<double>(8, 6, 2);  // (P, D)
+  const auto residual = random_matrix<double>(5, 3, 3);    // (E, R)
+  const auto previous = random_matrix<double>(7, 3, 5);    // (T, R)
+  const auto x = random_matrix<double>(7, 6, 4);
+  const auto router =
+      router_of({.logits = {.form = moe::LogitForm::two_layer, .standard_deviation = 2}},
+                {.weight = weight, .projection = projection, .residual = residual});
+  Routing<double> routing;
+  router.route(x, {.previous_logits = previous}, {}, routing);
+  for (Index t = 0; t < 7; ++t) {
+    const moe::Vector<double> hidden = (projection * x.row(t).transpose()).array().tanh();
+    moe::Vector<double> z = weight * hidden + residual * previous.row(t).transpose();
+    const double deviation = std::sqrt((z.array() - z.mean()).square().sum() / 4);
+    z *= 2 / deviation;
+    for (Index e = 0; e < 5; ++e) EXPECT_NEAR(routing.logits(t, e), z[e], 1e-13);
+  }
+  EXPECT_NO_THROW(router.route(x, {}, routing)) << "the first layer has no previous one";
+  EXPECT_THROW(router.route(x, {.previous_logits = x}, {}, routing), moe::ShapeError);
+}
+
+TEST(TopKRouterLogits, JitterAndNoiseAreOnInTrainingOnly) {
+  const auto weight = random_matrix<double>(5, 6, 1);
+  const auto x = random_matrix<double>(7, 6, 2);
+  const auto router =
+      router_of({.logits = {.noise = .5},
+                 .jitter = {.target = moe::JitterTarget::router_input, .epsilon = .25}},
+                {.weight = weight});
+  Routing<double> plain;
+  router.route(x, {}, plain);
+  moe::Matrix<double> u(7, 6);
+  moe::detail::fill_uniform(u.data(), u.size(), 1, 3);
+  u = u.array() / (2 * std::sqrt(3.0)) + .5;  // In 0 .. 1.
+  const auto noise = random_matrix<double>(7, 5, 4);
+  Routing<double> routing;
+  router.route(x, {.jitter = u, .noise = noise}, {.training = true}, routing);
+  for (Index t = 0; t < 7; ++t) {
+    const moe::Vector<double> jittered = x.row(t).array() * (.75 + .5 * u.row(t).array());
+    const moe::Vector<double> z = weight * jittered;
+    moe::Vector<double> score = (z + .5 * noise.row(t).transpose()).array().exp();
+    score /= score.sum();
+    for (Index e = 0; e < 5; ++e) {
+      EXPECT_NEAR(routing.logits(t, e), z[e], 1e-13) << "logits are kept without noise";
+      EXPECT_NEAR(routing.scores(t, e), score[e], 1e-13);
+    }
+  }
+  Routing<double> a;
+  Routing<double> b;
+  router.route(x, {.training = true, .seed = 5}, a);
+  router.route(x, {.training = true, .seed = 5}, b);
+  EXPECT_EQ(a.scores, b.scores);
+  EXPECT_FALSE(a.logits.isApprox(plain.logits, 1e-3));
+  EXPECT_THROW(router.route(x, {.jitter = noise}, {}, routing), moe::ShapeError);
+}
+
+TEST(TopKRouterLogits, RefuseWeightsThatDoNotFitTheForm) {
+  const auto weight = random_matrix<double>(5, 6, 1);
+  EXPECT_THROW(router_of({.logits = {.form = moe::LogitForm::two_layer}}, {.weight = weight}),
+               std::invalid_argument);
+  EXPECT_THROW(router_of({}, {.weight = weight, .projection = random_matrix<double>(6, 6, 1)}),
+               std::invalid_argument);
+  EXPECT_THROW(router_of({}, {.weight = weight, .residual = random_matrix<double>(4, 6, 1)}),
+               moe::ShapeError);
+  EXPECT_THROW(router_of({.logits = {.temperature = 0}}, {.weight = weight}),
+               std::invalid_argument);
+  EXPECT_THROW(router_of({.jitter = {.epsilon = 1}}, {.weight = weight}), std::invalid_argument);
+  EXPECT_THROW(router_of({.limit = {.minimum = 3}}, {.weight = weight}), std::invalid_argument);
+  EXPECT_THROW(router_of({.weightless_experts = 6}, {.weight = weight}), std::invalid_argument);
 }
 
 }  // namespace

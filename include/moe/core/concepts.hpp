@@ -33,8 +33,8 @@ concept Activation = PlainActivation<A, Scalar> || GatedActivation<A, Scalar>;
 
 /// Decides where every token goes.
 /// `route(x, options, routing)` fills `routing` for x (T, D): experts in 0 .. E-1 and finite
-/// weights (T, K), and logits and scores (T, E) where `options` asks for them and the router has
-/// them. It is const and may run several times at once.
+/// weights (T, K), or `no_expert` and 0, and logits and scores (T, E) where `options` asks for them
+/// and the router has them. K is at most `top_k()`. It is const and may run several times at once.
 template <class R>
 concept Router = requires(const R& r, MatrixView<const typename R::Scalar> x, RouteOptions options,
                           Routing<typename R::Scalar>& routing) {
@@ -46,14 +46,15 @@ concept Router = requires(const R& r, MatrixView<const typename R::Scalar> x, Ro
 };
 
 /// What a bank of experts works on: row r of the plan is token plan.rows[r].token of x, times that
-/// slot's entry of `scales` if there are any.
+/// slot's entry of `scales` if there are any, times `factor`.
 ///
 /// Shapes  x (T, D), scales (T, K) or empty.
 template <class Scalar>
 struct ExpertInput {
   MatrixView<const Scalar> x;
   const DispatchPlan& plan;
-  MatrixView<const Scalar> scales = {};
+  MatrixView<const Scalar> scales{};
+  Scalar factor = 1;
 };
 
 /// Owns the weights of E experts. `forward(input, rows, scratch)` writes every expert's output for

@@ -25,10 +25,10 @@ struct TokenSlot {
 /// The (token, slot) pairs grouped by expert: rows offsets[e] .. offsets[e + 1] - 1 belong to
 /// expert e and stand in order of token, then slot.
 ///
-/// Shapes  offsets (E + 1), rows (N), row_of (T * K), dropped (T * K - N unless restricted).
+/// Shapes  offsets (E + 1), rows (N), row_of (T * K), dropped (used slots - N unless restricted).
 /// Values  row_of[t * K + k] is the row of slot k of token t, or `no_row` where that slot has none:
-///         it was dropped, or its expert lies outside a restricted plan. dropped is sorted by
-///         token, then slot.
+///         it is unused, was dropped, or its expert lies outside a restricted plan. dropped is
+///         sorted by token, then slot.
 struct DispatchPlan {
   static constexpr std::int32_t no_row = -1;
 
@@ -72,4 +72,30 @@ inline void check_plan(const char* where, const DispatchPlan& plan) {
 }
 
 }  // namespace detail
+
+/// The part of a plan that experts first .. last - 1 work on, for a bank that holds only those.
+/// Slots of other experts have no row in it, and `dropped` stays with the whole plan.
+///
+/// Throws  std::invalid_argument unless 0 <= first <= last <= plan.num_experts, or if the plan
+///         leads outside of what it describes; ShapeError if its sizes disagree.
+inline DispatchPlan restrict_plan(const DispatchPlan& plan, Index first, Index last) {
+  detail::check_plan("restrict_plan", plan);
+  detail::check(0 <= first && first <= last && last <= plan.num_experts, "restrict_plan",
+                "the experts must be a range of the plan's");
+  DispatchPlan part;
+  part.tokens = plan.tokens;
+  part.top_k = plan.top_k;
+  part.num_experts = last - first;
+  part.first_expert = plan.first_expert + first;
+  const Index begin = plan.first_row(first);
+  const Index end = plan.first_row(last);
+  for (Index e = first; e <= last; ++e) part.offsets.push_back(plan.first_row(e) - begin);
+  part.rows.assign(plan.rows.begin() + begin, plan.rows.begin() + end);
+  part.row_of.reserve(plan.row_of.size());
+  for (const std::int32_t row : plan.row_of)
+    part.row_of.push_back(row >= begin && row < end ? static_cast<std::int32_t>(row - begin)
+                                                    : DispatchPlan::no_row);
+  return part;
+}
+
 }  // namespace moe::inline MOE_ABI

@@ -9,6 +9,7 @@
 #include "moe/core/config.hpp"
 #include "moe/core/contracts.hpp"
 #include "moe/core/types.hpp"
+#include "moe/core/view.hpp"
 
 namespace moe::inline MOE_ABI::detail {
 
@@ -45,6 +46,34 @@ void tile_product(const Scalar* x, Index rows, Index inner, const Scalar* w, Ind
   }
   result.noalias() = Eigen::Map<const Tile>(x, rows, inner) *
                      Eigen::Map<const Matrix<Scalar>>(w, outputs, inner).transpose();
+}
+
+/// A copy of at most 32 rows, padded with zeros for a product with `outputs` outputs.
+///
+/// Shapes  x (rows, inner); result (padded rows, inner).
+template <class Scalar>
+Matrix<Scalar> padded_tile(MatrixView<const Scalar> x, Index outputs) {
+  Matrix<Scalar> tile = Matrix<Scalar>::Zero(padded_rows(x.rows(), x.cols(), outputs), x.cols());
+  tile.topRows(x.rows()) = x.map();
+  return tile;
+}
+
+/// The product of the first `rows` rows of a tile with w^T.
+///
+/// Shapes  tile (at least rows, inner), w (outputs, inner); result (padded rows, outputs), where
+///         only the first `rows` mean anything.
+template <class Scalar>
+Matrix<Scalar> padded_product(const Matrix<Scalar>& tile, Index rows, const Matrix<Scalar>& w) {
+  const Index padded = padded_rows(rows, tile.cols(), w.rows());
+  Matrix<Scalar> y(padded, w.rows());
+  if (padded == tile.rows()) {
+    tile_product(tile.data(), padded, tile.cols(), w.data(), w.rows(), y.data());
+  } else {
+    Matrix<Scalar> x = Matrix<Scalar>::Zero(padded, tile.cols());
+    x.topRows(rows) = tile.topRows(rows);
+    tile_product(x.data(), padded, tile.cols(), w.data(), w.rows(), y.data());
+  }
+  return y;
 }
 
 }  // namespace moe::inline MOE_ABI::detail

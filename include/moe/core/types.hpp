@@ -29,6 +29,9 @@ using Index = std::ptrdiff_t;
 /// An expert's number, 0 .. E-1, as stored in a Routing.
 using ExpertIndex = std::int32_t;
 
+/// In place of an expert's number: a slot that is not used.
+inline constexpr ExpertIndex no_expert = -1;
+
 /// Owning, row-major, contiguous.
 template <class Scalar>
 using Matrix = Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;

@@ -63,6 +63,31 @@ struct GatedBy {
   }
 };
 
+/// g sigmoid(alpha g) (u + offset), with the gate g clamped to at most `limit` (and, where asked,
+/// to at least -limit) and the up value u to -limit .. limit. NaN stays NaN.
+///
+/// Source  gpt-oss: alpha 1.702, limit 7, offset 1; OpenAI (2025), gpt-oss `torch/model.py`.
+///         DeepSeek-V4: alpha 1, offset 0, limit of the configuration.
+struct ClampedSwiGlu {
+  double alpha = 1.702;
+  double limit = 7;
+  double offset = 1;
+  bool clamps_gate_below = false;
+
+  template <class Scalar>
+  Scalar operator()(Scalar gate, Scalar up) const noexcept {
+    const auto most = static_cast<Scalar>(limit);
+    // In this order of compares, a NaN passes.
+    Scalar g = gate > most ? most : gate;
+    if (clamps_gate_below && g < -most) g = -most;
+    const Scalar u = up > most ? most : up < -most ? -most : up;
+    const Scalar z = static_cast<Scalar>(alpha) * g;
+    // A gate of -infinity gives the limit, 0.
+    const Scalar gated = std::isinf(g) && g < 0 ? Scalar(0) : g / (1 + std::exp(-z));
+    return (u + static_cast<Scalar>(offset)) * gated;
+  }
+};
+
 using SwiGlu = GatedBy<Silu>;
 using GeGlu = GatedBy<Gelu>;
 using GeGluTanh = GatedBy<GeluTanh>;
@@ -71,6 +96,7 @@ using ReGlu = GatedBy<Relu>;
 static_assert(PlainActivation<Relu, float> && PlainActivation<Silu, double>);
 static_assert(PlainActivation<Gelu, float> && PlainActivation<GeluTanh, double>);
 static_assert(GatedActivation<SwiGlu, float> && GatedActivation<GeGlu, double>);
+static_assert(GatedActivation<ClampedSwiGlu, float> && GatedActivation<ClampedSwiGlu, double>);
 static_assert(!PlainActivation<SwiGlu, float> && !GatedActivation<Silu, float>);
 
 }  // namespace moe::inline MOE_ABI

@@ -59,7 +59,7 @@ class CustomExperts {
       const Index first = input.plan.first_row(e);
       const Index count = input.plan.rows_of(e);
       auto* const gathered = scratch.template of_thread<Scalar>(thread);
-      detail::gather_rows(input, first, count, gathered);
+      detail::gather_rows(input, first, MatrixView<Scalar>(gathered, count, d_model()));
       experts_[static_cast<std::size_t>(e)].forward(
           MatrixView<const Scalar>(gathered, count, d_model()), rows.middle_rows(first, count));
     });

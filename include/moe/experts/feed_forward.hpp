@@ -15,14 +15,20 @@
 #include "moe/core/contracts.hpp"
 #include "moe/core/product.hpp"
 #include "moe/core/random.hpp"
+#include "moe/core/routing.hpp"
 #include "moe/core/scratch.hpp"
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
 #include "moe/experts/activation.hpp"
+#include "moe/experts/expert_source.hpp"
 #include "moe/experts/gather.hpp"
 #include "moe/parallel/parallel_for.hpp"
 
 namespace moe::inline MOE_ABI {
+
+/// Whether the routing weight multiplies the bias of the down projection, as it does where the bias
+/// is part of the expert, or the bias is added beside it.
+enum class DownBias { weighted, unweighted };
 
 /// Sizes of a bank of E equal experts.
 struct ExpertsConfig {
@@ -30,20 +36,7 @@ struct ExpertsConfig {
   Index d_model = 0;
   Index d_ff = 0;
   bool biases = false;
-};
-
-/// The matrices of one expert, each [out, in] as in a linear layer. A plain expert has no gate.
-///
-/// Shapes  gate, up (F, D); down (D, F); gate_bias, up_bias (F, 1); down_bias (D, 1), empty without
-///         biases.
-template <class Scalar>
-struct ExpertWeights {
-  MatrixView<const Scalar> gate = {};
-  MatrixView<const Scalar> up = {};
-  MatrixView<const Scalar> down = {};
-  MatrixView<const Scalar> gate_bias = {};
-  MatrixView<const Scalar> up_bias = {};
-  MatrixView<const Scalar> down_bias = {};
+  DownBias down_bias = DownBias::weighted;
 };
 
 /// E experts, each down(activation(gate(x), up(x))) with a gated activation and
@@ -126,6 +119,14 @@ class FeedForwardExperts {
     }
   }
 
+  /// The same from any of the layouts that checkpoints have.
+  ///
+  /// Throws  as above; ShapeError if the source's matrices do not fit each other.
+  void set_expert_from(Index expert, const ExpertSource<Scalar>& source) {
+    const ExpertMatrices<Scalar> matrices = separate(source);
+    set_expert(expert, matrices.weights());
+  }
+
   /// One expert's matrices where they lie.
   ExpertWeights<Scalar> expert(Index e) const {
     detail::check(e >= 0 && e < num_experts(), "FeedForwardExperts::expert",
@@ -166,6 +167,25 @@ class FeedForwardExperts {
     });
   }
 
+  /// Adds to y what the routing weights must not multiply: the down biases of the experts that ran,
+  /// where the configuration says `unweighted`.
+  ///
+  /// Shapes  y (T, D).
+  void add_unweighted(const Routing<Scalar>& routing, const DispatchPlan& plan,
+                      MatrixView<Scalar> y) const {
+    if (!config_.biases || config_.down_bias == DownBias::weighted) return;
+    for (Index t = 0; t < plan.tokens; ++t) {
+      for (Index k = 0; k < plan.top_k; ++k) {
+        if (plan.row_of[static_cast<std::size_t>(t * plan.top_k + k)] == DispatchPlan::no_row)
+          continue;
+        const Index expert = routing.experts(t, k) - plan.first_expert;
+        if (expert >= num_experts()) continue;  // Of another bank beside this one.
+        const Scalar* const bias = down_bias_.row(expert).data();
+        for (Index d = 0; d < d_model(); ++d) y(t, d) += bias[d];
+      }
+    }
+  }
+
  private:
   struct Tile {
     Index expert;
@@ -192,7 +212,7 @@ class FeedForwardExperts {
   void linear(const Scalar* x, Index rows, Index inner, const Scalar* w,
               const Matrix<Scalar>& biases, Index expert, Index outputs, Scalar* y) const {
     detail::tile_product(x, rows, inner, w, outputs, y);
-    if (!config_.biases) return;
+    if (biases.size() == 0) return;
     const Scalar* const bias = biases.row(expert).data();
     for (Index r = 0; r < rows; ++r)
       for (Index o = 0; o < outputs; ++o) y[r * outputs + o] += bias[o];
@@ -205,7 +225,7 @@ class FeedForwardExperts {
     Scalar* const y = x + detail::tile_rows * d_model();       // (padded, D)
     Scalar* const hidden = y + detail::tile_rows * d_model();  // (padded, F)
     Scalar* const gate = hidden + detail::tile_rows * d_ff();  // (padded, F)
-    detail::gather_rows(input, tile.first, tile.count, x);
+    detail::gather_rows(input, tile.first, MatrixView<Scalar>(x, tile.count, d_model()));
     std::fill(x + tile.count * d_model(), x + padded * d_model(), Scalar(0));
 
     const Index e = tile.expert;
@@ -216,7 +236,8 @@ class FeedForwardExperts {
     } else {
       for (Index i = 0; i < padded * d_ff(); ++i) hidden[i] = activation_(hidden[i]);
     }
-    linear(hidden, padded, d_ff(), down_of(e), down_bias_, e, d_model(), y);
+    linear(hidden, padded, d_ff(), down_of(e),
+           config_.down_bias == DownBias::weighted ? down_bias_ : no_bias_, e, d_model(), y);
     for (Index r = 0; r < tile.count; ++r)
       std::copy_n(y + r * d_model(), d_model(), rows.row(tile.first + r));
   }
@@ -229,6 +250,7 @@ class FeedForwardExperts {
   Matrix<Scalar> gate_bias_;  // (E, F), with biases only
   Matrix<Scalar> up_bias_;    // (E, F), with biases only
   Matrix<Scalar> down_bias_;  // (E, D), with biases only
+  Matrix<Scalar> no_bias_;    // empty
 };
 
 static_assert(ExpertBank<FeedForwardExperts<float, SwiGlu>>);

@@ -15,19 +15,20 @@
 
 namespace moe::inline MOE_ABI::detail {
 
-/// Copies plan rows first .. first + count - 1 of the input to `out` (count, D), contiguous, each
-/// times its slot's scale if there are scales.
+/// Copies plan rows first .. first + out.rows() - 1 of the input to `out` (count, D), each
+/// times its scale where it has one.
 template <class Scalar>
-void gather_rows(const ExpertInput<Scalar>& input, Index first, Index count, Scalar* out) {
+void gather_rows(const ExpertInput<Scalar>& input, Index first, MatrixView<Scalar> out) {
   const Index d_model = input.x.cols();
-  for (Index r = 0; r < count; ++r) {
+  for (Index r = 0; r < out.rows(); ++r) {
     const TokenSlot choice = input.plan.rows[static_cast<std::size_t>(first + r)];
     const Scalar* const from = input.x.row(choice.token);
-    Scalar* const to = out + r * d_model;
-    if (input.scales.empty()) {
+    Scalar* const to = out.row(r);
+    if (input.scales.empty() && input.factor == 1) {
       std::copy_n(from, d_model, to);
     } else {
-      const Scalar scale = input.scales(choice.token, choice.slot);
+      const Scalar scale =
+          input.factor * (input.scales.empty() ? 1 : input.scales(choice.token, choice.slot));
       for (Index d = 0; d < d_model; ++d) to[d] = scale * from[d];
     }
   }

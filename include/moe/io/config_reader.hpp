@@ -27,6 +27,8 @@ class ConfigReader {
     if (!json_.is_object()) fail("the configuration is no JSON object");
   }
 
+  const std::string& source() const noexcept { return source_; }
+
   /// False where the field is absent or null.
   bool has(const char* key) const { return json_.contains(key) && !json_.at(key).is_null(); }
 

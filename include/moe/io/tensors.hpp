@@ -135,10 +135,7 @@ class Tensors {
     const std::vector<Index> expected{rows, cols};
     const bool is_vector = cols == 1 && shape == std::vector<Index>{rows};
     const bool is_scalar = cols == 1 && rows == 1 && shape.empty();
-    if (shape != expected && !is_vector && !is_scalar)
-      throw FormatError(found.file->path(), std::string(name), found.tensor->offset,
-                        moe::detail::text_of("expected shape ", detail::printed_shape(expected),
-                                             ", found ", detail::printed_shape(shape)));
+    if (shape != expected && !is_vector && !is_scalar) fail_shape(found, name, expected);
   }
 
   /// A tensor as a matrix; a vector becomes one column. Scalar is of the kind of the tensor: float
@@ -154,11 +151,7 @@ class Tensors {
     const Entry& found = entry(name);
     Matrix<Scalar> result(rows, cols);
     if (!detail::convert(*found.tensor, result.data()))
-      throw FormatError(found.file->path(), std::string(name), found.tensor->offset,
-                        moe::detail::text_of(
-                            "dtype ", detail::info(found.tensor->dtype).name, " does not fit ",
-                            std::is_floating_point_v<Scalar> ? "a tensor of floating-point numbers"
-                                                             : "the integers that are read"));
+      fail_kind(found, name, std::is_floating_point_v<Scalar>);
     return result;
   }
 
@@ -167,11 +160,58 @@ class Tensors {
     return matrix<Scalar>(name, size, 1).col(0);
   }
 
+  /// Throws  FormatError naming the tensor if it is missing or has another shape.
+  void require(std::string_view name, const std::vector<Index>& shape) const {
+    const Entry& found = entry(name);
+    if (found.tensor->shape != shape) fail_shape(found, name, shape);
+  }
+
+  /// Some rows of a tensor of two or more dimensions, all but the last of which count as one.
+  ///
+  /// Shapes  result (count, shape.back()).
+  /// Throws  as `matrix`; std::invalid_argument if the rows lead beyond the tensor.
+  template <class Scalar>
+  Matrix<Scalar> rows(std::string_view name, const std::vector<Index>& shape, Index first,
+                      Index count) const {
+    require(name, shape);
+    const Entry& found = entry(name);
+    const Index cols = shape.back();
+    Index all = 1;
+    for (std::size_t i = 0; i + 1 < shape.size(); ++i) all *= shape[i];
+    moe::detail::check(first >= 0 && count >= 0 && first + count <= all, "Tensors::rows",
+                       "the rows lead beyond the tensor");
+    const auto bytes = static_cast<std::size_t>(cols) * detail::info(found.tensor->dtype).bytes;
+    TensorView part = *found.tensor;
+    part.shape = {count, cols};
+    part.data = part.data.subspan(static_cast<std::size_t>(first) * bytes,
+                                  static_cast<std::size_t>(count) * bytes);
+    Matrix<Scalar> result(count, cols);
+    if (!detail::convert(part, result.data()))
+      fail_kind(found, name, std::is_floating_point_v<Scalar>);
+    return result;
+  }
+
  private:
   struct Entry {
     const SafetensorsFile* file;
     const TensorView* tensor;
   };
+
+  [[noreturn]] MOE_COLD static void fail_shape(const Entry& found, std::string_view name,
+                                               const std::vector<Index>& expected) {
+    throw FormatError(found.file->path(), std::string(name), found.tensor->offset,
+                      moe::detail::text_of("expected shape ", detail::printed_shape(expected),
+                                           ", found ", detail::printed_shape(found.tensor->shape)));
+  }
+
+  [[noreturn]] MOE_COLD static void fail_kind(const Entry& found, std::string_view name,
+                                              bool is_float) {
+    throw FormatError(
+        found.file->path(), std::string(name), found.tensor->offset,
+        moe::detail::text_of(
+            "dtype ", detail::info(found.tensor->dtype).name, " does not fit ",
+            is_float ? "a tensor of floating-point numbers" : "the integers that are read"));
+  }
 
   static Tensors open_file(const std::string& path) {
     Tensors tensors(path);

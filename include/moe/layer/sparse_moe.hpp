@@ -17,6 +17,8 @@
 #include "moe/layer/dispatch.hpp"
 #include "moe/layer/shared_experts.hpp"
 #include "moe/layer/workspace.hpp"
+#include "moe/routing/capacity.hpp"
+#include "moe/routing/drops.hpp"
 #include "moe/routing/plan.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -66,6 +68,17 @@ class SparseMoe {
   BankT& experts() noexcept { return experts_; }
   const SharedExperts<SharedBankT>& shared() const noexcept { return shared_; }
   const Capacity& capacity() const noexcept { return capacity_; }
+  Capacity& capacity() noexcept { return capacity_; }
+
+  /// Added to every token's output; empty for none.
+  const Vector<Scalar>& output_bias() const noexcept { return output_bias_; }
+
+  /// Throws  ShapeError unless the bias is empty or D long.
+  void set_output_bias(Vector<Scalar> bias) {
+    if (bias.size() != 0)
+      detail::check_size("SparseMoe::set_output_bias", "bias.size()", d_model(), bias.size());
+    output_bias_ = std::move(bias);
+  }
 
   /// The plan of the last forward that used the layer's own workspace.
   const DispatchPlan& plan() const noexcept { return workspace_.plan; }
@@ -82,8 +95,11 @@ class SparseMoe {
   const Routing<Scalar>& forward(MatrixView<const Scalar> x, MatrixView<Scalar> y,
                                  Workspace<Scalar>& workspace, RouteOptions options = {}) const {
     check_views(x, y);
-    router_.route(x, options, workspace.routing);
-    run(x, workspace.routing, y, workspace);
+    MatrixView<const Scalar> hidden = x;
+    if constexpr (requires { router_.hidden_states(x, options, workspace.hidden); })
+      hidden = router_.hidden_states(x, options, workspace.hidden);
+    router_.route(hidden, options, workspace.routing);
+    run(hidden, workspace.routing, y, workspace);
     return workspace.routing;
   }
 
@@ -94,11 +110,25 @@ class SparseMoe {
     forward(x, routing, y, workspace_);
   }
 
-  /// The same with the caller's workspace.
+  /// The same with the caller's workspace. With `capacity().reroute`, the routing as it was run is
+  /// the workspace's.
   void forward(MatrixView<const Scalar> x, const Routing<Scalar>& routing, MatrixView<Scalar> y,
                Workspace<Scalar>& workspace) const {
     check_views(x, y);
     run(x, routing, y, workspace);
+  }
+
+  /// Runs the layer on a routing and a plan that the caller supplies, such as one made with
+  /// priorities of the caller's. The layer's capacity is not asked.
+  void forward(MatrixView<const Scalar> x, const Routing<Scalar>& routing, const DispatchPlan& plan,
+               MatrixView<Scalar> y, Workspace<Scalar>& workspace) const {
+    check_views(x, y);
+    check_routing_sizes(x, routing);
+    detail::check_routing(forward_name, routing);
+    detail::check_plan(forward_name, plan);
+    detail::check_size(forward_name, "plan.tokens", x.rows(), plan.tokens);
+    detail::check_size(forward_name, "plan.top_k", routing.top_k(), plan.top_k);
+    run_plan(x, routing, plan, y, workspace);
   }
 
  private:
@@ -113,25 +143,49 @@ class SparseMoe {
 
   void run(MatrixView<const Scalar> x, const Routing<Scalar>& routing, MatrixView<Scalar> y,
            Workspace<Scalar>& workspace) const {
+    check_routing_sizes(x, routing);
+    detail::make_plan<Scalar>(forward_name, routing, capacity_, workspace.plan);
+    if (capacity_.reroute && !workspace.plan.dropped.empty()) {
+      if (&routing != &workspace.routing) workspace.routing = routing;
+      reroute_dropped(workspace.plan, capacity_, workspace.routing);
+      detail::make_plan<Scalar>(forward_name, workspace.routing, capacity_, workspace.plan);
+      return run_plan(x, workspace.routing, workspace.plan, y, workspace);
+    }
+    run_plan(x, routing, workspace.plan, y, workspace);
+  }
+
+  void check_routing_sizes(MatrixView<const Scalar> x, const Routing<Scalar>& routing) const {
     detail::check_size(forward_name, "routing.tokens()", x.rows(), routing.tokens());
     detail::check_size(forward_name, "routing.num_experts", experts_.num_experts(),
                        routing.num_experts);
-    detail::make_plan(forward_name, routing, capacity_, workspace.plan);
-    workspace.rows.resize(workspace.plan.num_rows(), d_model());
+  }
+
+  void run_plan(MatrixView<const Scalar> x, const Routing<Scalar>& routing,
+                const DispatchPlan& plan, MatrixView<Scalar> y,
+                Workspace<Scalar>& workspace) const {
+    workspace.rows.resize(plan.num_rows(), d_model());
     const bool on_input = routing.weight_target == WeightTarget::input;
-    const MatrixView<const Scalar> weights = routing.weights;
+    MatrixView<const Scalar> weights = routing.weights;
+    if (!plan.dropped.empty() || routing.renormalization.after_drop) {
+      final_weights(routing, plan, workspace.weights);
+      weights = workspace.weights;
+    }
     const MatrixView<const Scalar> none;
-    experts_.forward({x, workspace.plan, on_input ? weights : none}, workspace.rows,
-                     workspace.scratch);
+    experts_.forward({x, plan, on_input ? weights : none, static_cast<Scalar>(routing.input_scale)},
+                     workspace.rows, workspace.scratch);
     shared_.run(x, workspace);
-    combine<Scalar>(workspace.rows, workspace.plan, on_input ? none : weights, y);
+    combine<Scalar>(workspace.rows, plan, on_input ? none : weights, y);
+    if constexpr (requires { experts_.add_unweighted(routing, plan, y); })
+      experts_.add_unweighted(routing, plan, y);
     shared_.add(workspace, y);
+    if (output_bias_.size() != 0) y.map().rowwise() += output_bias_.transpose();
   }
 
   RouterT router_;
   BankT experts_;
   SharedExperts<SharedBankT> shared_;
   Capacity capacity_;
+  Vector<Scalar> output_bias_;
   Workspace<Scalar> workspace_;
 };
 

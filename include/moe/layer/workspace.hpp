@@ -18,9 +18,12 @@ template <class Scalar>
 struct Workspace {
   Routing<Scalar> routing;
   DispatchPlan plan;
+  Matrix<Scalar> hidden;       // (T, D), x with jitter, in training only
+  Matrix<Scalar> weights;      // (T, K), where a capacity or the routing changes them
   Matrix<Scalar> rows;         // (N, D), expert outputs by row of the plan
   DispatchPlan shared_plan;    // of the shared experts
   Matrix<Scalar> shared_rows;  // (T * shared experts, D)
+  Matrix<Scalar> shared_gate;  // (T, shared experts), where they are gated
   Scratch scratch;
 };
 

@@ -1,78 +1,131 @@
 // SPDX-FileCopyrightText: The moe authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// Losses that keep the experts evenly used. Values only; each is a function of a Routing.
+// Load balancing: the product of each expert's share of the choices and its mean probability.
 #pragma once
 
-#include <cmath>
+#include <algorithm>
 #include <cstddef>
-#include <cstdint>
 #include <span>
-#include <vector>
 
 #include "moe/core/config.hpp"
 #include "moe/core/contracts.hpp"
 #include "moe/core/routing.hpp"
 #include "moe/core/types.hpp"
 #include "moe/losses/probabilities.hpp"
+#include "moe/losses/token_mask.hpp"
 
 namespace moe::inline MOE_ABI::losses {
 
 /// The scale of the load-balancing loss. With c_e the choices of expert e over all slots, c1_e its
 /// first choices, and P_e its mean probability over the tokens:
 enum class BalanceScale {
-  per_choice,    ///< E / (T K) sum c_e P_e,  1 at balance: Megatron, MegaBlocks
-  per_token,     ///< E / T     sum c_e P_e,  K at balance: transformers' Mixtral family
-  first_choice,  ///< E / T     sum c1_e P_e, 1 at balance: Switch; GShard's code
+  per_choice,    ///< E / (T K) sum c_e P_e,  1 at balance: Megatron, MegaBlocks, DeepSeek
+  per_token,     ///< E / T     sum c_e P_e,  K at balance: transformers' Mixtral family, flaxformer
+  first_choice,  ///< E / T     sum c1_e P_e, 1 at balance: Switch; GShard's code; Tutel
   gshard_paper,  ///< 1 / (E T) sum c1_e P_e, 1 / E^2 at balance: GShard's text
+  unscaled,      ///< 1 / T     sum c_e P_e,  K / E at balance: llm-baselines
 };
 
-/// Which tokens count: one entry for each, 0 for padding. Empty: all.
-using TokenMask = std::span<const std::uint8_t>;
+/// What the balancing losses need of a batch. Sums of several batches, or layers, may be added up.
+///
+/// Shapes  choices, first_choices, probabilities (E): sums over the tokens that count.
+struct BalanceSums {
+  Index top_k = 0;
+  double tokens = 0;
+  Vector<double> choices{};
+  Vector<double> first_choices{};
+  Vector<double> probabilities{};
+
+  Index num_experts() const noexcept { return choices.size(); }
+
+  BalanceSums& operator+=(const BalanceSums& other) {
+    if (num_experts() == 0) return *this = other;
+    moe::detail::check_size("BalanceSums", "num_experts()", num_experts(), other.num_experts());
+    moe::detail::check_size("BalanceSums", "top_k", top_k, other.top_k);
+    tokens += other.tokens;
+    choices += other.choices;
+    first_choices += other.first_choices;
+    probabilities += other.probabilities;
+    return *this;
+  }
+};
 
 namespace detail {
 
-/// Number of tokens that count; throws ShapeError if the mask is not T long.
-inline Index count_tokens(const char* where, TokenMask mask, Index tokens) {
-  if (mask.empty()) return tokens;
-  moe::detail::check_size(where, "mask.size()", tokens, static_cast<Index>(mask.size()));
-  Index count = 0;
-  for (const std::uint8_t counts : mask) count += counts != 0 ? 1 : 0;
-  return count;
-}
-
-inline bool counts(TokenMask mask, Index token) {
-  return mask.empty() || mask[static_cast<std::size_t>(token)] != 0;
-}
-
-/// log(sum exp(z)) of a row of logits.
-template <class Row>
-double log_sum_exp(const Row& logits) {
-  const double largest = logits.maxCoeff();
-  if (!std::isfinite(largest)) return largest;
-  return largest + std::log((logits.array() - largest).exp().sum());
-}
-
-/// Sums over the tokens of the router's probabilities.
+/// balance_sums with errors that begin with `where`.
 template <class Scalar>
-Vector<double> probability_sums(const Routing<Scalar>& routing, TokenMask mask) {
-  Vector<double> sums = Vector<double>::Zero(routing.num_experts);  // (E)
-  Vector<double> probability(routing.num_experts);                  // (E)
+BalanceSums balance_sums(const char* where, const Routing<Scalar>& routing, TokenMask mask) {
+  moe::detail::check_routing(where, routing);
+  const auto counted = count_tokens(where, mask, routing.tokens());
+  if (counted > 0) moe::detail::check_has_scores(where, routing);
+  BalanceSums sums{.top_k = routing.top_k(), .tokens = static_cast<double>(counted)};
+  sums.choices.setZero(routing.num_experts);
+  sums.first_choices.setZero(routing.num_experts);
+  sums.probabilities.setZero(routing.num_experts);
+  Vector<double> probability(routing.num_experts);  // (E)
   for (Index t = 0; t < routing.tokens(); ++t) {
     if (!counts(mask, t)) continue;
+    for (Index k = 0; k < routing.top_k(); ++k)
+      if (routing.experts(t, k) != no_expert) sums.choices[routing.experts(t, k)] += 1;
+    if (routing.experts(t, 0) != no_expert) sums.first_choices[routing.experts(t, 0)] += 1;
     moe::detail::token_probabilities(routing, t, probability);
-    sums += probability;
+    sums.probabilities += probability;
   }
   return sums;
 }
 
 }  // namespace detail
 
+/// The sums of one routing. Choices are counted before any drop.
+///
+/// Throws  std::invalid_argument if the routing was made without scores; ShapeError if the mask is
+///         not T long.
+template <class Scalar>
+BalanceSums balance_sums(const Routing<Scalar>& routing, TokenMask mask = {}) {
+  return detail::balance_sums("balance_sums", routing, mask);
+}
+
+/// Load balancing from shares of the choices and mean probabilities that may come from different
+/// batches: with the choices of a global batch, the loss of one of its micro-batches.
+///
+/// Values  as BalanceScale says; 0 where no token counts.
+/// Throws  ShapeError if the sums are of different layers.
+/// Source  Qiu et al. (2025), arXiv:2501.11873.
+inline double load_balancing(const BalanceSums& choices, const BalanceSums& probabilities,
+                             BalanceScale scale = BalanceScale::per_choice) {
+  moe::detail::check_size("load_balancing", "probabilities.num_experts()", choices.num_experts(),
+                          probabilities.num_experts());
+  if (choices.tokens == 0 || probabilities.tokens == 0) return 0;
+  const bool first_only =
+      scale == BalanceScale::first_choice || scale == BalanceScale::gshard_paper;
+  const Vector<double>& counts = first_only ? choices.first_choices : choices.choices;
+  const double total =
+      counts.dot(probabilities.probabilities) / (choices.tokens * probabilities.tokens);
+  const auto experts = static_cast<double>(choices.num_experts());
+  switch (scale) {
+    case BalanceScale::per_choice:
+      return total * experts / static_cast<double>(choices.top_k);
+    case BalanceScale::gshard_paper:
+      return total / experts;
+    case BalanceScale::unscaled:
+      return total;
+    default:
+      return total * experts;
+  }
+}
+
+inline double load_balancing(const BalanceSums& sums,
+                             BalanceScale scale = BalanceScale::per_choice) {
+  return load_balancing(sums, sums, scale);
+}
+
 /// Load balancing of Switch and GShard: the product of an expert's share of the choices and its
 /// mean probability, summed over the experts.
 ///
 /// Values  1 at balance with the default scale; see BalanceScale. 0 where no token counts. Choices
-///         are counted before any drop.
+///         are counted before any drop. Scores that are no distribution are normalised first, since
+///         a model could otherwise lower the loss by shrinking all of them.
 /// Throws  std::invalid_argument if the routing was made without scores; ShapeError if the mask is
 ///         not T long.
 /// Source  Fedus et al. (2021), eq. 4-6, arXiv:2101.03961; Lepikhin et al. (2020),
@@ -80,81 +133,57 @@ Vector<double> probability_sums(const Routing<Scalar>& routing, TokenMask mask) 
 template <class Scalar>
 Scalar load_balancing(const Routing<Scalar>& routing, BalanceScale scale = BalanceScale::per_choice,
                       TokenMask mask = {}) {
-  constexpr const char* where = "load_balancing";
-  moe::detail::check_routing(where, routing);
-  const Index counted = detail::count_tokens(where, mask, routing.tokens());
-  if (counted == 0) return 0;
-  moe::detail::check_has_scores(where, routing);
-
-  const bool first_only =
-      scale == BalanceScale::first_choice || scale == BalanceScale::gshard_paper;
-  std::vector<Index> choices(static_cast<std::size_t>(routing.num_experts), 0);
-  for (Index t = 0; t < routing.tokens(); ++t)
-    for (Index k = 0; k < (first_only ? 1 : routing.top_k()) && detail::counts(mask, t); ++k)
-      ++choices[static_cast<std::size_t>(routing.experts(t, k))];
-
-  const Vector<double> sums = detail::probability_sums(routing, mask);
-  double total = 0;
-  for (Index e = 0; e < routing.num_experts; ++e)
-    total += static_cast<double>(choices[static_cast<std::size_t>(e)]) * sums[e];
-  const auto experts = static_cast<double>(routing.num_experts);
-  const auto tokens = static_cast<double>(counted);
-  total /= tokens * tokens;
-  switch (scale) {
-    case BalanceScale::per_choice:
-      total *= experts / static_cast<double>(routing.top_k());
-      break;
-    case BalanceScale::per_token:
-    case BalanceScale::first_choice:
-      total *= experts;
-      break;
-    case BalanceScale::gshard_paper:
-      total /= experts;
-      break;
-  }
-  return static_cast<Scalar>(total);
+  return static_cast<Scalar>(
+      load_balancing(detail::balance_sums("load_balancing", routing, mask), scale));
 }
 
-/// The router z-loss: mean over the tokens of log(sum exp(logits))^2. It keeps logits small.
+/// The same for each group of `group_tokens` tokens, such as a sequence, mean over the groups that
+/// have a token that counts. The last group may be shorter.
 ///
-/// Values  (ln E)^2 for logits of 0; 0 where no token counts. Not finite where a token that counts
-///         has a logit of NaN or +infinity, or none above -infinity.
-/// Throws  std::invalid_argument if the routing was made without logits; ShapeError if the mask is
-///         not T long.
-/// Source  Zoph et al. (2022), eq. 5, arXiv:2202.08906.
+/// Values  as for all tokens together.
+/// Throws  as above; std::invalid_argument if group_tokens is not positive.
+/// Source  per group: Mesh TensorFlow, flaxformer; per sequence: transformers' Switch, `seq_aux` of
+///         DeepSeek-V2.
 template <class Scalar>
-Scalar z_loss(const Routing<Scalar>& routing, TokenMask mask = {}) {
-  moe::detail::check_routing("z_loss", routing);
-  const Index counted = detail::count_tokens("z_loss", mask, routing.tokens());
-  if (counted == 0) return 0;
-  moe::detail::check(routing.logits.size() != 0, "z_loss", "the routing was made without logits");
+Scalar load_balancing_by_group(const Routing<Scalar>& routing, Index group_tokens,
+                               BalanceScale scale = BalanceScale::per_choice, TokenMask mask = {}) {
+  constexpr const char* where = "load_balancing_by_group";
+  moe::detail::check(group_tokens > 0, where, "group_tokens must be positive");
+  detail::count_tokens(where, mask, routing.tokens());
   double total = 0;
-  for (Index t = 0; t < routing.tokens(); ++t) {
-    if (!detail::counts(mask, t)) continue;
-    const Vector<double> logits = routing.logits.row(t).template cast<double>();
-    const double value = detail::log_sum_exp(logits);
-    total += value * value;
+  double groups = 0;
+  Routing<Scalar> part;
+  for (Index begin = 0; begin < routing.tokens(); begin += group_tokens) {
+    const Index size = std::min(group_tokens, routing.tokens() - begin);
+    part.num_experts = routing.num_experts;
+    part.score_function = routing.score_function;
+    part.experts = routing.experts.middleRows(begin, size);
+    part.weights = routing.weights.middleRows(begin, size);
+    if (routing.scores.size() != 0) part.scores = routing.scores.middleRows(begin, size);
+    const TokenMask part_mask = mask.empty() ? mask
+                                             : mask.subspan(static_cast<std::size_t>(begin),
+                                                            static_cast<std::size_t>(size));
+    const BalanceSums sums = detail::balance_sums(where, part, part_mask);
+    if (sums.tokens == 0) continue;
+    total += load_balancing(sums, scale);
+    groups += 1;
   }
-  return static_cast<Scalar>(total / static_cast<double>(counted));
+  return static_cast<Scalar>(groups > 0 ? total / groups : 0);
 }
 
-/// Importance: the squared coefficient of variation of the experts' summed weights, with the
-/// population variance, var / (mean^2 + 1e-10).
+/// The loss over several layers taken as one long batch, as transformers' Mixtral family computes
+/// it. MegaBlocks takes the mean of the layers' losses instead.
 ///
-/// Values  0 at balance; 0 where no token counts.
-/// Throws  ShapeError if the mask is not T long.
-/// Source  Shazeer et al. (2017), eq. 6-7, arXiv:1701.06538; Tensor2Tensor `cv_squared`.
+/// Values  as for one layer.
+/// Throws  as above; ShapeError if the layers differ in E or K. The mask is the same for each
+/// layer.
 template <class Scalar>
-Scalar importance(const Routing<Scalar>& routing, TokenMask mask = {}) {
-  moe::detail::check_routing("importance", routing);
-  if (detail::count_tokens("importance", mask, routing.tokens()) == 0) return 0;
-  Vector<double> sums = Vector<double>::Zero(routing.num_experts);
-  for (Index t = 0; t < routing.tokens(); ++t)
-    for (Index k = 0; k < routing.top_k() && detail::counts(mask, t); ++k)
-      sums[routing.experts(t, k)] += static_cast<double>(routing.weights(t, k));
-  const double mean = sums.mean();
-  const double variance = (sums.array() - mean).square().mean();
-  return static_cast<Scalar>(variance / (mean * mean + 1e-10));
+Scalar load_balancing_of_layers(std::span<const Routing<Scalar>* const> layers,
+                                BalanceScale scale = BalanceScale::per_token, TokenMask mask = {}) {
+  BalanceSums sums;
+  for (const Routing<Scalar>* const layer : layers)
+    sums += detail::balance_sums("load_balancing_of_layers", *layer, mask);
+  return static_cast<Scalar>(load_balancing(sums, scale));
 }
 
 }  // namespace moe::inline MOE_ABI::losses

@@ -1,13 +1,13 @@
 // SPDX-FileCopyrightText: The moe authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// Building and restricting a DispatchPlan.
+// Building a DispatchPlan.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "moe/core/config.hpp"
@@ -15,55 +15,40 @@
 #include "moe/core/dispatch_plan.hpp"
 #include "moe/core/routing.hpp"
 #include "moe/core/types.hpp"
+#include "moe/core/view.hpp"
 #include "moe/parallel/parallel_for.hpp"
+#include "moe/routing/capacity.hpp"
+#include "moe/routing/drops.hpp"
 
 namespace moe::inline MOE_ABI {
 
-/// How many rows an expert takes at most. The default has no limit.
-///
-/// Drops   by position: an expert keeps the choices of the earliest tokens; an earlier slot of the
-///         same token comes first.
-struct Capacity {
-  double factor = 0;  ///< limit = ceil(factor * T * K / E), 0 for no limit
-  Index minimum = 0;  ///< the limit is never less than this
-
-  static constexpr Index unlimited = std::numeric_limits<Index>::max();
-
-  /// The limit for T tokens with K choices each among E experts.
-  Index rows(Index tokens, Index top_k, Index num_experts) const {
-    if (factor == 0 || num_experts <= 0) return unlimited;
-    // In this order every step is exact where factor * T * K and the result are whole numbers.
-    const double choices = static_cast<double>(tokens) * static_cast<double>(top_k);
-    const double limit = std::ceil(factor * choices / static_cast<double>(num_experts));
-    if (limit >= 0x1p62) return unlimited;
-    return std::max(static_cast<Index>(limit), minimum);
-  }
-};
-
 namespace detail {
-
-inline void check_capacity(const char* where, const Capacity& capacity) {
-  check(std::isfinite(capacity.factor) && capacity.factor >= 0, where,
-        "capacity.factor must be finite and not negative");
-  check(capacity.minimum >= 0, where, "capacity.minimum must not be negative");
-}
 
 /// Tokens of one block of the counting sort. Blocks are fixed by T, so the plan is the same for any
 /// number of threads.
 inline constexpr Index plan_block_tokens = 512;
 
+/// True if slot k of token t is used and was not dropped; `kept` (T * K) may be empty for all.
+template <class Scalar>
+bool is_kept(const Routing<Scalar>& routing, const std::vector<std::uint8_t>& kept, Index t,
+             Index k) {
+  return routing.experts(t, k) != no_expert &&
+         (kept.empty() || kept[static_cast<std::size_t>(t * routing.top_k() + k)] != 0);
+}
+
 /// Fills plan.offsets, and gives the place of the first choice of each expert in each block.
 ///
 /// Shapes  result (blocks, E).
 template <class Scalar>
-Matrix<std::int32_t> count_choices(const Routing<Scalar>& routing, Index limit,
-                                   DispatchPlan& plan) {
+Matrix<std::int32_t> count_choices(const Routing<Scalar>& routing,
+                                   const std::vector<std::uint8_t>& kept, DispatchPlan& plan) {
   const Index blocks = (routing.tokens() + plan_block_tokens - 1) / plan_block_tokens;
   Matrix<std::int32_t> place = Matrix<std::int32_t>::Zero(blocks, routing.num_experts);
   parallel::for_each_block(routing.tokens(), plan_block_tokens, [&](Index begin, Index end) {
     auto count = place.row(begin / plan_block_tokens);
     for (Index t = begin; t < end; ++t)
-      for (Index k = 0; k < routing.top_k(); ++k) ++count[routing.experts(t, k)];
+      for (Index k = 0; k < routing.top_k(); ++k)
+        if (is_kept(routing, kept, t, k)) ++count[routing.experts(t, k)];
   });
   plan.offsets.assign(static_cast<std::size_t>(routing.num_experts) + 1, 0);
   for (Index e = 0; e < routing.num_experts; ++e) {
@@ -74,43 +59,36 @@ Matrix<std::int32_t> count_choices(const Routing<Scalar>& routing, Index limit,
       before += count;
     }
     const auto i = static_cast<std::size_t>(e);
-    plan.offsets[i + 1] = plan.offsets[i] + std::min<Index>(before, limit);
+    plan.offsets[i + 1] = plan.offsets[i] + before;
   }
   return place;
 }
 
-/// Gives every choice its row or drops it.
+/// Gives every kept choice its row.
 template <class Scalar>
-void place_choices(const Routing<Scalar>& routing, Index limit, Matrix<std::int32_t>& next_place,
-                   DispatchPlan& plan) {
-  std::vector<std::vector<TokenSlot>> dropped(static_cast<std::size_t>(next_place.rows()));
+void place_choices(const Routing<Scalar>& routing, const std::vector<std::uint8_t>& kept,
+                   Matrix<std::int32_t>& next_place, DispatchPlan& plan) {
   parallel::for_each_block(routing.tokens(), plan_block_tokens, [&](Index begin, Index end) {
     const Index block = begin / plan_block_tokens;
     for (Index t = begin; t < end; ++t) {
       for (Index k = 0; k < plan.top_k; ++k) {
-        const Index expert = routing.experts(t, k);
-        const Index place = next_place(block, expert)++;
-        const TokenSlot choice{static_cast<std::int32_t>(t), static_cast<std::int32_t>(k)};
         std::int32_t row = DispatchPlan::no_row;
-        if (place < limit) {
-          row = static_cast<std::int32_t>(plan.first_row(expert) + place);
-          plan.rows[static_cast<std::size_t>(row)] = choice;
-        } else {
-          dropped[static_cast<std::size_t>(block)].push_back(choice);
+        if (is_kept(routing, kept, t, k)) {
+          const Index expert = routing.experts(t, k);
+          row = static_cast<std::int32_t>(plan.first_row(expert) + next_place(block, expert)++);
+          plan.rows[static_cast<std::size_t>(row)] = {static_cast<std::int32_t>(t),
+                                                      static_cast<std::int32_t>(k)};
         }
         plan.row_of[static_cast<std::size_t>(t * plan.top_k + k)] = row;
       }
     }
   });
-  plan.dropped.clear();
-  for (const auto& choices : dropped)
-    plan.dropped.insert(plan.dropped.end(), choices.begin(), choices.end());
 }
 
 /// make_plan with errors that begin with `where`.
 template <class Scalar>
 void make_plan(const char* where, const Routing<Scalar>& routing, const Capacity& capacity,
-               DispatchPlan& plan) {
+               DispatchPlan& plan, MatrixView<const Scalar> priority = {}) {
   check(routing.num_experts > 0, where, "routing.num_experts must be positive");
   check_capacity(where, capacity);
   check_routing(where, routing);
@@ -121,26 +99,38 @@ void make_plan(const char* where, const Routing<Scalar>& routing, const Capacity
   plan.top_k = routing.top_k();
   plan.num_experts = routing.num_experts;
   plan.first_expert = 0;
-  const Index limit = capacity.rows(plan.tokens, plan.top_k, plan.num_experts);
-  Matrix<std::int32_t> place = count_choices(routing, limit, plan);  // (blocks, E)
+  const std::vector<std::uint8_t> kept = kept_choices(where, routing, capacity, priority);
+  Matrix<std::int32_t> place = count_choices(routing, kept, plan);  // (blocks, E)
   plan.rows.resize(static_cast<std::size_t>(plan.offsets.back()));
   plan.row_of.resize(static_cast<std::size_t>(plan.tokens * plan.top_k));
-  place_choices(routing, limit, place, plan);
+  place_choices(routing, kept, place, plan);
+  plan.dropped.clear();
+  for (std::size_t i = 0; i < kept.size(); ++i) {
+    const auto t = static_cast<Index>(i) / plan.top_k;
+    const auto k = static_cast<Index>(i) % plan.top_k;
+    if (kept[i] == 0 && routing.experts(t, k) != no_expert)
+      plan.dropped.push_back({static_cast<std::int32_t>(t), static_cast<std::int32_t>(k)});
+  }
 }
 
 }  // namespace detail
 
 /// Groups the choices of `routing` by expert: a stable counting sort over blocks of tokens, each
-/// with a histogram of its own.
+/// with a histogram of its own, after the capacity's order has dropped what is too much.
 ///
+/// Shapes  priority (T, E), for the random order: an expert keeps the choices with the largest
+///         entries; empty to draw them from the capacity's seed.
 /// Values  plan.rows of an expert are sorted by token, then slot; plan.dropped lists every choice
 ///         beyond the capacity, sorted the same way. Memory of `plan` is reused.
-/// Cost    O(T K + E T / 512), parallel over blocks of tokens.
+/// Cost    O(T K + E T / 512), parallel over blocks of tokens; a capacity adds O(T K), and the
+///         orders other than by position a sort.
 /// Throws  std::invalid_argument if an expert is out of range, a weight is not finite, the capacity
-///         makes no sense, or T * K does not fit 31 bits; ShapeError if sizes disagree.
+///         makes no sense, T * K does not fit 31 bits, or batch priority meets a routing without
+///         scores; ShapeError if sizes disagree.
 template <class Scalar>
-void make_plan(const Routing<Scalar>& routing, const Capacity& capacity, DispatchPlan& plan) {
-  detail::make_plan("make_plan", routing, capacity, plan);
+void make_plan(const Routing<Scalar>& routing, const Capacity& capacity, DispatchPlan& plan,
+               std::type_identity_t<MatrixView<const Scalar>> priority = {}) {
+  detail::make_plan("make_plan", routing, capacity, plan, priority);
 }
 
 /// The plan of a bank whose experts all see every token: expert e has the T rows from e * T on.
@@ -168,31 +158,6 @@ inline void make_full_plan(Index tokens, Index num_experts, DispatchPlan& plan) 
       plan.row_of[static_cast<std::size_t>(t * num_experts + e)] = static_cast<std::int32_t>(row);
     }
   }
-}
-
-/// The part of a plan that experts first .. last - 1 work on, for a bank that holds only those.
-/// Slots of other experts have no row in it, and `dropped` stays with the whole plan.
-///
-/// Throws  std::invalid_argument unless 0 <= first <= last <= plan.num_experts, or if the plan
-///         leads outside of what it describes; ShapeError if its sizes disagree.
-inline DispatchPlan restrict_plan(const DispatchPlan& plan, Index first, Index last) {
-  detail::check_plan("restrict_plan", plan);
-  detail::check(0 <= first && first <= last && last <= plan.num_experts, "restrict_plan",
-                "the experts must be a range of the plan's");
-  DispatchPlan part;
-  part.tokens = plan.tokens;
-  part.top_k = plan.top_k;
-  part.num_experts = last - first;
-  part.first_expert = plan.first_expert + first;
-  const Index begin = plan.first_row(first);
-  const Index end = plan.first_row(last);
-  for (Index e = first; e <= last; ++e) part.offsets.push_back(plan.first_row(e) - begin);
-  part.rows.assign(plan.rows.begin() + begin, plan.rows.begin() + end);
-  part.row_of.reserve(plan.row_of.size());
-  for (const std::int32_t row : plan.row_of)
-    part.row_of.push_back(row >= begin && row < end ? static_cast<std::int32_t>(row - begin)
-                                                    : DispatchPlan::no_row);
-  return part;
 }
 
 }  // namespace moe::inline MOE_ABI

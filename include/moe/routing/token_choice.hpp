@@ -31,28 +31,72 @@ struct TokenChoiceScratch {
 
 namespace detail {
 
-/// Brings K weights to a common sum as the rule says.
+/// How many of the K chosen, best first, the token uses.
 template <class Scalar>
-void renormalize(const RenormalizationRule& rule, Scalar* weight, Index top_k) noexcept {
-  if (rule.kind == Renormalization::none || (top_k == 1 && !rule.at_top_1)) return;
-  const auto epsilon = static_cast<Scalar>(rule.epsilon);
-  const auto p = static_cast<Scalar>(rule.p);
-  const bool is_norm = rule.kind == Renormalization::p_norm;
-  Scalar divisor = 0;
-  for (Index k = 0; k < top_k; ++k)
-    divisor += is_norm ? std::pow(std::fabs(weight[k]), p) : weight[k];
-  if (is_norm) divisor = std::pow(divisor, 1 / p);
-  if (rule.kind == Renormalization::sum) divisor += epsilon;
-  if (rule.kind == Renormalization::clamped_sum) divisor = std::fmax(divisor, epsilon);
-  for (Index k = 0; k < top_k; ++k) weight[k] = divisor != 0 ? weight[k] / divisor : Scalar(0);
+Index limited_choices(const ChoiceLimit& limit, const Scalar* score, const ExpertIndex* expert,
+                      Index top_k) noexcept {
+  if (limit.kind == ChoiceLimitKind::none) return top_k;
+  const auto value = static_cast<Scalar>(limit.value);
+  Scalar sum = 0;
+  Index count = 0;
+  for (; count < top_k; ++count) {
+    const Scalar s = score[expert[count]];
+    if (count >= limit.minimum) {
+      if (limit.kind == ChoiceLimitKind::top_p && sum >= value) break;
+      if (limit.kind == ChoiceLimitKind::threshold && !(s > value)) break;
+      if (limit.kind == ChoiceLimitKind::relative_threshold && !(s > value * score[expert[0]]))
+        break;
+    }
+    sum += s;
+  }
+  return count;
+}
+
+/// The weight of a chosen expert with logit z and score s, before softmax and renormalisation.
+template <class Scalar>
+Scalar raw_weight(WeightSource source, Scalar z, Scalar s) noexcept {
+  switch (source) {
+    case WeightSource::softmax_of_chosen:
+      return z;
+    case WeightSource::sigmoid_of_chosen:
+      return std::isnan(z) ? Scalar(0) : sigmoid(z);
+    case WeightSource::one:
+      return std::isnan(z) ? Scalar(0) : Scalar(1);
+    default:
+      return s;
+  }
 }
 
 }  // namespace detail
 
+/// Weighs experts that were chosen, best first. Where the rule renormalises after the drop, the
+/// weights are neither renormalised nor scaled.
+///
+/// Shapes  logit, score (E), expert, weight (K); expert may end with `no_expert`.
+template <class Scalar>
+void weigh_experts(const RoutingRule& rule, const Scalar* logit, const Scalar* score,
+                   Index num_experts, const ExpertIndex* expert, Index top_k,
+                   Scalar* weight) noexcept {
+  Index used = 0;
+  for (; used < top_k && expert[used] != no_expert; ++used)
+    weight[used] = detail::raw_weight(rule.weights_from, logit[expert[used]], score[expert[used]]);
+  for (Index k = used; k < top_k; ++k) weight[k] = 0;
+  if (rule.weights_from == WeightSource::softmax_of_chosen) softmax(weight, used, weight);
+  for (Index k = 0; k < used; ++k)
+    if (expert[k] >= num_experts - rule.weightless_experts) weight[k] = 0;
+  const bool finished = !rule.renormalization.after_drop;
+  if (finished) detail::renormalize(rule.renormalization, top_k, weight, used);
+  const Scalar scale = finished ? static_cast<Scalar>(rule.scale) : Scalar(1);
+  for (Index k = 0; k < used; ++k) {
+    weight[k] *= scale;
+    if (!std::isfinite(weight[k])) weight[k] = 0;  // Identity scores of infinite logits.
+  }
+}
+
 /// Chooses the experts of one token and weighs them.
 ///
 /// Shapes  logit, score, selection_bias (E), expert, weight (K); selection_bias may be null.
-/// Values  score is what the rule's score function gives; weight is final.
+/// Values  score is what the rule's score function gives; weight as for `weigh_experts`.
 /// Ties    lower expert index first. An expert with a NaN logit never wins against one without that
 ///         may be chosen, and has weight 0; a row of NaN selects 0 .. K-1 with weights 0.
 /// Throws  nothing; the rule was checked when the router was made.
@@ -71,30 +115,9 @@ void choose_experts(const RoutingRule& rule, const Scalar* logit, const Scalar* 
                         scratch.kept.data());
   select_top_k(key, num_experts, top_k, expert);
 
-  for (Index k = 0; k < top_k; ++k) {
-    const Scalar z = logit[expert[k]];
-    switch (rule.weights_from) {
-      case WeightSource::scores:
-        weight[k] = score[expert[k]];
-        break;
-      case WeightSource::softmax_of_chosen:
-        weight[k] = z;
-        break;
-      case WeightSource::sigmoid_of_chosen:
-        weight[k] = std::isnan(z) ? Scalar(0) : sigmoid(z);
-        break;
-      case WeightSource::one:
-        weight[k] = std::isnan(z) ? Scalar(0) : Scalar(1);
-        break;
-    }
-  }
-  if (rule.weights_from == WeightSource::softmax_of_chosen) softmax(weight, top_k, weight);
-  detail::renormalize(rule.renormalization, weight, top_k);
-  const auto scale = static_cast<Scalar>(rule.scale);
-  for (Index k = 0; k < top_k; ++k) {
-    weight[k] *= scale;
-    if (!std::isfinite(weight[k])) weight[k] = 0;  // Identity scores of infinite logits.
-  }
+  for (Index k = detail::limited_choices(rule.limit, score, expert, top_k); k < top_k; ++k)
+    expert[k] = no_expert;
+  weigh_experts(rule, logit, score, num_experts, expert, top_k, weight);
 }
 
 }  // namespace moe::inline MOE_ABI

@@ -1,0 +1,61 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// How the weights of a token are brought to a common sum.
+#pragma once
+
+#include <cmath>
+
+#include "moe/core/config.hpp"
+#include "moe/core/contracts.hpp"
+#include "moe/core/types.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// What the weights of a token are divided by.
+enum class Renormalization {
+  none,
+  sum,          ///< w / (sum + epsilon)
+  clamped_sum,  ///< w / max(sum, epsilon)
+  p_norm,       ///< w / (sum |w|^p)^(1/p)
+};
+
+/// A divisor of 0 leaves weights of 0.
+struct RenormalizationRule {
+  Renormalization kind = Renormalization::none;
+  double epsilon = 0;
+  double p = 1;
+  bool at_top_1 = true;  ///< false: a single choice keeps its weight as it is
+  bool after_drop =
+      false;  ///< true: over the choices that the capacity kept, when the plan is made
+
+  friend bool operator==(const RenormalizationRule&, const RenormalizationRule&) = default;
+};
+
+namespace detail {
+
+/// Throws std::invalid_argument if the rule makes no sense.
+inline void check_renormalization(const char* where, const RenormalizationRule& rule) {
+  check(std::isfinite(rule.epsilon) && rule.epsilon >= 0, where,
+        "renormalization.epsilon must be finite and not negative");
+  check(std::isfinite(rule.p) && rule.p > 0, where,
+        "renormalization.p must be finite and positive");
+}
+
+/// Divides n weights of a token with K slots as the rule says.
+template <class Scalar>
+void renormalize(const RenormalizationRule& rule, Index top_k, Scalar* weight, Index n) noexcept {
+  if (rule.kind == Renormalization::none || (top_k == 1 && !rule.at_top_1)) return;
+  const auto epsilon = static_cast<Scalar>(rule.epsilon);
+  const auto p = static_cast<Scalar>(rule.p);
+  const bool is_norm = rule.kind == Renormalization::p_norm;
+  Scalar divisor = 0;
+  for (Index k = 0; k < n; ++k) divisor += is_norm ? std::pow(std::fabs(weight[k]), p) : weight[k];
+  if (is_norm) divisor = std::pow(divisor, 1 / p);
+  if (rule.kind == Renormalization::sum) divisor += epsilon;
+  if (rule.kind == Renormalization::clamped_sum) divisor = std::fmax(divisor, epsilon);
+  for (Index k = 0; k < n; ++k) weight[k] = divisor != 0 ? weight[k] / divisor : Scalar(0);
+}
+
+}  // namespace detail
+}  // namespace moe::inline MOE_ABI

@@ -1,0 +1,90 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// AnyExperts: a bank of experts whose type is chosen at run time.
+#pragma once
+
+#include <concepts>
+#include <memory>
+#include <type_traits>
+#include <utility>
+
+#include "moe/core/concepts.hpp"
+#include "moe/core/config.hpp"
+#include "moe/core/dispatch_plan.hpp"
+#include "moe/core/routing.hpp"
+#include "moe/core/scratch.hpp"
+#include "moe/core/types.hpp"
+#include "moe/core/view.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// Holds any bank of one scalar type. Copies share the bank, which is const.
+template <class ScalarT>
+class AnyExperts {
+ public:
+  using Scalar = ScalarT;
+
+  template <ExpertBank BankT>
+  requires(!std::same_as<std::remove_cvref_t<BankT>, AnyExperts> &&
+           std::same_as<typename BankT::Scalar, Scalar>)
+      AnyExperts(BankT bank)  // NOLINT(google-explicit-constructor)
+      : held_(std::make_shared<const Held<BankT>>(std::move(bank))) {}
+
+  Index d_model() const noexcept { return held_->d_model(); }
+  Index num_experts() const noexcept { return held_->num_experts(); }
+
+  void forward(const ExpertInput<Scalar>& input, MatrixView<Scalar> rows, Scratch& scratch) const {
+    held_->forward(input, rows, scratch);
+  }
+
+  /// Adds to y (T, D) what the routing weights must not multiply, if the bank has such biases.
+  void add_unweighted(const Routing<Scalar>& routing, const DispatchPlan& plan,
+                      MatrixView<Scalar> y) const {
+    held_->add_unweighted(routing, plan, y);
+  }
+
+  /// The bank, if it is of this type, else null.
+  template <class BankT>
+  const BankT* target() const noexcept {
+    const auto* const held = dynamic_cast<const Held<BankT>*>(held_.get());
+    return held != nullptr ? &held->bank : nullptr;
+  }
+
+ private:
+  struct Base {
+    Base() = default;
+    Base(const Base&) = delete;
+    Base& operator=(const Base&) = delete;
+    virtual ~Base() = default;
+    virtual Index d_model() const noexcept = 0;
+    virtual Index num_experts() const noexcept = 0;
+    virtual void forward(const ExpertInput<Scalar>& input, MatrixView<Scalar> rows,
+                         Scratch& scratch) const = 0;
+    virtual void add_unweighted(const Routing<Scalar>& routing, const DispatchPlan& plan,
+                                MatrixView<Scalar> y) const = 0;
+  };
+
+  template <class BankT>
+  struct Held final : Base {
+    explicit Held(BankT held) : bank(std::move(held)) {}
+    Index d_model() const noexcept override { return bank.d_model(); }
+    Index num_experts() const noexcept override { return bank.num_experts(); }
+    void forward(const ExpertInput<Scalar>& input, MatrixView<Scalar> rows,
+                 Scratch& scratch) const override {
+      bank.forward(input, rows, scratch);
+    }
+    void add_unweighted(const Routing<Scalar>& routing, const DispatchPlan& plan,
+                        MatrixView<Scalar> y) const override {
+      if constexpr (requires { bank.add_unweighted(routing, plan, y); })
+        bank.add_unweighted(routing, plan, y);
+    }
+    BankT bank;
+  };
+
+  std::shared_ptr<const Base> held_;
+};
+
+static_assert(ExpertBank<AnyExperts<float>> && ExpertBank<AnyExperts<double>>);
+
+}  // namespace moe::inline MOE_ABI

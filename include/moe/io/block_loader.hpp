@@ -1,0 +1,312 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// load_block: one MoE block from a family's tensors. (optional: needs nlohmann_json)
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "moe/core/config.hpp"
+#include "moe/core/contracts.hpp"
+#include "moe/core/types.hpp"
+#include "moe/experts/activation.hpp"
+#include "moe/experts/any_experts.hpp"
+#include "moe/experts/expert_source.hpp"
+#include "moe/experts/feed_forward.hpp"
+#include "moe/io/families.hpp"
+#include "moe/io/layer_config.hpp"
+#include "moe/io/tensors.hpp"
+#include "moe/layer/shared_experts.hpp"
+#include "moe/layer/sparse_moe.hpp"
+#include "moe/routing/any_router.hpp"
+#include "moe/routing/sparse_mixer_router.hpp"
+#include "moe/routing/topk_router.hpp"
+
+namespace moe::inline MOE_ABI::io {
+
+/// What every supported family loads as. `router().target<TopKRouter<Scalar>>()` and
+/// `experts().target<SwiGluExperts<Scalar>>()` give the parts by their types, or null.
+template <class Scalar>
+using CheckpointLayer = SparseMoe<AnyRouter<Scalar>, AnyExperts<Scalar>>;
+
+namespace detail {
+
+/// A bank whose activation is known at run time. `matrices(e)` gives expert e.
+template <class Scalar, class Matrices>
+AnyExperts<Scalar> make_bank(const LayerConfig& config, const ExpertsConfig& sizes, bool gated,
+                             Matrices&& matrices) {
+  const auto fill = [&](auto bank) {
+    for (Index e = 0; e < sizes.num_experts; ++e) {
+      const ExpertMatrices<Scalar> expert = matrices(e);
+      bank.set_expert(e, expert.weights());
+    }
+    return AnyExperts<Scalar>(std::move(bank));
+  };
+  const auto with = [&](auto activation) {
+    using Plain = decltype(activation);
+    if (gated) return fill(FeedForwardExperts<Scalar, GatedBy<Plain>>(sizes));
+    return fill(FeedForwardExperts<Scalar, Plain>(sizes));
+  };
+  switch (config.activation) {
+    case CheckpointActivation::gelu:
+      return with(Gelu{});
+    case CheckpointActivation::gelu_tanh:
+      return with(GeluTanh{});
+    case CheckpointActivation::relu:
+      return with(Relu{});
+    case CheckpointActivation::clamped_swiglu:
+      return fill(FeedForwardExperts<Scalar, ClampedSwiGlu>(sizes, config.clamp));
+    default:
+      return with(Silu{});
+  }
+}
+
+/// Reads the parts of one block; shapes are checked before any memory is taken.
+template <class Scalar>
+class BlockReader {
+ public:
+  BlockReader(const Tensors& tensors, const LayerConfig& config, std::string prefix)
+      : tensors_(tensors),
+        config_(config),
+        traits_(traits_of(config.family)),
+        prefix_(std::move(prefix)) {
+    moe::detail::product("load_block", moe::detail::product("load_block", 2, config_.d_ff),
+                         moe::detail::product("load_block", config_.num_experts, config_.d_model));
+    tensors_.require(name(traits_.router), config_.num_experts, config_.d_model);
+    for (Index e = 0; e < config_.num_experts; ++e) require_expert(e);
+    if (config_.shared_d_ff > 0) require_shared();
+  }
+
+  AnyRouter<Scalar> router() const {
+    const Index experts = config_.num_experts;
+    RouterWeights<Scalar> weights;
+    weights.weight = tensors_.matrix<Scalar>(name(traits_.router), experts, config_.d_model);
+    if (config_.family == Family::phimoe)
+      return SparseMixerRouter<Scalar>({.d_model = config_.d_model,
+                                        .num_experts = experts,
+                                        .jitter = config_.sparse_mixer_jitter},
+                                       std::move(weights.weight));
+    if (config_.family == Family::gpt_oss)
+      weights.bias = tensors_.vector<Scalar>(name("router.bias"), experts);
+    if (config_.router_bias)
+      weights.bias = tensors_.vector<Scalar>(name("router.classifier.bias"), experts);
+    if (!traits_.selection_bias.empty()) {
+      const std::string bias = name(traits_.selection_bias);
+      // ERNIE stores a row.
+      const bool is_row = tensors_.tensor(bias).shape.size() == 2;
+      weights.selection_bias = is_row ? tensors_.matrix<Scalar>(bias, 1, experts).row(0).transpose()
+                                      : tensors_.vector<Scalar>(bias, experts);
+    }
+    return TopKRouter<Scalar>({.d_model = config_.d_model,
+                               .num_experts = experts,
+                               .top_k = config_.top_k,
+                               .rule = config_.rule},
+                              std::move(weights));
+  }
+
+  AnyExperts<Scalar> experts() const {
+    const bool biases =
+        traits_.layout == ExpertLayout::plain_bias || traits_.layout == ExpertLayout::fused_biased;
+    return make_bank<Scalar>(config_,
+                             {.num_experts = config_.num_experts,
+                              .d_model = config_.d_model,
+                              .d_ff = config_.d_ff,
+                              .biases = biases},
+                             !is_plain(), [&](Index e) { return expert(e); });
+  }
+
+  SharedExperts<AnyExperts<Scalar>> shared() const {
+    if (config_.shared_d_ff == 0) return {};
+    Matrix<Scalar> gate;  // (1, D) or empty
+    if (config_.family == Family::qwen2_moe)
+      gate = tensors_.matrix<Scalar>(name("shared_expert_gate.weight"), 1, config_.d_model);
+    return SharedExperts<AnyExperts<Scalar>>(
+        make_bank<Scalar>(
+            config_, {.num_experts = 1, .d_model = config_.d_model, .d_ff = config_.shared_d_ff},
+            true, [&](Index /*expert*/) { return shared_expert(); }),
+        std::move(gate));
+  }
+
+  /// JetMoE adds a bias to the block's output.
+  Vector<Scalar> output_bias() const {
+    if (config_.family != Family::jetmoe) return {};
+    return tensors_.vector<Scalar>(name("bias"), config_.d_model);
+  }
+
+ private:
+  template <class... Parts>
+  std::string name(const Parts&... parts) const {
+    return moe::detail::text_of(prefix_, parts...);
+  }
+
+  bool is_plain() const {
+    return traits_.layout == ExpertLayout::plain || traits_.layout == ExpertLayout::plain_bias;
+  }
+
+  /// "<block>experts.<e>." or the plain experts' form of it.
+  std::string expert_name(Index e, std::string_view role, std::string_view kind) const {
+    return name(is_plain() ? "experts.expert_" : "experts.", e, ".", role, ".", kind);
+  }
+
+  /// Granite's shared expert stands beside the block, fused; others have three matrices in it.
+  std::string shared_name(std::string_view role) const {
+    if (config_.family != Family::granitemoe) return name(traits_.shared, role, ".weight");
+    const std::string_view block = "block_sparse_moe.";
+    const std::string base =
+        prefix_.ends_with(block) ? prefix_.substr(0, prefix_.size() - block.size()) : prefix_;
+    return moe::detail::text_of(base, traits_.shared, role, ".weight");
+  }
+
+  void require_expert(Index e) const {
+    const Index D = config_.d_model;
+    const Index F = config_.d_ff;
+    const Index E = config_.num_experts;
+    const bool is_first = e == 0;
+    switch (traits_.layout) {
+      case ExpertLayout::gated:
+        tensors_.require(expert_name(e, traits_.gate, "weight"), F, D);
+        tensors_.require(expert_name(e, traits_.up, "weight"), F, D);
+        tensors_.require(expert_name(e, traits_.down, "weight"), D, F);
+        break;
+      case ExpertLayout::plain_bias:
+        tensors_.require(expert_name(e, traits_.up, "bias"), F, 1);
+        tensors_.require(expert_name(e, traits_.down, "bias"), D, 1);
+        [[fallthrough]];
+      case ExpertLayout::plain:
+        tensors_.require(expert_name(e, traits_.up, "weight"), F, D);
+        tensors_.require(expert_name(e, traits_.down, "weight"), D, F);
+        break;
+      case ExpertLayout::stacked:
+        for (const std::string_view part : {traits_.gate, traits_.up, traits_.down})
+          if (is_first) tensors_.require(name(part), {E * F, D});
+        break;
+      case ExpertLayout::fused_biased:
+        if (!is_first) break;
+        tensors_.require(name(traits_.up, "_bias"), {E, 2 * F});
+        tensors_.require(name(traits_.down, "_bias"), {E, D});
+        [[fallthrough]];
+      case ExpertLayout::fused_in_out:
+        if (!is_first) break;
+        tensors_.require(name(traits_.up), {E, D, 2 * F});
+        tensors_.require(name(traits_.down), {E, F, D});
+        break;
+      case ExpertLayout::fused_out_in:
+        if (!is_first) break;
+        tensors_.require(name(traits_.up, ".weight"), {E, 2 * F, D});
+        tensors_.require(name(traits_.down, ".weight"), {E, D, F});
+        break;
+    }
+  }
+
+  void require_shared() const {
+    const Index D = config_.d_model;
+    const Index F = config_.shared_d_ff;
+    if (config_.family == Family::granitemoe) {
+      tensors_.require(shared_name("input_linear"), 2 * F, D);
+      tensors_.require(shared_name("output_linear"), D, F);
+      return;
+    }
+    tensors_.require(shared_name("gate_proj"), F, D);
+    tensors_.require(shared_name("up_proj"), F, D);
+    tensors_.require(shared_name("down_proj"), D, F);
+  }
+
+  ExpertMatrices<Scalar> expert(Index e) const {
+    const Index D = config_.d_model;
+    const Index F = config_.d_ff;
+    const Index E = config_.num_experts;
+    ExpertMatrices<Scalar> m;
+    switch (traits_.layout) {
+      case ExpertLayout::gated:
+        m.gate = tensors_.matrix<Scalar>(expert_name(e, traits_.gate, "weight"), F, D);
+        m.up = tensors_.matrix<Scalar>(expert_name(e, traits_.up, "weight"), F, D);
+        m.down = tensors_.matrix<Scalar>(expert_name(e, traits_.down, "weight"), D, F);
+        return m;
+      case ExpertLayout::plain_bias:
+        m.up_bias = tensors_.matrix<Scalar>(expert_name(e, traits_.up, "bias"), F, 1);
+        m.down_bias = tensors_.matrix<Scalar>(expert_name(e, traits_.down, "bias"), D, 1);
+        [[fallthrough]];
+      case ExpertLayout::plain:
+        m.up = tensors_.matrix<Scalar>(expert_name(e, traits_.up, "weight"), F, D);
+        m.down = tensors_.matrix<Scalar>(expert_name(e, traits_.down, "weight"), D, F);
+        return m;
+      case ExpertLayout::stacked: {
+        m.gate = tensors_.rows<Scalar>(name(traits_.gate), {E * F, D}, e * F, F);
+        m.up = tensors_.rows<Scalar>(name(traits_.up), {E * F, D}, e * F, F);
+        m.down = tensors_.rows<Scalar>(name(traits_.down), {E * F, D}, e * F, F).transpose().eval();
+        return m;
+      }
+      case ExpertLayout::fused_in_out:
+      case ExpertLayout::fused_biased: {
+        const bool biased = traits_.layout == ExpertLayout::fused_biased;
+        const Matrix<Scalar> fused =
+            tensors_.rows<Scalar>(name(traits_.up), {E, D, 2 * F}, e * D, D);
+        const Matrix<Scalar> down = tensors_.rows<Scalar>(name(traits_.down), {E, F, D}, e * F, F);
+        Matrix<Scalar> fused_bias;  // (2 F, 1)
+        Matrix<Scalar> down_bias;   // (D, 1)
+        if (biased) {
+          fused_bias =
+              tensors_.rows<Scalar>(name(traits_.up, "_bias"), {E, 2 * F}, e, 1).transpose().eval();
+          down_bias =
+              tensors_.rows<Scalar>(name(traits_.down, "_bias"), {E, D}, e, 1).transpose().eval();
+        }
+        return separate<Scalar>(
+            {.gate_up = fused,
+             .down = down,
+             .gate_up_bias = fused_bias,
+             .down_bias = down_bias,
+             .orientation = Orientation::in_out,
+             .down_orientation = Orientation::in_out,
+             .gate_up_order = biased ? GateUpOrder::interleaved : GateUpOrder::halves});
+      }
+      case ExpertLayout::fused_out_in: {
+        const Matrix<Scalar> fused =
+            tensors_.rows<Scalar>(name(traits_.up, ".weight"), {E, 2 * F, D}, e * 2 * F, 2 * F);
+        const Matrix<Scalar> down =
+            tensors_.rows<Scalar>(name(traits_.down, ".weight"), {E, D, F}, e * D, D);
+        return separate<Scalar>({.gate_up = fused, .down = down});
+      }
+    }
+    return m;
+  }
+
+  ExpertMatrices<Scalar> shared_expert() const {
+    const Index D = config_.d_model;
+    const Index F = config_.shared_d_ff;
+    if (config_.family == Family::granitemoe) {
+      const auto fused = tensors_.matrix<Scalar>(shared_name("input_linear"), 2 * F, D);
+      const auto down = tensors_.matrix<Scalar>(shared_name("output_linear"), D, F);
+      return separate<Scalar>({.gate_up = fused, .down = down});
+    }
+    ExpertMatrices<Scalar> m;
+    m.gate = tensors_.matrix<Scalar>(shared_name("gate_proj"), F, D);
+    m.up = tensors_.matrix<Scalar>(shared_name("up_proj"), F, D);
+    m.down = tensors_.matrix<Scalar>(shared_name("down_proj"), D, F);
+    return m;
+  }
+
+  const Tensors& tensors_;
+  const LayerConfig& config_;
+  const FamilyTraits& traits_;
+  std::string prefix_;
+};
+
+}  // namespace detail
+
+/// Loads the MoE block whose tensor names begin with `prefix`, widened to Scalar expert by expert.
+///
+/// Throws  FormatError naming the tensor that is missing or has another shape;
+///         std::invalid_argument if the rule cannot work for the sizes.
+template <class Scalar>
+CheckpointLayer<Scalar> load_block(const Tensors& tensors, const LayerConfig& config,
+                                   const std::string& prefix) {
+  const detail::BlockReader<Scalar> reader(tensors, config, prefix);
+  CheckpointLayer<Scalar> layer(reader.router(), reader.experts(), reader.shared(),
+                                config.capacity);
+  layer.set_output_bias(reader.output_bias());
+  return layer;
+}
+
+}  // namespace moe::inline MOE_ABI::io

@@ -1,0 +1,151 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// MixtureOfDepths: which tokens pass through a block at all.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <numeric>
+#include <utility>
+#include <vector>
+
+#include "moe/core/config.hpp"
+#include "moe/core/contracts.hpp"
+#include "moe/core/product.hpp"
+#include "moe/core/types.hpp"
+#include "moe/core/view.hpp"
+#include "moe/routing/scores.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// Sizes and conventions of a MixtureOfDepths.
+struct DepthsConfig {
+  Index d_model = 0;
+  double capacity = 0.125;    ///< share of a sequence's tokens that pass, rounded, at least one
+  Index sequence_tokens = 0;  ///< tokens of a sequence, 0 for all of a call
+};
+
+/// How tokens are chosen.
+enum class DepthsChoice {
+  top,        ///< the best of each sequence: training, and where later tokens are known
+  threshold,  ///< those with sigmoid(r) above 1/2: decoding, if r was trained to predict the best
+};
+
+/// For each token a number r = x . w. The tokens with the largest r of each sequence pass through a
+/// block f, together and in their order: y = x + r f(x's); the others keep y = x.
+///
+/// The block is any callable `f(MatrixView<const Scalar> x, MatrixView<Scalar> y)` on (N, D), and
+/// gives what the residual adds.
+///
+/// Ties    earlier token first; a NaN never wins.
+/// Source  Raposo et al. (2024), arXiv:2404.02258.
+template <class ScalarT>
+class MixtureOfDepths {
+ public:
+  using Scalar = ScalarT;
+
+  /// Shapes  weight (D).
+  /// Throws  std::invalid_argument if the configuration makes no sense; ShapeError if the weight is
+  ///         not D long.
+  MixtureOfDepths(const DepthsConfig& config, Vector<Scalar> weight)
+      : config_(config), weight_(weight.transpose()) {
+    constexpr const char* where = "MixtureOfDepths";
+    detail::check(config_.d_model > 0, where, "d_model must be positive");
+    detail::check(config_.capacity > 0 && config_.capacity <= 1, where,
+                  "capacity must be above 0 and at most 1");
+    detail::check(config_.sequence_tokens >= 0, where, "sequence_tokens must not be negative");
+    detail::check_size(where, "weight.size()", config_.d_model, weight.size());
+  }
+
+  Index d_model() const noexcept { return config_.d_model; }
+
+  /// r of every token.
+  ///
+  /// Shapes  x (T, D); result (T).
+  Vector<Scalar> scores(MatrixView<const Scalar> x) const {
+    detail::check_size("MixtureOfDepths::scores", "x.cols()", d_model(), x.cols());
+    Vector<Scalar> r(x.rows());
+    for (Index begin = 0; begin < x.rows(); begin += detail::tile_rows) {
+      const Index rows = std::min(detail::tile_rows, x.rows() - begin);
+      const Matrix<Scalar> tile = detail::padded_tile(x.middle_rows(begin, rows), 1);
+      r.segment(begin, rows) = detail::padded_product(tile, rows, weight_).topRows(rows);
+    }
+    return r;
+  }
+
+  /// The tokens that pass, in order.
+  ///
+  /// Shapes  r (T).
+  std::vector<Index> choose(const Vector<Scalar>& r,
+                            DepthsChoice choice = DepthsChoice::top) const {
+    std::vector<Index> chosen;
+    if (choice == DepthsChoice::threshold) {
+      for (Index t = 0; t < r.size(); ++t)
+        if (r[t] > 0) chosen.push_back(t);
+      return chosen;
+    }
+    const Index sequence = config_.sequence_tokens > 0 ? config_.sequence_tokens : r.size();
+    for (Index begin = 0; begin < r.size(); begin += sequence) {
+      const Index size = std::min(sequence, r.size() - begin);
+      std::vector<Index> order(static_cast<std::size_t>(size));
+      std::iota(order.begin(), order.end(), begin);
+      std::stable_sort(order.begin(), order.end(), [&](Index a, Index b) {
+        return std::isnan(r[b]) ? !std::isnan(r[a]) : r[a] > r[b];
+      });
+      const double share = std::round(config_.capacity * static_cast<double>(size));
+      order.resize(static_cast<std::size_t>(std::max(share, 1.0)));
+      std::sort(order.begin(), order.end());
+      chosen.insert(chosen.end(), order.begin(), order.end());
+    }
+    return chosen;
+  }
+
+  /// Runs the block on the chosen tokens, and gives their numbers.
+  ///
+  /// Shapes  x, y (T, D).
+  /// Throws  ShapeError if x or y do not fit; std::invalid_argument if y overlaps x; whatever the
+  ///         block throws.
+  template <class Block>
+  std::vector<Index> forward(MatrixView<const Scalar> x, MatrixView<Scalar> y, Block&& block,
+                             DepthsChoice choice = DepthsChoice::top) const {
+    constexpr const char* where = "MixtureOfDepths::forward";
+    detail::check_size(where, "x.cols()", d_model(), x.cols());
+    detail::check_size(where, "y.rows()", x.rows(), y.rows());
+    detail::check_size(where, "y.cols()", d_model(), y.cols());
+    detail::check(!detail::overlap(x, y), where, "y overlaps x");
+    const Vector<Scalar> r = scores(x);
+    const std::vector<Index> chosen = choose(r, choice);
+    Matrix<Scalar> in(static_cast<Index>(chosen.size()), d_model());   // (N, D)
+    Matrix<Scalar> out(static_cast<Index>(chosen.size()), d_model());  // (N, D)
+    for (std::size_t i = 0; i < chosen.size(); ++i)
+      std::copy_n(x.row(chosen[i]), d_model(), in.row(static_cast<Index>(i)).data());
+    if (!chosen.empty()) block(MatrixView<const Scalar>(in), MatrixView<Scalar>(out));
+    y.map() = x.map();
+    for (std::size_t i = 0; i < chosen.size(); ++i)
+      y.map().row(chosen[i]) += r[chosen[i]] * out.row(static_cast<Index>(i));
+    return chosen;
+  }
+
+  /// The loss that teaches r to tell which tokens are among the best without later ones: binary
+  /// cross-entropy of sigmoid(r) against having been chosen, mean over the tokens.
+  ///
+  /// Values  ln 2 for r of 0; 0 for T = 0.
+  static double choice_loss(const Vector<Scalar>& r, const std::vector<Index>& chosen) {
+    double loss = 0;
+    std::vector<bool> is_chosen(static_cast<std::size_t>(r.size()), false);
+    for (const Index t : chosen) is_chosen.at(static_cast<std::size_t>(t)) = true;
+    for (Index t = 0; t < r.size(); ++t) {
+      const auto z = static_cast<double>(r[t]);
+      loss += softplus(is_chosen[static_cast<std::size_t>(t)] ? -z : z);
+    }
+    return r.size() > 0 ? loss / static_cast<double>(r.size()) : 0;
+  }
+
+ private:
+  DepthsConfig config_;
+  Matrix<Scalar> weight_;  // (1, D)
+};
+
+}  // namespace moe::inline MOE_ABI

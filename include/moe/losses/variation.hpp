@@ -1,0 +1,113 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Losses on the squared coefficient of variation: importance and load.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <functional>
+#include <vector>
+
+#include "moe/core/config.hpp"
+#include "moe/core/contracts.hpp"
+#include "moe/core/routing.hpp"
+#include "moe/core/types.hpp"
+#include "moe/core/view.hpp"
+#include "moe/losses/token_mask.hpp"
+
+namespace moe::inline MOE_ABI::losses {
+
+/// Which variance: over n, or over n - 1. For E experts the first is (E - 1) / E times the second.
+enum class Variance {
+  population,  ///< Tensor2Tensor, vmoe
+  unbiased,    ///< fastmoe, Tutel
+};
+
+/// The squared coefficient of variation, var / (mean^2 + 1e-10).
+///
+/// Values  0 where all values are equal, or there are fewer than two.
+inline double variation(const Vector<double>& values, Variance variance = Variance::population) {
+  if (values.size() < 2) return 0;
+  const double mean = values.mean();
+  const auto n = static_cast<double>(values.size());
+  const double squares = (values.array() - mean).square().sum();
+  return squares / (variance == Variance::population ? n : n - 1) / (mean * mean + 1e-10);
+}
+
+/// Sums over the tokens of the experts' weights.
+///
+/// Shapes  result (E).
+template <class Scalar>
+Vector<double> expert_importance(const Routing<Scalar>& routing, TokenMask mask = {}) {
+  moe::detail::check_routing("expert_importance", routing);
+  detail::count_tokens("expert_importance", mask, routing.tokens());
+  Vector<double> sums = Vector<double>::Zero(routing.num_experts);
+  for (Index t = 0; t < routing.tokens(); ++t)
+    for (Index k = 0; k < routing.top_k() && detail::counts(mask, t); ++k)
+      if (routing.experts(t, k) != no_expert)
+        sums[routing.experts(t, k)] += static_cast<double>(routing.weights(t, k));
+  return sums;
+}
+
+/// Importance: the squared coefficient of variation of the experts' summed weights.
+///
+/// Values  0 at balance; 0 where no token counts.
+/// Throws  ShapeError if the mask is not T long.
+/// Source  Shazeer et al. (2017), eq. 6-7, arXiv:1701.06538; Tensor2Tensor `cv_squared`.
+template <class Scalar>
+Scalar importance(const Routing<Scalar>& routing, Variance variance = Variance::population,
+                  TokenMask mask = {}) {
+  return static_cast<Scalar>(variation(expert_importance(routing, mask), variance));
+}
+
+/// How an expert's chance to be among the K best is estimated.
+enum class LoadThreshold {
+  excluding,  ///< P = Phi((z - t) / sigma), t the K-th best noisy logit of the others: Shazeer
+  kth,        ///< P = Phi((z - t) / sigma), t the K-th best noisy logit of all: vmoe
+};
+
+/// Smooth load: for each expert, the sum over the tokens of the probability that it would be chosen
+/// if its own noise were drawn anew.
+///
+/// Shapes  logits (without noise), noisy_logits, deviation (T, E), as NoisyTopKRouter gives them;
+///         result (E).
+/// Values  T K / E each at balance. With K = E every expert has all tokens.
+/// Throws  ShapeError if sizes disagree; std::invalid_argument unless 0 < K <= E.
+/// Source  Shazeer et al. (2017), eq. 8-10, arXiv:1701.06538; kth: Riquelme et al. (2021),
+///         arXiv:2106.05974.
+template <class Scalar>
+Vector<double> smooth_load(const Matrix<Scalar>& logits, const Matrix<Scalar>& noisy_logits,
+                           const Matrix<Scalar>& deviation, Index top_k,
+                           LoadThreshold threshold = LoadThreshold::excluding,
+                           TokenMask mask = {}) {
+  constexpr const char* where = "smooth_load";
+  const Index experts = logits.cols();
+  moe::detail::check(top_k > 0 && top_k <= experts, where, "top_k must be from 1 to num_experts");
+  for (const Matrix<Scalar>* m : {&noisy_logits, &deviation}) {
+    moe::detail::check_size(where, "rows", logits.rows(), m->rows());
+    moe::detail::check_size(where, "cols", experts, m->cols());
+  }
+  const Index counted = detail::count_tokens(where, mask, logits.rows());
+  if (top_k == experts) return Vector<double>::Constant(experts, static_cast<double>(counted));
+  Vector<double> load = Vector<double>::Zero(experts);
+  std::vector<Scalar> sorted(static_cast<std::size_t>(experts));
+  for (Index t = 0; t < logits.rows(); ++t) {
+    if (!detail::counts(mask, t)) continue;
+    const Scalar* const noisy = noisy_logits.row(t).data();
+    std::partial_sort_copy(noisy, noisy + experts, sorted.begin(), sorted.end(), std::greater<>());
+    const Scalar kth = sorted[static_cast<std::size_t>(top_k - 1)];
+    const Scalar next = sorted[static_cast<std::size_t>(top_k)];
+    for (Index e = 0; e < experts; ++e) {
+      const bool is_in = noisy[e] > next;
+      const Scalar least = threshold == LoadThreshold::excluding && is_in ? next : kth;
+      const double z =
+          static_cast<double>(logits(t, e) - least) / static_cast<double>(deviation(t, e));
+      load[e] += std::erfc(-z * 0.70710678118654752440) / 2;
+    }
+  }
+  return load;
+}
+
+}  // namespace moe::inline MOE_ABI::losses

@@ -1,0 +1,88 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// BaseRouter: balanced assignment in training, the best expert in use.
+#pragma once
+
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "moe/core/concepts.hpp"
+#include "moe/core/config.hpp"
+#include "moe/core/contracts.hpp"
+#include "moe/core/routing.hpp"
+#include "moe/core/types.hpp"
+#include "moe/core/view.hpp"
+#include "moe/routing/auction.hpp"
+#include "moe/routing/linear_logits.hpp"
+#include "moe/routing/scores.hpp"
+#include "moe/routing/selection.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// One expert for each token: in training by `balanced_assignment` of the logits, else the best
+/// logit. The weight is the logit's sigmoid a.
+///
+/// Values  BASE gives a f(x) + (1 - a) x with experts f(x) = x + g(x), which is x + a g(x): a layer
+///         of this router and the experts g, within the transformer's residual.
+/// Ties    lower expert index first; a NaN logit has weight 0.
+/// Source  Lewis et al. (2021), arXiv:2103.16716; fairseq `base_layer.py`.
+template <class ScalarT>
+class BaseRouter {
+ public:
+  using Scalar = ScalarT;
+
+  /// Shapes  centroids (E, D).
+  /// Throws  std::invalid_argument if there are none, or epsilon (see balanced_assignment) is
+  ///         negative.
+  explicit BaseRouter(Matrix<Scalar> centroids, double epsilon = 0)
+      : centroids_(std::move(centroids)), epsilon_(epsilon) {
+    detail::check(centroids_.size() > 0, "BaseRouter", "there are no centroids");
+    detail::check(epsilon_ >= 0, "BaseRouter", "epsilon must not be negative");
+  }
+
+  Index d_model() const noexcept { return centroids_.cols(); }
+  Index num_experts() const noexcept { return centroids_.rows(); }
+  Index top_k() const noexcept { return 1; }
+  const Matrix<Scalar>& centroids() const noexcept { return centroids_; }
+
+  /// Shapes  x (T, D); routing becomes (T, 1) and, where `options` keeps them, (T, E).
+  /// Throws  ShapeError if x is not D wide.
+  void route(MatrixView<const Scalar> x, RouteOptions options, Routing<Scalar>& routing) const {
+    detail::check_size("BaseRouter::route", "x.cols()", d_model(), x.cols());
+    routing.resize(x.rows(), num_experts(), 1, options);
+    routing.score_function = ScoreFunction::sigmoid;
+    Matrix<Scalar> logits(x.rows(), num_experts());  // (T, E)
+    detail::for_each_logits(x, centroids_, [&](Index t, const Scalar* z) {
+      std::copy_n(z, num_experts(), logits.row(t).data());
+    });
+    std::vector<ExpertIndex> assigned;
+    if (options.training)
+      assigned = balanced_assignment<Scalar>(MatrixView<const Scalar>(logits), epsilon_);
+    std::vector<Scalar> key(static_cast<std::size_t>(num_experts()));
+    for (Index t = 0; t < x.rows(); ++t) {
+      if (options.training) {
+        routing.experts(t, 0) = assigned[static_cast<std::size_t>(t)];
+      } else {
+        for (Index e = 0; e < num_experts(); ++e)
+          key[static_cast<std::size_t>(e)] = detail::selection_key(logits(t, e));
+        select_top_k(key.data(), num_experts(), 1, routing.experts.row(t).data());
+      }
+      score_logits(ScoreFunction::sigmoid, &logits(t, routing.experts(t, 0)), 1,
+                   routing.weights.row(t).data());
+      if (options.keep_scores)
+        score_logits(ScoreFunction::sigmoid, logits.row(t).data(), num_experts(),
+                     routing.scores.row(t).data());
+    }
+    if (options.keep_logits) routing.logits = std::move(logits);
+  }
+
+ private:
+  Matrix<Scalar> centroids_;  // (E, D)
+  double epsilon_;
+};
+
+static_assert(Router<BaseRouter<float>> && Router<BaseRouter<double>>);
+
+}  // namespace moe::inline MOE_ABI

@@ -1,0 +1,224 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Which choices a capacity keeps, and what becomes of those that it drops.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <numeric>
+#include <type_traits>
+#include <vector>
+
+#include "moe/core/config.hpp"
+#include "moe/core/contracts.hpp"
+#include "moe/core/dispatch_plan.hpp"
+#include "moe/core/renormalization.hpp"
+#include "moe/core/routing.hpp"
+#include "moe/core/types.hpp"
+#include "moe/core/view.hpp"
+#include "moe/routing/capacity.hpp"
+#include "moe/routing/noise.hpp"
+
+namespace moe::inline MOE_ABI {
+namespace detail {
+
+/// The tokens of a group in the order in which they claim places.
+template <class Scalar>
+void order_tokens(const char* where, const Routing<Scalar>& routing, DropOrder order, Index begin,
+                  Index end, std::vector<Index>& tokens) {
+  tokens.resize(static_cast<std::size_t>(end - begin));
+  std::iota(tokens.begin(), tokens.end(), begin);
+  if (order != DropOrder::batch_priority) return;
+  check(routing.scores.size() != 0, where, "batch priority needs a routing with scores");
+  std::vector<Scalar> best(tokens.size());
+  for (Index t = begin; t < end; ++t)
+    best[static_cast<std::size_t>(t - begin)] = routing.scores.row(t).maxCoeff();
+  std::stable_sort(tokens.begin(), tokens.end(), [&](Index a, Index b) {
+    return best[static_cast<std::size_t>(a - begin)] > best[static_cast<std::size_t>(b - begin)];
+  });
+}
+
+/// The place of every choice of tokens begin .. end - 1 in its expert's buffer by order of
+/// position, -1 for an unused slot.
+///
+/// Shapes  place (T * K).
+template <class Scalar>
+void place_by_position(const char* where, const Routing<Scalar>& routing, const Capacity& capacity,
+                       Index limit, Index begin, Index end, std::vector<Index>& place) {
+  std::vector<Index> tokens;
+  order_tokens(where, routing, capacity.order, begin, end, tokens);
+  const Index top_k = routing.top_k();
+  std::vector<Index> next(static_cast<std::size_t>(routing.num_experts), 0);
+  const auto claim = [&](Index t, Index k) {
+    const Index e = routing.experts(t, k);
+    place[static_cast<std::size_t>(t * top_k + k)] =
+        e == no_expert ? -1 : next[static_cast<std::size_t>(e)]++;
+  };
+  if (capacity.order == DropOrder::token_major) {
+    for (const Index t : tokens)
+      for (Index k = 0; k < top_k; ++k) claim(t, k);
+    return;
+  }
+  for (Index k = 0; k < top_k; ++k) {
+    for (const Index t : tokens) claim(t, k);
+    if (capacity.slot_start == SlotStart::kept)
+      for (Index& n : next) n = std::min(n, limit);
+  }
+}
+
+/// The same by the largest weights or the largest noise.
+template <class Scalar>
+void place_by_key(const Routing<Scalar>& routing, const Capacity& capacity,
+                  MatrixView<const Scalar> priority, Index begin, Index end,
+                  std::vector<Index>& place) {
+  struct Choice {
+    Scalar key;
+    Index index;  // t * K + k
+  };
+  std::vector<std::vector<Choice>> choices(static_cast<std::size_t>(routing.num_experts));
+  const std::uint64_t seed = stream_seed(capacity.seed, NoiseStream::capacity);
+  const auto key_of = [&](Index t, Index k, Index e) {
+    if (capacity.order == DropOrder::by_weight) return routing.weights(t, k);
+    if (!priority.empty()) return priority(t, e);
+    return static_cast<Scalar>(
+        draw(Noise::uniform, seed, static_cast<std::uint64_t>(t * routing.num_experts + e)));
+  };
+  for (Index t = begin; t < end; ++t) {
+    for (Index k = 0; k < routing.top_k(); ++k) {
+      const Index e = routing.experts(t, k);
+      const Index index = t * routing.top_k() + k;
+      place[static_cast<std::size_t>(index)] = -1;
+      if (e != no_expert) choices[static_cast<std::size_t>(e)].push_back({key_of(t, k, e), index});
+    }
+  }
+  for (auto& of_expert : choices) {
+    std::stable_sort(of_expert.begin(), of_expert.end(),
+                     [](const Choice& a, const Choice& b) { return a.key > b.key; });
+    Index next = 0;
+    for (const Choice& choice : of_expert) place[static_cast<std::size_t>(choice.index)] = next++;
+  }
+}
+
+/// choice_places with errors that begin with `where`.
+template <class Scalar>
+std::vector<Index> choice_places(const char* where, const Routing<Scalar>& routing,
+                                 const Capacity& capacity, MatrixView<const Scalar> priority) {
+  check_noise(where, "priority.rows()", "priority.cols()", priority, routing.tokens(),
+              routing.num_experts);
+  const Index group = std::max<Index>(capacity.group_size(routing.tokens()), 1);
+  const Index limit = capacity.rows(group, routing.top_k(), routing.num_experts);
+  std::vector<Index> place(static_cast<std::size_t>(routing.tokens() * routing.top_k()));
+  const bool by_key = capacity.order == DropOrder::by_weight || capacity.order == DropOrder::random;
+  for (Index begin = 0; begin < routing.tokens(); begin += group) {
+    const Index end = std::min(begin + group, routing.tokens());
+    if (by_key) {
+      place_by_key(routing, capacity, priority, begin, end, place);
+    } else {
+      place_by_position(where, routing, capacity, limit, begin, end, place);
+    }
+  }
+  return place;
+}
+
+/// 1 for each choice that an expert has room for.
+///
+/// Shapes  result (T * K), or empty where there is no limit.
+template <class Scalar>
+std::vector<std::uint8_t> kept_choices(const char* where, const Routing<Scalar>& routing,
+                                       const Capacity& capacity,
+                                       MatrixView<const Scalar> priority) {
+  if (capacity.is_unlimited()) return {};
+  const Index limit =
+      capacity.rows(capacity.group_size(routing.tokens()), routing.top_k(), routing.num_experts);
+  if (limit == Capacity::unlimited) return {};
+  const std::vector<Index> place = choice_places(where, routing, capacity, priority);
+  std::vector<std::uint8_t> kept(place.size());
+  for (std::size_t i = 0; i < place.size(); ++i)
+    kept[i] = place[i] >= 0 && place[i] < limit ? 1 : 0;
+  return kept;
+}
+
+}  // namespace detail
+
+/// The place that each choice has, or would have, in its expert's buffer: the choice is kept if its
+/// place is below the limit. With several groups of tokens, places count within the group.
+///
+/// Shapes  result (T * K), -1 for an unused slot; priority (T, E) or empty, as for `make_plan`.
+/// Throws  as `make_plan`.
+template <class Scalar>
+std::vector<Index> choice_places(const Routing<Scalar>& routing, const Capacity& capacity,
+                                 std::type_identity_t<MatrixView<const Scalar>> priority = {}) {
+  detail::check_routing("choice_places", routing);
+  detail::check_capacity("choice_places", capacity);
+  return detail::choice_places("choice_places", routing, capacity, priority);
+}
+
+/// The weights with which `combine` adds up: those of the routing, 0 for dropped choices, and
+/// renormalised over the kept ones where the routing asks for it.
+///
+/// Shapes  weights becomes (T, K).
+/// Throws  ShapeError if routing and plan differ in size.
+template <class Scalar>
+void final_weights(const Routing<Scalar>& routing, const DispatchPlan& plan,
+                   Matrix<Scalar>& weights) {
+  detail::check_size("final_weights", "plan.tokens", routing.tokens(), plan.tokens);
+  detail::check_size("final_weights", "plan.top_k", routing.top_k(), plan.top_k);
+  weights = routing.weights;
+  for (Index t = 0; t < plan.tokens; ++t) {
+    Scalar* const weight = weights.row(t).data();
+    for (Index k = 0; k < plan.top_k; ++k)
+      if (plan.row_of[static_cast<std::size_t>(t * plan.top_k + k)] == DispatchPlan::no_row)
+        weight[k] = 0;
+    if (!routing.renormalization.after_drop) continue;
+    detail::renormalize(routing.renormalization, plan.top_k, weight, plan.top_k);
+    for (Index k = 0; k < plan.top_k; ++k)
+      weight[k] *= static_cast<Scalar>(routing.scale_after_drop);
+  }
+}
+
+/// Gives every dropped choice of `plan` the next best expert, by score, that the token has not yet
+/// chosen and that has room; its weight changes in proportion to the score. Choices for which there
+/// is none stay as they are. Slots claim room in the order of plan.dropped.
+///
+/// Values  the number of choices that were given another expert; make the plan again after it.
+/// Throws  std::invalid_argument if the routing was made without scores.
+template <class Scalar>
+Index reroute_dropped(const DispatchPlan& plan, const Capacity& capacity,
+                      Routing<Scalar>& routing) {
+  constexpr const char* where = "reroute_dropped";
+  detail::check_size(where, "plan.tokens", routing.tokens(), plan.tokens);
+  detail::check_size(where, "plan.top_k", routing.top_k(), plan.top_k);
+  if (plan.dropped.empty()) return 0;
+  detail::check(routing.scores.size() != 0, where, "the routing was made without scores");
+  const Index group = std::max<Index>(capacity.group_size(plan.tokens), 1);
+  const Index limit = capacity.rows(group, plan.top_k, plan.num_experts);
+  const Index groups = (plan.tokens + group - 1) / group;
+  Matrix<Index> load = Matrix<Index>::Zero(groups, plan.num_experts);
+  for (Index e = 0; e < plan.num_experts; ++e)
+    for (Index r = plan.first_row(e); r < plan.first_row(e + 1); ++r)
+      ++load(plan.rows[static_cast<std::size_t>(r)].token / group, e);
+  Index moved = 0;
+  for (const TokenSlot choice : plan.dropped) {
+    const Index t = choice.token;
+    const auto chosen = routing.experts.row(t);
+    const Scalar* const score = routing.scores.row(t).data();
+    Index best = no_expert;
+    for (Index e = 0; e < plan.num_experts; ++e) {
+      const bool is_chosen = (chosen.array() == static_cast<ExpertIndex>(e)).any();
+      if (is_chosen || load(t / group, e) >= limit || !(score[e] > 0)) continue;
+      if (best == no_expert || score[e] > score[best]) best = e;
+    }
+    if (best == no_expert) continue;
+    const Index before = routing.experts(t, choice.slot);
+    Scalar& weight = routing.weights(t, choice.slot);
+    weight = score[before] > 0 ? weight * (score[best] / score[before]) : Scalar(0);
+    routing.experts(t, choice.slot) = static_cast<ExpertIndex>(best);
+    ++load(t / group, best);
+    ++moved;
+  }
+  return moved;
+}
+
+}  // namespace moe::inline MOE_ABI

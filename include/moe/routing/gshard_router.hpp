@@ -1,0 +1,131 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// GShardRouter: two experts, of which the second is kept or drawn at random in training.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include "moe/core/concepts.hpp"
+#include "moe/core/config.hpp"
+#include "moe/core/contracts.hpp"
+#include "moe/core/routing.hpp"
+#include "moe/core/types.hpp"
+#include "moe/core/view.hpp"
+#include "moe/routing/noise.hpp"
+#include "moe/routing/presets.hpp"
+#include "moe/routing/token_choice.hpp"
+#include "moe/routing/topk_router.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// What becomes of the second expert in training. Outside of it, it is always the second best.
+enum class SecondExpertPolicy {
+  best,      ///< the second best
+  random,    ///< the second best, kept with probability min(1, weight / threshold)
+  sampling,  ///< the best of logits plus Gumbel noise without the first: a draw from the softmax
+};
+
+struct SecondExpert {
+  SecondExpertPolicy policy = SecondExpertPolicy::random;
+  double threshold = 0.5;       ///< 0.5 keeps with probability 2 weight, as GShard; Mesh has 0.2
+  bool of_probability = false;  ///< true: the router's probability counts, not the weight: NLLB
+};
+
+/// A TopKRouter of K = 2 whose second expert is kept at random. A second expert that is not kept
+/// leaves the slot unused, and the first one's weight as it is.
+///
+/// Source  Lepikhin et al. (2020), algorithm 1, arXiv:2006.16668; lingvo `gshard_layers.py`; Mesh
+///         TensorFlow `moe.py`; sampling: DeepSpeed `sharded_moe.py`.
+template <class ScalarT>
+class GShardRouter {
+ public:
+  using Scalar = ScalarT;
+
+  /// Throws  std::invalid_argument if K is not 2, there is no second expert, or the threshold is
+  /// not
+  ///         positive.
+  explicit GShardRouter(TopKRouter<Scalar> router, SecondExpert second = {})
+      : router_(std::move(router)), second_(second) {
+    detail::check(router_.top_k() == 2, "GShardRouter", "top_k must be 2");
+    detail::check(std::isfinite(second_.threshold) && second_.threshold > 0, "GShardRouter",
+                  "second.threshold must be finite and positive");
+  }
+
+  Index d_model() const noexcept { return router_.d_model(); }
+  Index num_experts() const noexcept { return router_.num_experts(); }
+  Index top_k() const noexcept { return 2; }
+  const TopKRouter<Scalar>& router() const noexcept { return router_; }
+
+  /// Shapes  x (T, D); routing becomes (T, 2) and, where `options` keeps them, (T, E).
+  /// Throws  ShapeError if sizes disagree.
+  void route(MatrixView<const Scalar> x, RouteOptions options, Routing<Scalar>& routing) const {
+    route(x, {}, options, routing);
+  }
+
+  /// The same with noise that the caller supplies for training.
+  ///
+  /// Shapes  noise: (T, 1), uniform, for `random`; (T, E), Gumbel, for `sampling`.
+  void route(MatrixView<const Scalar> x, MatrixView<const Scalar> noise, RouteOptions options,
+             Routing<Scalar>& routing) const {
+    const bool samples = second_.policy == SecondExpertPolicy::sampling;
+    detail::check_noise("GShardRouter::route", "noise.rows()", "noise.cols()", noise, x.rows(),
+                        samples ? num_experts() : Index{1});
+    if (!options.training || second_.policy == SecondExpertPolicy::best)
+      return router_.route(x, options, routing);
+    RouteOptions all = options;
+    all.keep_logits = true;
+    all.keep_scores = true;
+    router_.route(x, all, routing);
+    const std::uint64_t seed = detail::stream_seed(options.seed, detail::NoiseStream::choice);
+    for (Index t = 0; t < routing.tokens(); ++t) {
+      if (samples) {
+        sample_second(noise, seed, t, routing);
+      } else {
+        keep_second(noise, seed, t, routing);
+      }
+    }
+    if (!options.keep_logits) routing.logits.resize(0, 0);
+    if (!options.keep_scores) routing.scores.resize(0, 0);
+  }
+
+ private:
+  void keep_second(MatrixView<const Scalar> noise, std::uint64_t seed, Index t,
+                   Routing<Scalar>& routing) const {
+    Scalar u = 0;
+    detail::noise_row(noise, Noise::uniform, seed, t, 1, &u);
+    const Scalar key =
+        second_.of_probability ? routing.scores(t, routing.experts(t, 1)) : routing.weights(t, 1);
+    if (u < key / static_cast<Scalar>(second_.threshold)) return;
+    routing.experts(t, 1) = no_expert;
+    routing.weights(t, 1) = 0;
+  }
+
+  void sample_second(MatrixView<const Scalar> noise, std::uint64_t seed, Index t,
+                     Routing<Scalar>& routing) const {
+    std::vector<Scalar> key(static_cast<std::size_t>(num_experts()));
+    detail::noise_row(noise, Noise::gumbel, seed, t, num_experts(), key.data());
+    ExpertIndex best = no_expert;
+    for (Index e = 0; e < num_experts(); ++e) {
+      Scalar& k = key[static_cast<std::size_t>(e)];
+      k = detail::selection_key(k + routing.logits(t, e));
+      if (e == routing.experts(t, 0)) continue;
+      if (best == no_expert || k > key[static_cast<std::size_t>(best)])
+        best = static_cast<ExpertIndex>(e);
+    }
+    routing.experts(t, 1) = best;
+    weigh_experts(router_.rule(), routing.logits.row(t).data(), routing.scores.row(t).data(),
+                  num_experts(), routing.experts.row(t).data(), 2, routing.weights.row(t).data());
+  }
+
+  TopKRouter<Scalar> router_;
+  SecondExpert second_;
+};
+
+static_assert(Router<GShardRouter<float>> && Router<GShardRouter<double>>);
+
+}  // namespace moe::inline MOE_ABI

@@ -1,0 +1,136 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// NoisyTopKRouter: the router of the sparsely-gated mixture of experts.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+#include <vector>
+
+#include "moe/core/concepts.hpp"
+#include "moe/core/config.hpp"
+#include "moe/core/contracts.hpp"
+#include "moe/core/routing.hpp"
+#include "moe/core/types.hpp"
+#include "moe/core/view.hpp"
+#include "moe/routing/linear_logits.hpp"
+#include "moe/routing/noise.hpp"
+#include "moe/routing/scores.hpp"
+#include "moe/routing/selection.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// Sizes and conventions of a NoisyTopKRouter.
+struct NoisyTopKConfig {
+  Index d_model = 0;
+  Index num_experts = 0;
+  Index top_k = 0;
+  double noise_epsilon = 1e-2;  ///< the least deviation of the noise
+};
+
+/// What a noisy router drew, for `losses::smooth_load`.
+///
+/// Shapes  noisy_logits, deviation (T, E); empty outside of training.
+template <class Scalar>
+struct NoisyLogits {
+  Matrix<Scalar> noisy_logits;
+  Matrix<Scalar> deviation;
+};
+
+/// h = x W_gate^T + noise (softplus(x W_noise^T) + epsilon), with noise in training only; the K
+/// best of h, softmax over those.
+///
+/// Values  the routing's logits are those without noise; its scores a softmax of h.
+/// Ties    lower expert index first; NaN as for `choose_experts`.
+/// Source  Shazeer et al. (2017), eq. 3-5, arXiv:1701.06538. The paper starts from weights of 0.
+template <class ScalarT>
+class NoisyTopKRouter {
+ public:
+  using Scalar = ScalarT;
+
+  /// Shapes  gate, noise (E, D).
+  /// Throws  std::invalid_argument if a size makes no sense; ShapeError if a weight is not (E, D).
+  NoisyTopKRouter(const NoisyTopKConfig& config, Matrix<Scalar> gate, Matrix<Scalar> noise)
+      : config_(config), gate_(std::move(gate)), noise_(std::move(noise)) {
+    constexpr const char* where = "NoisyTopKRouter";
+    detail::check(config_.d_model > 0, where, "d_model must be positive");
+    detail::check(config_.top_k > 0 && config_.top_k <= config_.num_experts, where,
+                  "top_k must be from 1 to num_experts");
+    detail::check(std::isfinite(config_.noise_epsilon) && config_.noise_epsilon >= 0, where,
+                  "noise_epsilon must be finite and not negative");
+    detail::check_size(where, "gate.rows()", config_.num_experts, gate_.rows());
+    detail::check_size(where, "gate.cols()", config_.d_model, gate_.cols());
+    detail::check_size(where, "noise.rows()", config_.num_experts, noise_.rows());
+    detail::check_size(where, "noise.cols()", config_.d_model, noise_.cols());
+  }
+
+  Index d_model() const noexcept { return config_.d_model; }
+  Index num_experts() const noexcept { return config_.num_experts; }
+  Index top_k() const noexcept { return config_.top_k; }
+  const Matrix<Scalar>& gate_weight() const noexcept { return gate_; }
+  const Matrix<Scalar>& noise_weight() const noexcept { return noise_; }
+
+  /// Shapes  x (T, D); routing becomes (T, K) and, where `options` keeps them, (T, E).
+  /// Throws  ShapeError if sizes disagree.
+  void route(MatrixView<const Scalar> x, RouteOptions options, Routing<Scalar>& routing) const {
+    NoisyLogits<Scalar> drawn;
+    route(x, {}, options, routing, drawn);
+  }
+
+  /// The same, with what was drawn in `drawn`.
+  ///
+  /// Shapes  noise (T, E), of deviation 1, or empty to draw it from the options' seed.
+  void route(MatrixView<const Scalar> x, MatrixView<const Scalar> noise, RouteOptions options,
+             Routing<Scalar>& routing, NoisyLogits<Scalar>& drawn) const {
+    constexpr const char* where = "NoisyTopKRouter::route";
+    const Index experts = num_experts();
+    detail::check_size(where, "x.cols()", d_model(), x.cols());
+    detail::check_noise(where, "noise.rows()", "noise.cols()", noise, x.rows(), experts);
+    routing.resize(x.rows(), experts, top_k(), options);
+    routing.score_function = ScoreFunction::softmax;
+    const Index noisy_tokens = options.training ? x.rows() : 0;
+    drawn.noisy_logits.resize(noisy_tokens, experts);
+    drawn.deviation.resize(noisy_tokens, experts);
+    if (options.training)
+      detail::for_each_logits(x, noise_, [&](Index t, const Scalar* z) {
+        for (Index e = 0; e < experts; ++e)
+          drawn.deviation(t, e) = softplus(z[e]) + static_cast<Scalar>(config_.noise_epsilon);
+      });
+    const std::uint64_t seed = detail::stream_seed(options.seed, detail::NoiseStream::logits);
+    detail::for_each_logits(x, gate_, [&](Index t, Scalar* z) {
+      if (routing.logits.size() != 0) std::copy_n(z, experts, routing.logits.row(t).data());
+      if (options.training) {
+        std::vector<Scalar> normal(static_cast<std::size_t>(experts));
+        detail::noise_row(noise, Noise::normal, seed, t, experts, normal.data());
+        for (Index e = 0; e < experts; ++e) {
+          z[e] += normal[static_cast<std::size_t>(e)] * drawn.deviation(t, e);
+          drawn.noisy_logits(t, e) = z[e];
+        }
+      }
+      if (routing.scores.size() != 0) softmax(z, experts, routing.scores.row(t).data());
+      choose(t, z, routing);
+    });
+  }
+
+ private:
+  void choose(Index t, const Scalar* z, Routing<Scalar>& routing) const {
+    std::vector<Scalar> key(static_cast<std::size_t>(num_experts()));
+    for (Index e = 0; e < num_experts(); ++e)
+      key[static_cast<std::size_t>(e)] = detail::selection_key(z[e]);
+    ExpertIndex* const expert = routing.experts.row(t).data();
+    Scalar* const weight = routing.weights.row(t).data();
+    select_top_k(key.data(), num_experts(), top_k(), expert);
+    for (Index k = 0; k < top_k(); ++k) weight[k] = z[expert[k]];
+    softmax(weight, top_k(), weight);
+  }
+
+  NoisyTopKConfig config_;
+  Matrix<Scalar> gate_;   // (E, D)
+  Matrix<Scalar> noise_;  // (E, D)
+};
+
+static_assert(Router<NoisyTopKRouter<float>> && Router<NoisyTopKRouter<double>>);
+
+}  // namespace moe::inline MOE_ABI

@@ -1,0 +1,122 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Comparing results with what a golden case expects.
+#pragma once
+
+#include <algorithm>
+#include <cstdio>
+#include <limits>
+#include <set>
+#include <string>
+
+#include "conformance/golden_case.hpp"
+
+namespace conformance {
+
+/// The worst error of one run of a case so far, in units of what is allowed: for the output what
+/// the folder's index advises, for logits, weights and losses 1e-12 in double and 4e-6 in float
+/// times max(1, the largest expected value); numbers of experts and tokens must be equal.
+class Comparison {
+ public:
+  Comparison(const GoldenCase& golden, bool is_double)
+      : golden_(golden),
+        relative_(is_double ? 1e-12 : 4e-6),
+        output_(golden.output_tolerance(is_double)) {}
+
+  const GoldenCase& golden() const noexcept { return golden_; }
+
+  /// True if the case has a tensor of that name below "expected."; it then counts as compared.
+  bool expects(const std::string& name) {
+    const bool has = golden_.has("expected." + name);
+    if (has) compared_.insert("expected." + name);
+    return has;
+  }
+
+  template <class Actual>
+  void compare(const std::string& name, const Actual& actual) {
+    if (!expects(name)) return fail("there is no expected " + name);
+    const Matrix<double> expected = golden_.matrix<double>("expected." + name);
+    check(name, Matrix<double>(actual.template cast<double>()), expected,
+          relative_ * std::max(1.0, largest(expected)));
+  }
+
+  void compare(const std::string& name, double actual) {
+    compare(name, Matrix<double>::Constant(1, 1, actual));
+  }
+
+  /// Against a number of the metadata.
+  void compare_entry(const std::string& key, double actual) {
+    const double expected = golden_.number(key);
+    check(key, Matrix<double>::Constant(1, 1, actual), Matrix<double>::Constant(1, 1, expected),
+          relative_ * std::max(1.0, std::abs(expected)));
+  }
+
+  template <class Actual>
+  void compare_output(const Actual& actual) {
+    if (!expects("output")) return fail("there is no expected output");
+    check("output", Matrix<double>(actual.template cast<double>()),
+          golden_.matrix<double>("expected.output"), output_);
+  }
+
+  template <class Integer>
+  void compare_exactly(const std::string& name, const Matrix<Integer>& actual) {
+    if (!expects(name)) return fail("there is no expected " + name);
+    if (golden_.matrix<Integer>("expected." + name) != actual) fail(name + " differs");
+  }
+
+  void fail(const std::string& problem) {
+    if (problem_.empty()) problem_ = problem;
+  }
+
+  /// Fails if anything that the case expects was left out, but the gradients, which need a backward
+  /// pass, and the loss that they belong to.
+  void check_that_all_is_compared() {
+    for (const std::string& name : golden_.tensors().names()) {
+      const bool is_gradient = name.find("grad") != std::string::npos || name == "expected.loss";
+      if (name.starts_with("expected.") && !is_gradient && compared_.count(name) == 0)
+        fail(name + " was not compared");
+    }
+  }
+
+  bool passed() const { return problem_.empty() && worst_ <= 1; }
+
+  std::string summary() const {
+    if (!problem_.empty()) return problem_;
+    char text[96];
+    std::snprintf(text, sizeof text, "%.3f of the tolerance (%s)", worst_, worst_in_.c_str());
+    return text;
+  }
+
+ private:
+  static double largest(const Matrix<double>& m) {
+    return m.size() == 0 ? 0 : m.cwiseAbs().maxCoeff();
+  }
+
+  void check(const std::string& name, const Matrix<double>& actual, const Matrix<double>& expected,
+             double allowed) {
+    if (actual.rows() != expected.rows() || actual.cols() != expected.cols())
+      return fail(name + " has another shape");
+    if (expected.size() == 0) return;
+    const Matrix<double> difference = actual - expected;
+    const double error = largest(difference);
+    // NaN counts as infinitely wrong.
+    const double ratio = !difference.allFinite() ? std::numeric_limits<double>::infinity()
+                         : error > 0             ? error / allowed
+                                                 : 0;
+    if (ratio > worst_) {
+      worst_ = ratio;
+      worst_in_ = name;
+    }
+  }
+
+  const GoldenCase& golden_;
+  double relative_;
+  double output_;
+  double worst_ = 0;
+  std::string worst_in_ = "all equal";
+  std::string problem_;
+  std::set<std::string> compared_;
+};
+
+}  // namespace conformance

@@ -1,0 +1,82 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include <moe/layer/mixture_of_depths.hpp>
+
+#include "support/layers.hpp"
+
+namespace {
+
+using moe::Index;
+using moe::Matrix;
+using test_support::random_matrix;
+using Depths = moe::MixtureOfDepths<double>;
+
+const moe::Vector<double> weight = random_matrix<double>(6, 1, 1).col(0);
+
+TEST(MixtureOfDepths, TheBestOfEachSequencePassThrough) {
+  const Depths depths({.d_model = 6, .capacity = .25, .sequence_tokens = 8}, weight);
+  const auto x = random_matrix<double>(20, 6, 2);
+  Matrix<double> y(20, 6);
+  Index rows = 0;
+  const auto chosen = depths.forward(x, y, [&](auto in, auto out) {
+    rows = in.rows();
+    out.map() = 2 * in.map();
+  });
+  EXPECT_EQ(rows, 5);  // 2 of 8, 2 of 8, 1 of 4.
+  EXPECT_TRUE(std::is_sorted(chosen.begin(), chosen.end()));
+  const moe::Vector<double> r = x * weight;
+  for (Index t = 0; t < 20; ++t) {
+    const Index begin = t / 8 * 8;
+    const Index end = std::min<Index>(begin + 8, 20);
+    Index better = 0;
+    for (Index other = begin; other < end; ++other) better += r[other] > r[t] ? 1 : 0;
+    const bool expected = better < (end - begin) / 4;
+    EXPECT_EQ(std::find(chosen.begin(), chosen.end(), t) != chosen.end(), expected);
+    const double factor = expected ? 1 + 2 * r[t] : 1;
+    EXPECT_TRUE(y.row(t).isApprox(factor * x.row(t), 1e-13));
+  }
+}
+
+TEST(MixtureOfDepths, DecodesByAThreshold) {
+  const Depths depths({.d_model = 6}, weight);
+  const moe::Vector<double> r = (moe::Vector<double>(4) << -1, 2, 0, 1e-9).finished();
+  EXPECT_EQ(depths.choose(r, moe::DepthsChoice::threshold), (std::vector<Index>{1, 3}));
+  EXPECT_EQ(depths.choose(r), (std::vector<Index>{1})) << "at least one";
+}
+
+TEST(MixtureOfDepths, TiesAndNan) {
+  const Depths depths({.d_model = 6, .capacity = .5}, weight);
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  const moe::Vector<double> r = (moe::Vector<double>(4) << nan, 1, 1, 1).finished();
+  EXPECT_EQ(depths.choose(r), (std::vector<Index>{1, 2}));
+}
+
+TEST(MixtureOfDepths, ChoiceLossIsACrossEntropy) {
+  const moe::Vector<double> r = (moe::Vector<double>(3) << 0, 2, -1).finished();
+  const auto sigmoid = [](double z) { return 1 / (1 + std::exp(-z)); };
+  EXPECT_NEAR(Depths::choice_loss(r, {1}),
+              -(std::log(sigmoid(-0.0)) + std::log(sigmoid(2)) + std::log(sigmoid(1))) / 3, 1e-15);
+  EXPECT_NEAR(Depths::choice_loss(moe::Vector<double>::Zero(5), {0}), std::log(2.0), 1e-15);
+}
+
+TEST(MixtureOfDepths, RefusesWhatCannotWork) {
+  EXPECT_THROW(Depths({.d_model = 6, .capacity = 0}, weight), std::invalid_argument);
+  EXPECT_THROW(Depths({.d_model = 5}, weight), moe::ShapeError);
+  const Depths depths({.d_model = 6}, weight);
+  Matrix<double> y(2, 6);
+  const auto block = [](auto, auto) {};
+  EXPECT_THROW(depths.forward(Matrix<double>(2, 5), y, block), moe::ShapeError);
+  EXPECT_THROW(depths.forward(y, y, block), std::invalid_argument);
+  Matrix<double> none(0, 6);
+  EXPECT_TRUE(depths.forward(Matrix<double>(0, 6), none, block).empty());
+}
+
+}  // namespace

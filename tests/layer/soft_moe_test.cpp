@@ -1,0 +1,79 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+#include <cmath>
+#include <stdexcept>
+
+#include <gtest/gtest.h>
+
+#include <moe/experts/custom_experts.hpp>
+#include <moe/experts/feed_forward.hpp>
+#include <moe/fwd.hpp>
+#include <moe/layer/soft_moe.hpp>
+
+#include "support/layers.hpp"
+
+namespace {
+
+using moe::Index;
+using moe::Matrix;
+using test_support::random_matrix;
+using Bank = moe::GeluExperts<double>;
+
+TEST(SoftMoe, AgreesWithItsDefinition) {
+  const Bank bank = test_support::random_bank<Bank>({.num_experts = 3, .d_model = 6, .d_ff = 4}, 1);
+  const auto phi = random_matrix<double>(6, 6, 2);  // two slots for each expert
+  const moe::SoftMoe<Bank> layer({.phi = phi, .scale = 3}, bank);
+  const auto x = random_matrix<double>(9, 6, 3);
+  Matrix<double> y(9, 6);
+  moe::SoftMoeWorkspace<double> workspace;
+  layer.forward(x, y, workspace);
+
+  Matrix<double> exponentials(9, 6);  // (T, slots)
+  for (Index t = 0; t < 9; ++t)
+    for (Index s = 0; s < 6; ++s)
+      exponentials(t, s) = std::exp(3 * x.row(t).dot(phi.row(s)) / (x.row(t).norm() + 1e-6) /
+                                    (phi.row(s).norm() + 1e-6));
+  Matrix<double> expected = Matrix<double>::Zero(9, 6);
+  const auto experts = test_support::reference_experts(bank);
+  for (Index s = 0; s < 6; ++s) {
+    reference::Values slot(6, 0.0);
+    for (Index t = 0; t < 9; ++t)
+      for (Index d = 0; d < 6; ++d)
+        slot[static_cast<std::size_t>(d)] +=
+            exponentials(t, s) / exponentials.col(s).sum() * x(t, d);
+    const auto out =
+        reference::run_expert(experts[static_cast<std::size_t>(s / 2)], reference::gelu, slot);
+    for (Index t = 0; t < 9; ++t)
+      for (Index d = 0; d < 6; ++d)
+        expected(t, d) +=
+            exponentials(t, s) / exponentials.row(t).sum() * out[static_cast<std::size_t>(d)];
+  }
+  EXPECT_TRUE(y.isApprox(expected, 1e-12));
+  for (Index s = 0; s < 6; ++s) EXPECT_NEAR(workspace.dispatch.col(s).sum(), 1, 1e-14);
+  for (Index t = 0; t < 9; ++t) EXPECT_NEAR(workspace.combine.row(t).sum(), 1, 1e-14);
+}
+
+TEST(SoftMoe, PermutingTokensPermutesTheirOutputs) {
+  const Bank bank = test_support::random_bank<Bank>({.num_experts = 3, .d_model = 6, .d_ff = 4}, 1);
+  const moe::SoftMoe<Bank> layer({.phi = random_matrix<double>(3, 6, 2)}, bank);
+  const auto x = random_matrix<double>(5, 6, 3);
+  Matrix<double> y(5, 6);
+  Matrix<double> reversed(5, 6);
+  layer.forward(x, y);
+  layer.forward(x.colwise().reverse().eval(), reversed);
+  EXPECT_TRUE(reversed.colwise().reverse().isApprox(y, 1e-13));
+  Matrix<double> none(0, 6);
+  layer.forward(Matrix<double>(0, 6), none);
+}
+
+TEST(SoftMoe, RefusesWhatCannotWork) {
+  const Bank bank({.num_experts = 3, .d_model = 6, .d_ff = 4});
+  using Layer = moe::SoftMoe<Bank>;
+  EXPECT_THROW(Layer({.phi = Matrix<double>(4, 6)}, bank), std::invalid_argument);
+  EXPECT_THROW(Layer({.phi = Matrix<double>(3, 5)}, bank), moe::ShapeError);
+  const Layer layer({.phi = random_matrix<double>(3, 6, 2)}, bank);
+  Matrix<double> y(2, 5);
+  EXPECT_THROW(layer.forward(Matrix<double>(2, 6), y), moe::ShapeError);
+}
+
+}  // namespace

@@ -1,0 +1,123 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+#include <stdexcept>
+#include <utility>
+
+#include <gtest/gtest.h>
+
+#include <moe/losses/conventions.hpp>
+#include <moe/losses/device_balance.hpp>
+#include <moe/losses/metrics.hpp>
+
+#include "support/routings.hpp"
+
+namespace {
+
+using moe::Index;
+using moe::losses::BalanceScale;
+using test_support::balanced;
+using test_support::known_routing;
+using test_support::random_logits;
+using test_support::route;
+namespace losses = moe::losses;
+
+TEST(Conventions, EachHasItsKnownValue) {
+  const auto routing = known_routing<double>();
+  const double half = 0.5001e-6;  // Half a unit of the sixth decimal.
+  EXPECT_NEAR(losses::switch_transformer(routing), 1.66635, 10 * half);
+  EXPECT_NEAR(losses::gshard_paper(routing), .104147, half);
+  EXPECT_NEAR(losses::gshard_code(routing), 1.66635, 10 * half);
+  EXPECT_NEAR(losses::transformers(routing), 2.471348, half);
+  EXPECT_NEAR(losses::megatron(routing), 1.235674, half);
+  EXPECT_NEAR(losses::megablocks(routing), 1.235674, half);
+  EXPECT_NEAR(losses::deepseek_expert(routing), 1.235674, half);
+  EXPECT_NEAR(losses::tutel(routing), 1.66635, 10 * half);
+  EXPECT_NEAR(losses::deepspeed(routing), 1.66635, 10 * half);
+  EXPECT_NEAR(losses::flaxformer(routing, 4), 2.471348, half);
+  EXPECT_NEAR(losses::deepseek_sequence(routing, 4), 1.235674, half);
+  EXPECT_NEAR(moe::metrics::max_violation(moe::metrics::expert_load(routing)), .5, 1e-15);
+}
+
+TEST(Conventions, EachIsAtBalanceWhatItSays) {
+  for (const Index top_k : {1, 2, 3}) {
+    const auto routing = balanced<double>(4, top_k);
+    const auto k = static_cast<double>(top_k);
+    const double eps = 1e-14;
+    EXPECT_NEAR(losses::switch_transformer(routing), 1, eps);
+    EXPECT_NEAR(losses::gshard_paper(routing), 1.0 / 16, eps);
+    EXPECT_NEAR(losses::gshard_code(routing), 1, eps);
+    EXPECT_NEAR(losses::transformers(routing), k, eps);
+    EXPECT_NEAR(losses::flaxformer(routing, 4), k, eps);
+    EXPECT_NEAR(losses::megatron(routing), 1, eps);
+    EXPECT_NEAR(losses::megablocks(routing), 1, eps);
+    EXPECT_NEAR(losses::deepspeed(routing), 1, eps);
+    EXPECT_NEAR(losses::tutel(routing), 1, eps);
+    EXPECT_NEAR(losses::deepseek_expert(routing), 1, eps);
+    EXPECT_NEAR(losses::deepseek_sequence(routing, 4), 1, eps);
+    EXPECT_NEAR(losses::device_balance(routing, 2), 1, eps);
+    EXPECT_NEAR(losses::device_balance(routing, 4), 1, eps);
+    EXPECT_NEAR(losses::tutel_load_importance(routing, moe::Vector<double>::Ones(4)), 0, eps);
+  }
+  // One expert to a device, and every token to two of them.
+  EXPECT_NEAR(losses::communication_balance(balanced<double>(4, 2), 4, 2), 1, 1e-14);
+}
+
+TEST(Conventions, DeviceLossesByHand) {
+  // Experts 0 and 1 on one device, 2 and 3 on the other.
+  const auto routing = known_routing<double>();
+  double device = 0;
+  double communication = 0;
+  for (Index d = 0; d < 2; ++d) {
+    double choices = 0;
+    double probability = 0;
+    double sent = 0;
+    for (Index t = 0; t < 4; ++t) {
+      bool goes = false;
+      for (Index k = 0; k < 2; ++k)
+        if (routing.experts(t, k) / 2 == d) {
+          choices += 1;
+          goes = true;
+        }
+      sent += goes ? 1 : 0;
+      for (Index e = 2 * d; e < 2 * d + 2; ++e) probability += routing.scores(t, e) / 4;
+    }
+    device += (4.0 / (2 * 4)) * choices / 2 * probability;
+    communication += 2.0 / (2 * 4) * sent * probability;
+  }
+  EXPECT_NEAR(losses::device_balance(routing, 2), device, 1e-15 * 8);
+  EXPECT_NEAR(losses::communication_balance(routing, 2, 2), communication, 1e-15 * 8);
+  EXPECT_THROW(losses::device_balance(routing, 3), std::invalid_argument);
+  EXPECT_THROW(losses::communication_balance(routing, 2, 3), std::invalid_argument);
+}
+
+TEST(Conventions, DeepspeedCountsAllChoicesFromThreeOn) {
+  const auto routing = route<double>(random_logits(9, 6, 2), 3);
+  EXPECT_EQ(losses::deepspeed(routing), losses::megatron(routing));
+  EXPECT_NE(losses::deepspeed(routing), losses::tutel(routing));
+}
+
+TEST(Conventions, ConvertLeadsFromAnyToAny) {
+  const auto routing = route<double>(random_logits(9, 6, 3), 2);
+  for (const auto& [from, to] : {std::pair{BalanceScale::per_choice, BalanceScale::per_token},
+                                 std::pair{BalanceScale::per_token, BalanceScale::unscaled},
+                                 std::pair{BalanceScale::unscaled, BalanceScale::per_choice},
+                                 std::pair{BalanceScale::first_choice, BalanceScale::gshard_paper},
+                                 std::pair{BalanceScale::gshard_paper, BalanceScale::first_choice}})
+    EXPECT_NEAR(losses::convert(losses::load_balancing(routing, from), from, to, 6, 2),
+                losses::load_balancing(routing, to), 1e-14);
+  EXPECT_THROW(losses::convert(1, BalanceScale::per_choice, BalanceScale::first_choice, 6, 2),
+               std::invalid_argument);
+  EXPECT_EQ(losses::convert(1, BalanceScale::per_choice, BalanceScale::first_choice, 6, 1), 1);
+  EXPECT_THROW(losses::convert(1, BalanceScale::per_choice, BalanceScale::per_token, 0, 1),
+               std::invalid_argument);
+}
+
+TEST(ChoicesByScore, LeavesOutWhatABiasDid) {
+  auto routing = known_routing<double>();
+  const auto expected = routing.experts;
+  routing.experts.setConstant(3);
+  routing.experts.col(1).setConstant(2);
+  EXPECT_EQ(losses::choices_by_score(routing).experts, expected);
+}
+
+}  // namespace

@@ -1,0 +1,70 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+#include <cstdint>
+#include <stdexcept>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include <moe/routing/modality_router.hpp>
+#include <moe/routing/presets.hpp>
+#include <moe/routing/topk_router.hpp>
+
+#include "support/layers.hpp"
+
+namespace {
+
+using moe::Index;
+using moe::Routing;
+using test_support::random_matrix;
+using Inner = moe::TopKRouter<double>;
+using Router = moe::ModalityRouter<Inner>;
+
+Inner inner(Index experts, Index top_k, std::uint64_t seed) {
+  return {{.d_model = 6, .num_experts = experts, .top_k = top_k},
+          {.weight = random_matrix<double>(experts, 6, seed)}};
+}
+
+TEST(ModalityRouter, EachTypeHasItsExperts) {
+  const Router router(7, {{inner(4, 2, 1), 0}, {inner(3, 1, 2), 4}});
+  EXPECT_EQ(router.top_k(), 2);
+  const auto x = random_matrix<double>(6, 6, 3);
+  const std::vector<std::int32_t> types{0, 1, 1, 0, 0, 1};
+  Routing<double> routing;
+  router.route(x, {.token_types = types}, routing);
+  Routing<double> text;
+  Routing<double> image;
+  inner(4, 2, 1).route(x, {}, text);
+  inner(3, 1, 2).route(x, {}, image);
+  moe::detail::check_routing("f", routing);
+  for (Index t = 0; t < 6; ++t) {
+    if (types[static_cast<std::size_t>(t)] == 0) {
+      EXPECT_EQ(routing.experts.row(t), text.experts.row(t));
+      EXPECT_EQ(routing.weights.row(t), text.weights.row(t));
+      EXPECT_EQ(routing.scores.row(t).tail(3).sum(), 0);
+    } else {
+      EXPECT_EQ(routing.experts(t, 0), image.experts(t, 0) + 4);
+      EXPECT_EQ(routing.weights(t, 0), image.weights(t, 0));
+      EXPECT_EQ(routing.experts(t, 1), moe::no_expert);
+      EXPECT_EQ(routing.logits.row(t).tail(3), image.logits.row(t));
+      EXPECT_LT(routing.logits(t, 0), -1e300);
+    }
+  }
+}
+
+TEST(ModalityRouter, RefusesWhatCannotWork) {
+  EXPECT_THROW(Router(3, {}), std::invalid_argument);
+  EXPECT_THROW(Router(6, {{inner(4, 2, 1), 3}}), std::invalid_argument);
+  const Router router(4, {{inner(4, 2, 1), 0}});
+  Routing<double> routing;
+  const auto x = random_matrix<double>(2, 6, 3);
+  EXPECT_THROW(router.route(x, {}, routing), moe::ShapeError);
+  const std::vector<std::int32_t> types{0, 1};
+  EXPECT_THROW(router.route(x, {.token_types = types}, routing), std::invalid_argument);
+  const Inner other({.d_model = 6, .num_experts = 4, .top_k = 2, .rule = moe::presets::llama4()},
+                    {.weight = random_matrix<double>(4, 6, 1)});
+  const Router mixed(4, {{inner(4, 2, 1), 0}, {other, 0}});
+  EXPECT_THROW(mixed.route(x, {.token_types = types}, routing), std::invalid_argument);
+}
+
+}  // namespace
