@@ -43,6 +43,8 @@
 
 #if defined(__GNUC__)
 #define MOE_COLD __attribute__((cold, noinline))
+#define MOE_ALWAYS_INLINE inline __attribute__((always_inline))
 #else
 #define MOE_COLD
+#define MOE_ALWAYS_INLINE inline
 #endif

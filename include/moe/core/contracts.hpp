@@ -91,8 +91,9 @@ inline void check_size(const char* where, const char* quantity, std::ptrdiff_t e
     throw_shape(where, quantity, expected, got);
 }
 
-/// Throws std::invalid_argument unless `condition`.
-inline void check(bool condition, const char* where, const char* problem) {
+/// Throws std::invalid_argument unless `condition`. Always inline: where g++ 12 knows sizes that
+/// are refused here, it would otherwise warn (-Warray-bounds, at -O3) of what they would lead to.
+MOE_ALWAYS_INLINE void check(bool condition, const char* where, const char* problem) {
   if (!condition) [[unlikely]]
     throw_invalid(where, problem);
 }
