@@ -3,11 +3,19 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Builds and runs the benchmarks. Arguments go to Google Benchmark
-# (benchmarks/run.sh --benchmark_filter=forward/olmoe). Only its output is on stdout.
+# (benchmarks/run.sh --benchmark_filter=forward/olmoe). With --table first, the libraries to compare
+# with are installed, too, and the README's table is printed. Only the program's output is on stdout.
 set -euo pipefail
 # shellcheck source=cmake/setup.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../cmake/setup.sh"
 moe_need_build libbenchmark-dev
-moe_build benchmarks moe_benchmarks -DCMAKE_CXX_FLAGS="-O2 -DNDEBUG" -DMOE_BUILD_TESTS=OFF \
-  -DMOE_BUILD_EXAMPLES=OFF
-exec "$MOE_BUILD/benchmarks/benchmarks/moe_benchmarks" "$@"
+peers=OFF
+name=benchmarks
+if [ "${1:-}" = --table ]; then
+  moe_need libopenblas-openmp-dev libdnnl-dev libtorch-dev
+  peers=ON
+  name=table
+fi
+moe_build $name moe_benchmarks -DCMAKE_CXX_FLAGS="-O2 -DNDEBUG" -DMOE_BUILD_TESTS=OFF \
+  -DMOE_BUILD_EXAMPLES=OFF -DMOE_BENCHMARK_PEERS=$peers
+exec "$MOE_BUILD/$name/benchmarks/moe_benchmarks" "$@"

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # The slow matrix, by hand before a release: all tests with both compilers at -O0 and -O3, under
-# every sanitizer, and the linter. Takes about an hour on two cores. Arguments select steps by name
-# (cmake/matrix.sh tsan lint).
+# every sanitizer, at every level of instructions, on other processors, and the linter. Takes about
+# two hours on two cores. Arguments select steps by name (cmake/matrix.sh tsan lint).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . cmake/setup.sh
@@ -48,6 +48,40 @@ tsan() {
     tests tsan clang++ "-O1 -g" -DMOE_SANITIZE=thread
 }
 
+# isa LEVEL : all tests at a lower level than the machine has.
+isa() {
+  MOE_ISA=$1 tests release-g++ g++ -O2 -DCMAKE_EXPORT_COMPILE_COMMANDS=ON
+}
+
+# emulated CPU : the kernels and the reference data on an older processor.
+emulated() {
+  moe_need qemu-user
+  tests release-g++ g++ -O2 -DCMAKE_EXPORT_COMPILE_COMMANDS=ON || return 1
+  local program
+  for program in test_kernels conformance; do
+    OMP_NUM_THREADS=2 qemu-x86_64 -cpu "$1" "$MOE_BUILD/release-g++/tests/$program" || return 1
+  done
+}
+
+# The same cross-compiled for AArch64. GoogleTest is built from its sources, the other libraries are
+# headers.
+aarch64() {
+  moe_need qemu-user g++-aarch64-linux-gnu libgtest-dev libeigen3-dev nlohmann-json3-dev
+  local dir=$MOE_BUILD/aarch64 gtest=/usr/src/googletest/googletest
+  mkdir -p "$dir/include"
+  ln -sfn /usr/include/nlohmann "$dir/include/nlohmann"
+  local compile=(aarch64-linux-gnu-g++ -std=c++20 -O2 -static -fopenmp -Wall -Wextra -Wpedantic
+    -Wconversion -Wshadow -Werror -Iinclude -Itests -isystem /usr/include/eigen3
+    -isystem "$dir/include" "-DMOE_TEST_DATA=\"$MOE_ROOT/tests/data\"")
+  "${compile[@]}" -isystem $gtest/include -isystem $gtest tests/kernels/*_test.cpp \
+    $gtest/src/gtest-all.cc $gtest/src/gtest_main.cc -o "$dir/test_kernels" &&
+    "${compile[@]}" tests/conformance/main.cpp -o "$dir/conformance" || return 1
+  local program
+  for program in test_kernels conformance; do
+    OMP_NUM_THREADS=2 qemu-aarch64 "$dir/$program" || return 1
+  done
+}
+
 lint() {
   moe_need clang-tidy
   tests release-g++ g++ -O2 -DCMAKE_EXPORT_COMPILE_COMMANDS=ON
@@ -61,6 +95,12 @@ run clang-O0 tests clang-O0 clang++ -O0
 run clang-O3 tests clang-O3 clang++ -O3
 run asan-clang asan_clang
 run tsan tsan
+run isa-scalar isa scalar
+run isa-avx2 isa avx2
+run isa-avx512 isa avx512
+run haswell emulated Haswell
+run nehalem emulated Nehalem
+run aarch64 aarch64
 run lint lint
 printf '\n'
 printf '%s\n' "${report[@]}"

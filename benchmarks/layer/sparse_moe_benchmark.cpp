@@ -1,12 +1,17 @@
 // SPDX-FileCopyrightText: The moe authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// forward  the whole block on a supplied routing: plan, experts, combine
-// dense    its dense twin: one expert as wide as the K active ones together, for every token
-// router   the router alone: logits, scores, choice
+// forward/<shape>/<weights>/T:<tokens>      the whole block on a supplied, uniformly random
+// routing:
+//                                           plan, experts, combine
+// skew/<skew>/<shape>/<weights>/T:<tokens>  the same on other routings
+// dense/<shape>/<weights>/T:<tokens>        its dense twin on the same kernels: one expert as wide
+//                                           as the K active ones together, for every token
 #include <memory>
 #include <random>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include <benchmark/benchmark.h>
 
@@ -20,112 +25,141 @@ namespace {
 using moe::Index;
 using moe::Matrix;
 
-/// The last object asked for, kept while consecutive benchmarks ask for the same one.
-template <class Object>
-class Kept {
- public:
-  template <class Make>
-  static Object& get(const std::string& key, const Make& make) {
-    if (key_ != key) {
-      object_.reset();  // Before the next one is made: two large banks may not fit.
-      object_ = std::make_unique<Object>(make());
-      key_ = key;
-    }
-    return *object_;
-  }
+double bank_bytes(const Shape& shape, Index experts, std::size_t weight_bytes) {
+  return static_cast<double>(experts * shape.weights_per_expert()) *
+         static_cast<double>(weight_bytes);
+}
 
- private:
-  static inline std::string key_;
-  static inline std::unique_ptr<Object> object_;
-};
-
-void count(Rates& rates, const Shape& shape, double tokens, double weight_bytes) {
-  const auto active_weights = static_cast<double>(shape.top_k * shape.weights_per_expert());
-  rates.per_second("flop/s", 2 * tokens * active_weights);
-  rates.per_second("weight_bytes/s", weight_bytes);
-  rates.per_second("tokens/s", tokens);
+double flop_of(const Shape& shape, Index tokens) {
+  return 2 * static_cast<double>(tokens * shape.top_k * shape.weights_per_expert());
 }
 
 template <class Bank>
-void forward(benchmark::State& state, const Shape& shape, Index tokens) {
-  using Layer = moe::SparseMoe<moe::TopKRouter<float>, Bank>;
-  const auto& layer = Kept<Layer>::get(shape.name, [&] {
+using Layer = moe::SparseMoe<moe::TopKRouter<float>, Bank>;
+
+/// Copies of one layer, used in turn.
+template <class Bank>
+std::vector<Layer<Bank>>& layers_of(const Shape& shape) {
+  using Storage = typename Bank::Storage;
+  const std::string key = std::string("sparse/") + shape.name + "/" + name_of<Storage>();
+  return Kept::get<std::vector<Layer<Bank>>>(key, [&] {
     std::mt19937_64 rng(1);
-    auto router = moe::TopKRouter<float>::random(
-        {.d_model = shape.d_model, .num_experts = shape.num_experts, .top_k = shape.top_k}, rng);
-    return Layer(
-        std::move(router),
-        Bank::random(
-            {.num_experts = shape.num_experts, .d_model = shape.d_model, .d_ff = shape.d_ff}, rng));
+    std::vector<Layer<Bank>> layers;
+    const std::size_t copies = copies_needed(bank_bytes(shape, shape.num_experts, sizeof(Storage)));
+    for (std::size_t i = 0; i < copies; ++i)
+      layers.emplace_back(
+          moe::TopKRouter<float>::random(
+              {.d_model = shape.d_model, .num_experts = shape.num_experts, .top_k = shape.top_k},
+              rng),
+          Bank::random(
+              {.num_experts = shape.num_experts, .d_model = shape.d_model, .d_ff = shape.d_ff},
+              rng));
+    return layers;
   });
-  const RoutingSet set(shape, tokens);
+}
+
+template <class Bank>
+void forward(benchmark::State& state, const Shape& shape, Index tokens, Skew skew) {
+  const auto& layers = layers_of<Bank>(shape);
+  const RoutingSet set(shape, tokens, skew);
   const Matrix<float> x = Matrix<float>::Random(tokens, shape.d_model);  // (T, D)
   Matrix<float> y(tokens, shape.d_model);                                // (T, D)
   moe::Workspace<float> workspace;
-  double weight_bytes = 0;
   std::size_t turn = 0;
-  Rates rates(state);
-  for (auto _ : state) {
-    layer.forward(x, set.routings[turn], y, workspace);
+  const auto run = [&] {
+    layers[turn % layers.size()].forward(x, set.at(turn), y, workspace);
     benchmark::DoNotOptimize(y.data());
-    weight_bytes += set.weight_bytes[turn];
-    turn = (turn + 1) % RoutingSet::count;
-  }
-  count(rates, shape, static_cast<double>(state.iterations() * tokens), weight_bytes);
+    ++turn;
+  };
+  run();  // Takes the workspace's memory.
+  Report report(state);
+  for (auto _ : state) run();
+  report(static_cast<double>(tokens), flop_of(shape, tokens),
+         set.mean_touched * bank_bytes(shape, 1, sizeof(typename Bank::Storage)));
 }
 
 template <class Bank>
 void dense(benchmark::State& state, const Shape& shape, Index tokens) {
-  const auto& bank = Kept<Bank>::get(shape.name, [&] {
+  using Storage = typename Bank::Storage;
+  const std::string key = std::string("dense/") + shape.name + "/" + name_of<Storage>();
+  const double bytes = bank_bytes(shape, shape.top_k, sizeof(Storage));
+  const auto& banks = Kept::get<std::vector<Bank>>(key, [&] {
     std::mt19937_64 rng(1);
-    return Bank::random(
-        {.num_experts = 1, .d_model = shape.d_model, .d_ff = shape.top_k * shape.d_ff}, rng);
+    std::vector<Bank> copies;
+    for (std::size_t i = 0; i < copies_needed(bytes); ++i)
+      copies.push_back(Bank::random(
+          {.num_experts = 1, .d_model = shape.d_model, .d_ff = shape.top_k * shape.d_ff}, rng));
+    return copies;
   });
   const Matrix<float> x = Matrix<float>::Random(tokens, shape.d_model);  // (T, D)
   Matrix<float> y(tokens, shape.d_model);                                // (T, D)
   moe::DispatchPlan plan;
   moe::make_full_plan(tokens, 1, plan);
   moe::Scratch scratch;
-  Rates rates(state);
-  for (auto _ : state) {
-    bank.forward({x, plan}, y, scratch);
+  std::size_t turn = 0;
+  const auto run = [&] {
+    banks[turn++ % banks.size()].forward({x, plan}, y, scratch);
     benchmark::DoNotOptimize(y.data());
-  }
-  const auto weights = static_cast<double>(shape.top_k * shape.weights_per_expert());
-  const auto iterations = static_cast<double>(state.iterations());
-  count(rates, shape, iterations * static_cast<double>(tokens),
-        iterations * weights * sizeof(float));
-}
-
-void router(benchmark::State& state, const Shape& shape, Index tokens) {
-  std::mt19937_64 rng(1);
-  const auto router = moe::TopKRouter<float>::random(
-      {.d_model = shape.d_model, .num_experts = shape.num_experts, .top_k = shape.top_k}, rng);
-  const Matrix<float> x = Matrix<float>::Random(tokens, shape.d_model);  // (T, D)
-  moe::Routing<float> routing;
-  Rates rates(state);
-  for (auto _ : state) {
-    router.route(x, {}, routing);
-    benchmark::DoNotOptimize(routing.experts.data());
-  }
-  rates.per_second("tokens/s", static_cast<double>(state.iterations() * tokens));
+  };
+  run();
+  Report report(state);
+  for (auto _ : state) run();
+  report(static_cast<double>(tokens), flop_of(shape, tokens), bytes);
 }
 
 template <class Bank>
+void register_forward(const Shape& shape, const char* weights) {
+  for (const Index tokens : token_counts)
+    add_benchmark(
+        label("forward", shape, weights, tokens), benchmark::kMillisecond,
+        [=](benchmark::State& state) { forward<Bank>(state, shape, tokens, Skew::uniform); });
+}
+
+template <class Bank>
+void register_skews(const Shape& shape, const char* weights) {
+  const std::pair<const char*, Skew> skews[] = {
+      {"balanced", Skew::balanced}, {"zipf", Skew::zipf}, {"same", Skew::same}};
+  for (const auto& [name, skew] : skews)
+    for (const Index tokens : {Index{64}, Index{1024}})
+      add_benchmark(
+          label(std::string("skew/") + name, shape, weights, tokens), benchmark::kMillisecond,
+          [=, skew = skew](benchmark::State& state) { forward<Bank>(state, shape, tokens, skew); });
+}
+
+template <template <class, class> class Bank>
 void register_with(const Shape& shape) {
-  register_all("forward", shape, benchmark::kMillisecond, forward<Bank>);
-  register_all("dense", shape, benchmark::kMillisecond, dense<Bank>);
-  register_all("router", shape, benchmark::kMillisecond, router);
+  register_forward<Bank<float, float>>(shape, "f32");
+  if (std::string(shape.name) == "olmoe-1b-7b")
+    add_benchmark(label("forward", shape, "f32", 16384), benchmark::kMillisecond,
+                  [=](benchmark::State& state) {
+                    forward<Bank<float, float>>(state, shape, 16384, Skew::uniform);
+                  });
+  register_skews<Bank<float, float>>(shape, "f32");
+  for (const Index tokens : token_counts)
+    add_benchmark(
+        label("dense", shape, "f32", tokens), benchmark::kMillisecond,
+        [=](benchmark::State& state) { dense<Bank<float, float>>(state, shape, tokens); });
+  register_forward<Bank<float, moe::bfloat16>>(shape, "bf16");
+  register_forward<Bank<float, moe::half>>(shape, "f16");
 }
 
 }  // namespace
 
 void register_layer(const Shape& shape) {
   if (shape.gating == Gating::gated) {
-    register_with<moe::SwiGluExperts<float>>(shape);
+    register_with<moe::SwiGluExperts>(shape);
   } else {
-    register_with<moe::ReluExperts<float>>(shape);
+    register_with<moe::ReluExperts>(shape);
   }
+}
+
+void register_many_experts() {
+  constexpr Index tokens = 16384;  // 64 rows an expert.
+  const Shape& shape = many_experts;
+  add_benchmark(label("forward", shape, "f32", tokens), benchmark::kMillisecond,
+                [=](benchmark::State& state) {
+                  forward<moe::SwiGluExperts<float>>(state, shape, tokens, Skew::balanced);
+                });
 }
 
 }  // namespace benchmarks

@@ -14,7 +14,7 @@ namespace moe::inline MOE_ABI {
 template <class Scalar>
 class TopKRouter;
 
-template <class Scalar, Activation<Scalar> ActivationT>
+template <class Scalar, Activation<Scalar> ActivationT, class Storage>
 class FeedForwardExperts;
 
 template <Expert ExpertT>
@@ -26,24 +26,24 @@ class SharedExperts;
 template <Router RouterT, ExpertBank BankT, ExpertBank SharedBankT>
 class SparseMoe;
 
-/// Gated experts: gate, up and down matrices.
-template <class Scalar>
-using SwiGluExperts = FeedForwardExperts<Scalar, SwiGlu>;
-template <class Scalar>
-using GeGluExperts = FeedForwardExperts<Scalar, GeGlu>;
-template <class Scalar>
-using GeGluTanhExperts = FeedForwardExperts<Scalar, GeGluTanh>;
-template <class Scalar>
-using ReGluExperts = FeedForwardExperts<Scalar, ReGlu>;
+/// Gated experts: gate, up and down matrices. `Storage` is how weights are kept.
+template <class Scalar, class Storage = Scalar>
+using SwiGluExperts = FeedForwardExperts<Scalar, SwiGlu, Storage>;
+template <class Scalar, class Storage = Scalar>
+using GeGluExperts = FeedForwardExperts<Scalar, GeGlu, Storage>;
+template <class Scalar, class Storage = Scalar>
+using GeGluTanhExperts = FeedForwardExperts<Scalar, GeGluTanh, Storage>;
+template <class Scalar, class Storage = Scalar>
+using ReGluExperts = FeedForwardExperts<Scalar, ReGlu, Storage>;
 
 /// Plain experts: up and down matrices.
-template <class Scalar>
-using ReluExperts = FeedForwardExperts<Scalar, Relu>;
-template <class Scalar>
-using GeluExperts = FeedForwardExperts<Scalar, Gelu>;
-template <class Scalar>
-using GeluTanhExperts = FeedForwardExperts<Scalar, GeluTanh>;
-template <class Scalar>
-using SiluExperts = FeedForwardExperts<Scalar, Silu>;
+template <class Scalar, class Storage = Scalar>
+using ReluExperts = FeedForwardExperts<Scalar, Relu, Storage>;
+template <class Scalar, class Storage = Scalar>
+using GeluExperts = FeedForwardExperts<Scalar, Gelu, Storage>;
+template <class Scalar, class Storage = Scalar>
+using GeluTanhExperts = FeedForwardExperts<Scalar, GeluTanh, Storage>;
+template <class Scalar, class Storage = Scalar>
+using SiluExperts = FeedForwardExperts<Scalar, Silu, Storage>;
 
 }  // namespace moe::inline MOE_ABI

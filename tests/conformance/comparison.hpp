@@ -59,8 +59,9 @@ class Comparison {
           golden_.matrix<double>("expected.output"), output_);
   }
 
-  template <class Integer>
-  void compare_exactly(const std::string& name, const Matrix<Integer>& actual) {
+  template <class Actual>
+  void compare_exactly(const std::string& name, const Actual& actual) {
+    using Integer = typename Actual::Scalar;
     if (!expects(name)) return fail("there is no expected " + name);
     if (golden_.matrix<Integer>("expected." + name) != actual) fail(name + " differs");
   }

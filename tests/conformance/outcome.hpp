@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include <moe/moe.hpp>
@@ -45,7 +46,8 @@ void run_planned(const Layer& layer, const Matrix<Scalar>& x, Outcome<Scalar>& o
 }
 
 template <class Scalar>
-Matrix<Scalar> dense_weights(const moe::Routing<Scalar>& routing, const Matrix<Scalar>& weights) {
+Matrix<Scalar> dense_weights(const moe::Routing<Scalar>& routing,
+                             const std::type_identity_t<Matrix<Scalar>>& weights) {
   Matrix<Scalar> dense = Matrix<Scalar>::Zero(routing.tokens(), routing.num_experts);
   for (Index t = 0; t < routing.tokens(); ++t)
     for (Index k = 0; k < routing.top_k(); ++k)

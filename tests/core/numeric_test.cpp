@@ -3,6 +3,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include <gtest/gtest.h>
 
@@ -64,6 +65,48 @@ TEST(Numeric, KnownValues) {
   EXPECT_EQ(moe::half_to_float(0x3555), 0x1.554p-2F);
   EXPECT_EQ(moe::bfloat16_to_float(0x4049), 3.140625F);
   EXPECT_EQ(moe::bfloat16_to_float(0x0001), 0x1p-133F);
+}
+
+TEST(Bfloat16, RoundsToTheNearestAndTiesToEven) {
+  EXPECT_EQ(moe::float_to_bfloat16(1.0F), 0x3f80);
+  EXPECT_EQ(moe::float_to_bfloat16(std::bit_cast<float>(0x3f808000U)), 0x3f80);  // tie, to even
+  EXPECT_EQ(moe::float_to_bfloat16(std::bit_cast<float>(0x3f818000U)), 0x3f82);  // tie, to even
+  EXPECT_EQ(moe::float_to_bfloat16(std::bit_cast<float>(0x3f808001U)), 0x3f81);
+  EXPECT_EQ(moe::float_to_bfloat16(std::numeric_limits<float>::max()), 0x7f80);
+  EXPECT_EQ(moe::float_to_bfloat16(-std::numeric_limits<float>::infinity()), 0xff80);
+  EXPECT_TRUE(std::isnan(
+      moe::bfloat16_to_float(moe::float_to_bfloat16(std::bit_cast<float>(0x7f800001U)))));
+}
+
+TEST(Bfloat16, EveryCodeComesBack) {
+  for (std::uint32_t code = 0; code < 0x10000; ++code) {
+    const float value = moe::bfloat16_to_float(static_cast<std::uint16_t>(code));
+    if (std::isnan(value)) continue;
+    ASSERT_EQ(moe::float_to_bfloat16(value), code);
+  }
+}
+
+TEST(Half, EveryCodeComesBackAndMidpointsGoToTheEvenOne) {
+  for (std::uint32_t code = 0; code < 0x10000; ++code) {
+    const float value = moe::half_to_float(static_cast<std::uint16_t>(code));
+    if (std::isnan(value)) {
+      EXPECT_TRUE(std::isnan(moe::half_to_float(moe::float_to_half(value))));
+      continue;
+    }
+    ASSERT_EQ(moe::float_to_half(value), code);
+    if ((code & 0x7fffU) >= 0x7bffU) continue;  // No number follows.
+    const float next = moe::half_to_float(static_cast<std::uint16_t>(code + 1));
+    const float middle = value + (next - value) / 2;  // Exact in single precision.
+    ASSERT_EQ(moe::float_to_half(middle), code % 2 == 0 ? code : code + 1) << code;
+    ASSERT_EQ(moe::float_to_half(std::nextafter(middle, next)), code + 1);
+    ASSERT_EQ(moe::float_to_half(std::nextafter(middle, value)), code);
+  }
+}
+
+TEST(Half, LargeValuesBecomeInfinite) {
+  EXPECT_EQ(moe::float_to_half(65519.99F), 0x7bff);
+  EXPECT_EQ(moe::float_to_half(65520.0F), 0x7c00);
+  EXPECT_EQ(moe::float_to_half(-1e10F), 0xfc00);
 }
 
 }  // namespace

@@ -156,22 +156,22 @@ TYPED_TEST(FeedForward, GivesBackTheExpertsThatItWasGiven) {
   using Bank = moe::SwiGluExperts<TypeParam>;
   const auto bank = random_bank<Bank>({3, 4, 6, true}, 8);
   Bank copy({3, 4, 6, true});
-  for (Index e = 0; e < 3; ++e) copy.set_expert(e, bank.expert(e));
+  for (Index e = 0; e < 3; ++e) copy.set_expert(e, bank.expert(e).weights());
   for (Index e = 0; e < 3; ++e) {
-    EXPECT_EQ(copy.expert(e).gate.map(), bank.expert(e).gate.map());
-    EXPECT_EQ(copy.expert(e).up.map(), bank.expert(e).up.map());
-    EXPECT_EQ(copy.expert(e).down.map(), bank.expert(e).down.map());
-    EXPECT_EQ(copy.expert(e).gate_bias.map(), bank.expert(e).gate_bias.map());
-    EXPECT_EQ(copy.expert(e).up_bias.map(), bank.expert(e).up_bias.map());
-    EXPECT_EQ(copy.expert(e).down_bias.map(), bank.expert(e).down_bias.map());
+    EXPECT_EQ(copy.expert(e).gate, bank.expert(e).gate);
+    EXPECT_EQ(copy.expert(e).up, bank.expert(e).up);
+    EXPECT_EQ(copy.expert(e).down, bank.expert(e).down);
+    EXPECT_EQ(copy.expert(e).gate_bias, bank.expert(e).gate_bias);
+    EXPECT_EQ(copy.expert(e).up_bias, bank.expert(e).up_bias);
+    EXPECT_EQ(copy.expert(e).down_bias, bank.expert(e).down_bias);
   }
   // Weights may come from a wider matrix.
   const auto wide = random_matrix<TypeParam>(6, 10, 9);
   const auto down = random_matrix<TypeParam>(4, 6, 10);
   Bank plain({.num_experts = 1, .d_model = 4, .d_ff = 6});
   plain.set_expert(0, {.gate = wide.leftCols(4), .up = wide.rightCols(4), .down = down});
-  EXPECT_EQ(plain.expert(0).gate.map(), wide.leftCols(4));
-  EXPECT_EQ(plain.expert(0).up.map(), wide.rightCols(4));
+  EXPECT_EQ(plain.expert(0).gate, wide.leftCols(4));
+  EXPECT_EQ(plain.expert(0).up, wide.rightCols(4));
 }
 
 TEST(FeedForwardExperts, RandomWeightsDoNotDependOnThreads) {
@@ -183,13 +183,13 @@ TEST(FeedForwardExperts, RandomWeightsDoNotDependOnThreads) {
     std::mt19937_64 again(1);
     const auto bank = moe::SwiGluExperts<float>::random(config, again);
     for (Index e = 0; e < 5; ++e) {
-      EXPECT_EQ(bank.expert(e).gate.map(), first.expert(e).gate.map());
-      EXPECT_EQ(bank.expert(e).up.map(), first.expert(e).up.map());
-      EXPECT_EQ(bank.expert(e).down.map(), first.expert(e).down.map());
+      EXPECT_EQ(bank.expert(e).gate, first.expert(e).gate);
+      EXPECT_EQ(bank.expert(e).up, first.expert(e).up);
+      EXPECT_EQ(bank.expert(e).down, first.expert(e).down);
     }
   }
-  EXPECT_NE(first.expert(0).up.map(), first.expert(1).up.map());
-  EXPECT_NE(first.expert(0).up.map(), first.expert(0).gate.map());
+  EXPECT_NE(first.expert(0).up, first.expert(1).up);
+  EXPECT_NE(first.expert(0).up, first.expert(0).gate);
 }
 
 template <class Action>

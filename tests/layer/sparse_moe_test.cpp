@@ -99,7 +99,7 @@ TYPED_TEST(SparseMoeOf, WithAllExpertsChosenIsTheDenseMixture) {
 
 TYPED_TEST(SparseMoeOf, OfEqualExpertsIsOneExpert) {
   auto layer = small_layer<TypeParam>({.rule = moe::presets::mixtral()});
-  for (Index e = 1; e < 8; ++e) layer.experts().set_expert(e, layer.experts().expert(0));
+  for (Index e = 1; e < 8; ++e) layer.experts().set_expert(e, layer.experts().expert(0).weights());
   const auto x = random_matrix<TypeParam>(9, layer.d_model(), 3);
   Matrix<TypeParam> y(9, layer.d_model());  // (T, D)
   layer.forward(x, y);
@@ -481,7 +481,7 @@ TEST(SparseMoeOptions, DownBiasesCanStandBesideTheWeights) {
   for (Index t = 0; t < 20; ++t)
     for (Index k = 0; k < 2; ++k)
       expected.row(t) += (1 - routing.weights(t, k)) *
-                         inside.experts().expert(routing.experts(t, k)).down_bias.map().transpose();
+                         inside.experts().expert(routing.experts(t, k)).down_bias.transpose();
   EXPECT_TRUE(y.isApprox(expected, 1e-12));
 }
 

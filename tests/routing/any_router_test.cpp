@@ -30,7 +30,7 @@ TEST(AnyRouter, DoesWhatTheHeldOneDoes) {
   copy.route(x, {}, routing);
   EXPECT_EQ(routing.experts, expected.experts);
   EXPECT_EQ(routing.weights, expected.weights);
-  Matrix<float> buffer;
+  moe::GrowingMatrix<float> buffer;
   EXPECT_EQ(copy.hidden_states(x, {}, buffer).data(), x.data());
   const auto jittered = copy.hidden_states(x, {.training = true}, buffer);
   EXPECT_EQ(jittered.data(), buffer.data());
@@ -42,7 +42,7 @@ TEST(AnyRouter, DoesWhatTheHeldOneDoes) {
 TEST(AnyRouter, LeavesTokensAloneWhereTheHeldOneHasNoJitter) {
   const moe::AnyRouter<float> any(moe::BaseRouter<float>(random_matrix<float>(5, 6, 1)));
   const auto x = random_matrix<float>(3, 6, 2);
-  Matrix<float> buffer;
+  moe::GrowingMatrix<float> buffer;
   EXPECT_EQ(any.hidden_states(x, {.training = true}, buffer).data(), x.data());
 }
 

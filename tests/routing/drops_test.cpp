@@ -176,7 +176,7 @@ TEST(FinalWeights, AreZeroWhereDroppedAndRenormalisedWhereAsked) {
   routing.weights << .6, .2, .5, .3, .7, .1;
   DispatchPlan plan;
   moe::make_plan(routing, limit_of(2, DropOrder::slot_major), plan);
-  moe::Matrix<double> weights;
+  moe::GrowingMatrix<double> weights;
   moe::final_weights(routing, plan, weights);
   EXPECT_EQ(weights, (moe::Matrix<double>(3, 2) << .6, .2, .5, .3, 0, 0).finished());
 

@@ -58,7 +58,7 @@ Bank random_bank(const moe::ExpertsConfig& config, std::uint64_t seed) {
 template <class Bank>
 std::vector<reference::Expert> reference_experts(const Bank& bank) {
   const auto matrix = [](const auto& view) {
-    return reference::MatrixD(view.map().template cast<double>());
+    return reference::MatrixD(view.template cast<double>());
   };
   const auto values = [](const auto& view) {
     reference::Values v;

@@ -12,6 +12,7 @@
 
 #include "moe/core/config.hpp"
 #include "moe/core/contracts.hpp"
+#include "moe/core/growing_matrix.hpp"
 #include "moe/core/renormalization.hpp"
 #include "moe/core/types.hpp"
 
@@ -51,17 +52,17 @@ struct Routing {
   WeightTarget weight_target = WeightTarget::output;
   double input_scale = 1;  ///< of every expert's input
   RenormalizationRule renormalization =
-      {};                       ///< to be done when choices were dropped, if after_drop
-  double scale_after_drop = 1;  ///< and then the weights are multiplied by this
-  Matrix<ExpertIndex> experts;  // (T, K)
-  Matrix<Scalar> weights;       // (T, K)
-  Matrix<Scalar> logits;        // (T, E)
-  Matrix<Scalar> scores;        // (T, E)
+      {};                              ///< to be done when choices were dropped, if after_drop
+  double scale_after_drop = 1;         ///< and then the weights are multiplied by this
+  GrowingMatrix<ExpertIndex> experts;  // (T, K)
+  GrowingMatrix<Scalar> weights;       // (T, K)
+  GrowingMatrix<Scalar> logits;        // (T, E)
+  GrowingMatrix<Scalar> scores;        // (T, E)
 
   Index tokens() const noexcept { return experts.rows(); }
   Index top_k() const noexcept { return experts.cols(); }
 
-  /// Makes room for the result of a router; memory is reused where the sizes allow.
+  /// Makes room for the result of a router; memory is reused, and grows only.
   void resize(Index tokens, Index experts_of_layer, Index choices, RouteOptions options) {
     num_experts = experts_of_layer;
     weight_target = WeightTarget::output;

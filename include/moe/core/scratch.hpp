@@ -1,9 +1,10 @@
 // SPDX-FileCopyrightText: The moe authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// Grow-only memory for one forward pass: a block for each worker thread.
+// Memory that expert banks keep from one forward pass to the next.
 #pragma once
 
+#include <concepts>
 #include <cstddef>
 #include <memory>
 #include <new>
@@ -21,6 +22,16 @@ namespace moe::inline MOE_ABI {
 class Scratch {
  public:
   static constexpr std::size_t alignment = 64;
+
+  /// The object of this type that lives as long as the scratch; made at its first use. A copied
+  /// scratch begins without.
+  template <std::default_initializable T>
+  T& kept() {
+    for (const std::unique_ptr<Kept>& object : kept_)
+      if (object->type == &type_tag<T>) return static_cast<KeptObject<T>&>(*object).value;
+    kept_.push_back(std::make_unique<KeptObject<T>>());
+    return static_cast<KeptObject<T>&>(*kept_.back()).value;
+  }
 
   /// Makes at least `bytes` available to each of `threads` workers. Not for use inside a region.
   void reserve(int threads, std::size_t bytes) {
@@ -61,7 +72,34 @@ class Scratch {
     Block& operator=(Block&&) noexcept = default;
     ~Block() = default;
   };
+
+  template <class T>
+  static inline const char type_tag = 0;
+
+  struct Kept {
+    explicit Kept(const void* its_type) : type(its_type) {}
+    Kept(const Kept&) = delete;
+    Kept& operator=(const Kept&) = delete;
+    virtual ~Kept() = default;
+    const void* type;
+  };
+  template <class T>
+  struct KeptObject final : Kept {
+    KeptObject() : Kept(&type_tag<T>) {}
+    T value{};
+  };
+  /// A list that a copy does not take over.
+  struct KeptList : std::vector<std::unique_ptr<Kept>> {
+    KeptList() = default;
+    KeptList(const KeptList& /*other*/) : std::vector<std::unique_ptr<Kept>>() {}
+    KeptList(KeptList&&) noexcept = default;
+    KeptList& operator=(const KeptList& /*other*/) { return *this; }
+    KeptList& operator=(KeptList&&) noexcept = default;
+    ~KeptList() = default;
+  };
+
   std::vector<Block> blocks_;
+  KeptList kept_;
 };
 
 }  // namespace moe::inline MOE_ABI

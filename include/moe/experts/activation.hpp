@@ -6,9 +6,11 @@
 #pragma once
 
 #include <cmath>
+#include <concepts>
 
 #include "moe/core/concepts.hpp"
 #include "moe/core/config.hpp"
+#include "moe/kernels/kernel_table.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -87,6 +89,46 @@ struct ClampedSwiGlu {
     return (u + static_cast<Scalar>(offset)) * gated;
   }
 };
+
+namespace detail {
+
+/// The kernel of an activation. Others, such as a user's own, are called value by value.
+template <class Scalar>
+kernels::ActivationRule<Scalar> kernel_rule(const Relu& /*activation*/) noexcept {
+  return {.kind = kernels::ActivationKind::relu};
+}
+template <class Scalar>
+kernels::ActivationRule<Scalar> kernel_rule(const Silu& /*activation*/) noexcept {
+  return {.kind = kernels::ActivationKind::silu};
+}
+template <class Scalar>
+kernels::ActivationRule<Scalar> kernel_rule(const Gelu& /*activation*/) noexcept {
+  return {.kind = kernels::ActivationKind::gelu};
+}
+template <class Scalar>
+kernels::ActivationRule<Scalar> kernel_rule(const GeluTanh& /*activation*/) noexcept {
+  return {.kind = kernels::ActivationKind::gelu_tanh};
+}
+template <class Scalar, class PlainActivationT>
+auto kernel_rule(const GatedBy<PlainActivationT>& gated) noexcept
+    -> decltype(kernel_rule<Scalar>(gated.activation)) {
+  return kernel_rule<Scalar>(gated.activation);
+}
+template <class Scalar>
+kernels::ActivationRule<Scalar> kernel_rule(const ClampedSwiGlu& clamped) noexcept {
+  return {.kind = kernels::ActivationKind::clamped,
+          .alpha = static_cast<Scalar>(clamped.alpha),
+          .limit = static_cast<Scalar>(clamped.limit),
+          .offset = static_cast<Scalar>(clamped.offset),
+          .clamps_gate_below = clamped.clamps_gate_below};
+}
+
+template <class A, class Scalar>
+concept HasKernel = requires(const A& activation) {
+  { kernel_rule<Scalar>(activation) } -> std::same_as<kernels::ActivationRule<Scalar>>;
+};
+
+}  // namespace detail
 
 using SwiGlu = GatedBy<Silu>;
 using GeGlu = GatedBy<Gelu>;

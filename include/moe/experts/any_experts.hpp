@@ -16,6 +16,7 @@
 #include "moe/core/scratch.hpp"
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
+#include "moe/experts/expert_stage.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -38,11 +39,15 @@ class AnyExperts {
     held_->forward(input, rows, scratch);
   }
 
-  /// Adds to y (T, D) what the routing weights must not multiply, if the bank has such biases.
-  void add_unweighted(const Routing<Scalar>& routing, const DispatchPlan& plan,
+  /// Adds to tokens first .. first + y.rows() - 1 what the routing weights must not multiply, if
+  /// the bank has such biases.
+  void add_unweighted(const Routing<Scalar>& routing, const DispatchPlan& plan, Index first,
                       MatrixView<Scalar> y) const {
-    held_->add_unweighted(routing, plan, y);
+    held_->add_unweighted(routing, plan, first, y);
   }
+
+  /// The bank as a part of a layer's expert stage, or null if it is none.
+  const detail::StagedBank<Scalar>* staged() const noexcept { return held_->staged(); }
 
   /// The bank, if it is of this type, else null.
   template <class BankT>
@@ -62,7 +67,8 @@ class AnyExperts {
     virtual void forward(const ExpertInput<Scalar>& input, MatrixView<Scalar> rows,
                          Scratch& scratch) const = 0;
     virtual void add_unweighted(const Routing<Scalar>& routing, const DispatchPlan& plan,
-                                MatrixView<Scalar> y) const = 0;
+                                Index first, MatrixView<Scalar> y) const = 0;
+    virtual const detail::StagedBank<Scalar>* staged() const noexcept = 0;
   };
 
   template <class BankT>
@@ -74,10 +80,13 @@ class AnyExperts {
                  Scratch& scratch) const override {
       bank.forward(input, rows, scratch);
     }
-    void add_unweighted(const Routing<Scalar>& routing, const DispatchPlan& plan,
+    void add_unweighted(const Routing<Scalar>& routing, const DispatchPlan& plan, Index first,
                         MatrixView<Scalar> y) const override {
-      if constexpr (requires { bank.add_unweighted(routing, plan, y); })
-        bank.add_unweighted(routing, plan, y);
+      if constexpr (requires { bank.add_unweighted(routing, plan, first, y); })
+        bank.add_unweighted(routing, plan, first, y);
+    }
+    const detail::StagedBank<Scalar>* staged() const noexcept override {
+      return detail::staged_bank(bank);
     }
     BankT bank;
   };

@@ -5,15 +5,17 @@
 #pragma once
 
 #include <algorithm>
-#include <cstddef>
+#include <concepts>
 #include <cstdint>
+#include <limits>
 #include <utility>
-#include <vector>
 
 #include "moe/core/concepts.hpp"
 #include "moe/core/config.hpp"
 #include "moe/core/contracts.hpp"
-#include "moe/core/product.hpp"
+#include "moe/core/dispatch_plan.hpp"
+#include "moe/core/numeric.hpp"
+#include "moe/core/packed_matrices.hpp"
 #include "moe/core/random.hpp"
 #include "moe/core/routing.hpp"
 #include "moe/core/scratch.hpp"
@@ -21,7 +23,10 @@
 #include "moe/core/view.hpp"
 #include "moe/experts/activation.hpp"
 #include "moe/experts/expert_source.hpp"
+#include "moe/experts/expert_stage.hpp"
 #include "moe/experts/gather.hpp"
+#include "moe/experts/panel_product.hpp"
+#include "moe/kernels/dispatch.hpp"
 #include "moe/parallel/parallel_for.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -40,14 +45,20 @@ struct ExpertsConfig {
 };
 
 /// E experts, each down(activation(gate(x), up(x))) with a gated activation and
-/// down(activation(up(x))) with a plain one.
+/// down(activation(up(x))) with a plain one. Weights are kept as `StorageT` and widened in
+/// registers.
 ///
 /// Values  a row's result has the same bits whatever the other rows and the number of threads.
-template <class ScalarT, Activation<ScalarT> ActivationT>
-class FeedForwardExperts {
+template <class ScalarT, Activation<ScalarT> ActivationT, class StorageT = ScalarT>
+class FeedForwardExperts : public detail::StagedBank<ScalarT> {
  public:
   using Scalar = ScalarT;
+  using Storage = StorageT;
   static constexpr bool is_gated = GatedActivation<ActivationT, Scalar>;
+  static_assert(std::same_as<Storage, Scalar> ||
+                    (std::same_as<Scalar, float> &&
+                     (std::same_as<Storage, bfloat16> || std::same_as<Storage, half>)),
+                "weights are stored as the scalar itself or, for float, as bfloat16 or half");
 
   /// A bank of zeros, to be filled by `set_expert`.
   ///
@@ -58,16 +69,22 @@ class FeedForwardExperts {
     detail::check(config_.num_experts > 0, where, "num_experts must be positive");
     detail::check(config_.d_model > 0, where, "d_model must be positive");
     detail::check(config_.d_ff > 0, where, "d_ff must be positive");
-    const Index hidden = detail::product(where, config_.num_experts, config_.d_ff);
+    const auto filled_up = [](Index size, Index width) {
+      return (size - 1) / width * width + width;
+    };
+    const Index most = std::numeric_limits<Index>::max() / 8 - 64;
+    detail::check(config_.d_model < most && config_.d_ff < most, where, "the sizes are too large");
+    const Index columns = (is_gated ? 2 : 1) * filled_up(config_.d_ff, hidden_width);
+    const Index hidden = detail::product(where, config_.num_experts, columns);
     detail::product(where, hidden, detail::product(where, config_.d_model, sizeof(Scalar)));
-    detail::product(where, config_.num_experts, config_.d_model);
-    if constexpr (is_gated) gate_.setZero(hidden, config_.d_model);
-    up_.setZero(hidden, config_.d_model);
-    down_.setZero(config_.num_experts * config_.d_model, config_.d_ff);
+    const Index outputs = filled_up(config_.d_model, kernels::panel_width);
+    const Index rows = detail::product(where, config_.num_experts, outputs);
+    detail::product(where, rows, detail::product(where, config_.d_ff, sizeof(Scalar)));
+    up_ = {config_.num_experts, columns, config_.d_model};
+    down_ = {config_.num_experts, outputs, config_.d_ff};
     if (config_.biases) {
-      if constexpr (is_gated) gate_bias_.setZero(config_.num_experts, config_.d_ff);
-      up_bias_.setZero(config_.num_experts, config_.d_ff);
-      down_bias_.setZero(config_.num_experts, config_.d_model);
+      up_bias_.setZero(config_.num_experts, columns);
+      down_bias_.setZero(config_.num_experts, outputs);
     }
   }
 
@@ -77,13 +94,17 @@ class FeedForwardExperts {
     FeedForwardExperts bank(config);
     const std::uint64_t seed = detail::draw_seed(generator);
     parallel::for_each_task(config.num_experts, [&](Index e, int /*thread*/) {
-      const auto fill = [&](Scalar* values, Index fan_in, std::uint64_t role) {
-        detail::fill_uniform(values, config.d_ff * config.d_model, fan_in,
-                             detail::mix_bits(seed + 3 * static_cast<std::uint64_t>(e) + role));
+      const auto pack = [&](detail::PackedMatrices<Storage>& to, detail::PanelRole role,
+                            Index outputs, Index fan_in, std::uint64_t matrix) {
+        Matrix<Scalar> weights(outputs, fan_in);
+        detail::fill_uniform(weights.data(), weights.size(), fan_in,
+                             detail::mix_bits(seed + 3 * static_cast<std::uint64_t>(e) + matrix));
+        to.template pack<Scalar>(e, role, weights);
       };
-      if constexpr (is_gated) fill(bank.gate_of(e), config.d_model, 0);
-      fill(bank.up_of(e), config.d_model, 1);
-      fill(bank.down_of(e), config.d_ff, 2);
+      if constexpr (is_gated)
+        pack(bank.up_, detail::PanelRole::gate, config.d_ff, config.d_model, 0);
+      pack(bank.up_, up_role, config.d_ff, config.d_model, 1);
+      pack(bank.down_, detail::PanelRole::plain, config.d_model, config.d_ff, 2);
     });
     return bank;
   }
@@ -109,13 +130,18 @@ class FeedForwardExperts {
     check_shape("gate_bias", weights.gate_bias, d_ff() * biases * gated, biases * gated);
     check_shape("up_bias", weights.up_bias, d_ff() * biases, biases);
     check_shape("down_bias", weights.down_bias, d_model() * biases, biases);
-    if constexpr (is_gated) gate_.middleRows(expert * d_ff(), d_ff()) = weights.gate.map();
-    up_.middleRows(expert * d_ff(), d_ff()) = weights.up.map();
-    down_.middleRows(expert * d_model(), d_model()) = weights.down.map();
+    if constexpr (is_gated) up_.pack(expert, detail::PanelRole::gate, weights.gate);
+    up_.pack(expert, up_role, weights.up);
+    down_.pack(expert, detail::PanelRole::plain, weights.down);
     if (config_.biases) {
-      if constexpr (is_gated) gate_bias_.row(expert) = weights.gate_bias.map().transpose();
-      up_bias_.row(expert) = weights.up_bias.map().transpose();
-      down_bias_.row(expert) = weights.down_bias.map().transpose();
+      const auto place = [&](Matrix<Scalar>& to, detail::PanelRole role,
+                             MatrixView<const Scalar> bias) {
+        for (Index o = 0; o < bias.rows(); ++o)
+          to(expert, detail::panel_column(role, o)) = bias(o, 0);
+      };
+      if constexpr (is_gated) place(up_bias_, detail::PanelRole::gate, weights.gate_bias);
+      place(up_bias_, up_role, weights.up_bias);
+      place(down_bias_, detail::PanelRole::plain, weights.down_bias);
     }
   }
 
@@ -127,58 +153,58 @@ class FeedForwardExperts {
     set_expert(expert, matrices.weights());
   }
 
-  /// One expert's matrices where they lie.
-  ExpertWeights<Scalar> expert(Index e) const {
+  /// A copy of one expert's matrices, as the bank holds them: rounded, where it stores fewer bits.
+  ExpertMatrices<Scalar> expert(Index e) const {
     detail::check(e >= 0 && e < num_experts(), "FeedForwardExperts::expert",
                   "expert is out of range");
-    ExpertWeights<Scalar> weights;
-    if constexpr (is_gated) weights.gate = {gate_of(e), d_ff(), d_model()};
-    weights.up = {up_of(e), d_ff(), d_model()};
-    weights.down = {down_of(e), d_model(), d_ff()};
+    ExpertMatrices<Scalar> matrices;
+    const auto unpack = [&](const detail::PackedMatrices<Storage>& from, detail::PanelRole role,
+                            Index outputs, Index inner, Matrix<Scalar>& to) {
+      to.resize(outputs, inner);
+      from.template unpack<Scalar>(e, role, to);
+    };
+    if constexpr (is_gated) unpack(up_, detail::PanelRole::gate, d_ff(), d_model(), matrices.gate);
+    unpack(up_, up_role, d_ff(), d_model(), matrices.up);
+    unpack(down_, detail::PanelRole::plain, d_model(), d_ff(), matrices.down);
     if (config_.biases) {
-      if constexpr (is_gated) weights.gate_bias = {gate_bias_.row(e).data(), d_ff(), 1};
-      weights.up_bias = {up_bias_.row(e).data(), d_ff(), 1};
-      weights.down_bias = {down_bias_.row(e).data(), d_model(), 1};
+      const auto take = [&](const Matrix<Scalar>& from, detail::PanelRole role, Index outputs,
+                            Matrix<Scalar>& to) {
+        to.resize(outputs, 1);
+        for (Index o = 0; o < outputs; ++o) to(o, 0) = from(e, detail::panel_column(role, o));
+      };
+      if constexpr (is_gated) take(up_bias_, detail::PanelRole::gate, d_ff(), matrices.gate_bias);
+      take(up_bias_, up_role, d_ff(), matrices.up_bias);
+      take(down_bias_, detail::PanelRole::plain, d_model(), matrices.down_bias);
     }
-    return weights;
+    return matrices;
   }
 
-  /// Runs every expert on its rows of the plan, in tiles of at most 32 rows.
+  /// Runs every expert on its rows of the plan.
   ///
   /// Shapes  input.x (T, D), rows (N, D).
-  /// Cost    6 N D F flop with a gate, 4 N D F without; parallel over tiles.
+  /// Cost    6 N D F flop with a gate, 4 N D F without; parallel over experts, panels and rows.
   /// Throws  ShapeError if input, plan, rows and bank do not fit each other.
   void forward(const ExpertInput<Scalar>& input, MatrixView<Scalar> rows, Scratch& scratch) const {
     detail::check_bank_call("FeedForwardExperts::forward", input, rows, num_experts(), d_model());
-    std::vector<Tile> tiles;
-    for (Index e = 0; e < num_experts(); ++e) {
-      const Index end = input.plan.first_row(e + 1);
-      for (Index first = input.plan.first_row(e); first < end; first += detail::tile_rows)
-        tiles.push_back({e, first, std::min(detail::tile_rows, end - first)});
-    }
-    std::stable_sort(tiles.begin(), tiles.end(),
-                     [](const Tile& a, const Tile& b) { return a.count > b.count; });
-    const Index scratch_values = detail::tile_rows * (2 * d_model() + 2 * d_ff());
-    scratch.reserve(parallel::available_threads(),
-                    static_cast<std::size_t>(scratch_values) * sizeof(Scalar));
-    parallel::for_each_task(static_cast<Index>(tiles.size()), [&](Index task, int thread) {
-      forward_tile(input, tiles[static_cast<std::size_t>(task)], rows,
-                   scratch.of_thread<Scalar>(thread));
-    });
+    auto& stage = scratch.kept<detail::ExpertStage<Scalar>>();
+    stage.clear();
+    stage.add({this, &input, rows, {}});
+    stage.run(0, [](Index /*task*/) {});
   }
 
-  /// Adds to y what the routing weights must not multiply: the down biases of the experts that ran,
-  /// where the configuration says `unweighted`.
+  /// Adds to tokens first .. first + y.rows() - 1 what the routing weights must not multiply: the
+  /// down biases of the experts that ran, where the configuration says `unweighted`.
   ///
-  /// Shapes  y (T, D).
-  void add_unweighted(const Routing<Scalar>& routing, const DispatchPlan& plan,
+  /// Shapes  y (count, D).
+  void add_unweighted(const Routing<Scalar>& routing, const DispatchPlan& plan, Index first,
                       MatrixView<Scalar> y) const {
     if (!config_.biases || config_.down_bias == DownBias::weighted) return;
-    for (Index t = 0; t < plan.tokens; ++t) {
+    for (Index t = 0; t < y.rows(); ++t) {
       for (Index k = 0; k < plan.top_k; ++k) {
-        if (plan.row_of[static_cast<std::size_t>(t * plan.top_k + k)] == DispatchPlan::no_row)
+        if (plan.row_of[static_cast<std::size_t>((first + t) * plan.top_k + k)] ==
+            DispatchPlan::no_row)
           continue;
-        const Index expert = routing.experts(t, k) - plan.first_expert;
+        const Index expert = routing.experts(first + t, k) - plan.first_expert;
         if (expert >= num_experts()) continue;  // Of another bank beside this one.
         const Scalar* const bias = down_bias_.row(expert).data();
         for (Index d = 0; d < d_model(); ++d) y(t, d) += bias[d];
@@ -186,12 +212,53 @@ class FeedForwardExperts {
     }
   }
 
+  /// The bank as a part of a layer's expert stage.
+  const detail::StagedBank<Scalar>* staged() const noexcept { return this; }
+
+  detail::StageShape stage_shape() const noexcept override {
+    return {.d_model = d_model(),
+            .hidden = up_.panels() * hidden_width,
+            .up_panels = up_.panels(),
+            .down_panels = down_.panels(),
+            .d_ff = d_ff(),
+            .up_factor = is_gated ? 2 : 1,
+            .weight_bytes = sizeof(Storage)};
+  }
+
+  void run_up(const detail::StageSlice<Scalar>& slice) const override {
+    const Index hidden = up_.panels() * hidden_width;
+    detail::for_each_tile(slice, up_, slice.packed, d_model(),
+                          [&](Index panel, Index first, Index count, Scalar* sums) {
+                            activate(sums, bias_of(up_bias_, slice.expert, panel), count,
+                                     slice.hidden + first * hidden + panel * hidden_width * count);
+                          });
+  }
+
+  void run_down(const detail::StageSlice<Scalar>& slice) const override {
+    const auto& finish = kernels::row_kernels<Scalar>().finish;
+    const bool adds_bias = config_.down_bias == DownBias::weighted;
+    const Index hidden = up_.panels() * hidden_width;
+    detail::for_each_tile(slice, down_, slice.hidden, hidden,
+                          [&](Index panel, Index first, Index count, Scalar* sums) {
+                            const Index column = panel * kernels::panel_width;
+                            Scalar weight[kernels::most_tile_rows];
+                            if (!slice.weights.empty())
+                              for (Index r = 0; r < count; ++r) {
+                                const TokenSlot choice = slice.choices[first + r];
+                                weight[r] = slice.weights(choice.token, choice.slot);
+                              }
+                            finish(sums,
+                                   adds_bias ? bias_of(down_bias_, slice.expert, panel) : nullptr,
+                                   slice.weights.empty() ? nullptr : weight, count,
+                                   std::min(kernels::panel_width, d_model() - column),
+                                   slice.rows.row(first) + column, slice.rows.row_stride());
+                          });
+  }
+
  private:
-  struct Tile {
-    Index expert;
-    Index first;  // row of the plan
-    Index count;
-  };
+  static constexpr Index hidden_width = is_gated ? kernels::gated_width : kernels::panel_width;
+  static constexpr detail::PanelRole up_role =
+      is_gated ? detail::PanelRole::up : detail::PanelRole::plain;
 
   static void check_shape(const char* name, MatrixView<const Scalar> matrix, Index rows,
                           Index cols) {
@@ -201,59 +268,45 @@ class FeedForwardExperts {
                                        matrix.cols(), ")"));
   }
 
-  const Scalar* gate_of(Index e) const noexcept { return gate_.data() + e * d_ff() * d_model(); }
-  const Scalar* up_of(Index e) const noexcept { return up_.data() + e * d_ff() * d_model(); }
-  const Scalar* down_of(Index e) const noexcept { return down_.data() + e * d_ff() * d_model(); }
-  Scalar* gate_of(Index e) noexcept { return gate_.data() + e * d_ff() * d_model(); }
-  Scalar* up_of(Index e) noexcept { return up_.data() + e * d_ff() * d_model(); }
-  Scalar* down_of(Index e) noexcept { return down_.data() + e * d_ff() * d_model(); }
-
-  /// y (rows, outputs) = x (rows, inner) w^T + bias, which is row `expert` of `biases`.
-  void linear(const Scalar* x, Index rows, Index inner, const Scalar* w,
-              const Matrix<Scalar>& biases, Index expert, Index outputs, Scalar* y) const {
-    detail::tile_product(x, rows, inner, w, outputs, y);
-    if (biases.size() == 0) return;
-    const Scalar* const bias = biases.row(expert).data();
-    for (Index r = 0; r < rows; ++r)
-      for (Index o = 0; o < outputs; ++o) y[r * outputs + o] += bias[o];
+  static const Scalar* bias_of(const Matrix<Scalar>& biases, Index expert, Index panel) noexcept {
+    return biases.size() == 0
+               ? nullptr
+               : biases.data() + expert * biases.cols() + panel * kernels::panel_width;
   }
 
-  void forward_tile(const ExpertInput<Scalar>& input, const Tile& tile, MatrixView<Scalar> rows,
-                    Scalar* scratch) const {
-    const Index padded = detail::padded_rows(tile.count, d_model(), d_ff());
-    Scalar* const x = scratch;                                 // (padded, D)
-    Scalar* const y = x + detail::tile_rows * d_model();       // (padded, D)
-    Scalar* const hidden = y + detail::tile_rows * d_model();  // (padded, F)
-    Scalar* const gate = hidden + detail::tile_rows * d_ff();  // (padded, F)
-    detail::gather_rows(input, tile.first, MatrixView<Scalar>(x, tile.count, d_model()));
-    std::fill(x + tile.count * d_model(), x + padded * d_model(), Scalar(0));
-
-    const Index e = tile.expert;
-    linear(x, padded, d_model(), up_of(e), up_bias_, e, d_ff(), hidden);
-    if constexpr (is_gated) {
-      linear(x, padded, d_model(), gate_of(e), gate_bias_, e, d_ff(), gate);
-      for (Index i = 0; i < padded * d_ff(); ++i) hidden[i] = activation_(gate[i], hidden[i]);
+  /// Shapes  sums (count, 32), bias (32) or null, hidden (hidden values of a panel, count).
+  void activate(const Scalar* sums, const Scalar* bias, Index count, Scalar* hidden) const {
+    if constexpr (detail::HasKernel<ActivationT, Scalar>) {
+      const auto& kernel = kernels::row_kernels<Scalar>();
+      (is_gated ? kernel.gated : kernel.plain)(detail::kernel_rule<Scalar>(activation_), sums, bias,
+                                               count, hidden);
     } else {
-      for (Index i = 0; i < padded * d_ff(); ++i) hidden[i] = activation_(hidden[i]);
+      for (Index r = 0; r < count; ++r) {
+        const auto value = [&](Index o) {
+          const Scalar sum = sums[r * kernels::panel_width + o];
+          return bias == nullptr ? sum : sum + bias[o];
+        };
+        for (Index i = 0; i < hidden_width; ++i) {
+          if constexpr (is_gated) {
+            hidden[i * count + r] = activation_(value(i), value(hidden_width + i));
+          } else {
+            hidden[i * count + r] = activation_(value(i));
+          }
+        }
+      }
     }
-    linear(hidden, padded, d_ff(), down_of(e),
-           config_.down_bias == DownBias::weighted ? down_bias_ : no_bias_, e, d_model(), y);
-    for (Index r = 0; r < tile.count; ++r)
-      std::copy_n(y + r * d_model(), d_model(), rows.row(tile.first + r));
   }
 
   ExpertsConfig config_;
   ActivationT activation_;
-  Matrix<Scalar> gate_;       // (E * F, D), gated only
-  Matrix<Scalar> up_;         // (E * F, D)
-  Matrix<Scalar> down_;       // (E * D, F)
-  Matrix<Scalar> gate_bias_;  // (E, F), with biases only
-  Matrix<Scalar> up_bias_;    // (E, F), with biases only
-  Matrix<Scalar> down_bias_;  // (E, D), with biases only
-  Matrix<Scalar> no_bias_;    // empty
+  detail::PackedMatrices<Storage> up_;    // gate and up in one, inner D
+  detail::PackedMatrices<Storage> down_;  // inner d_ff
+  Matrix<Scalar> up_bias_;                // (E, columns of up_), with biases only
+  Matrix<Scalar> down_bias_;              // (E, columns of down_), with biases only
 };
 
 static_assert(ExpertBank<FeedForwardExperts<float, SwiGlu>>);
+static_assert(ExpertBank<FeedForwardExperts<float, SwiGlu, bfloat16>>);
 static_assert(ExpertBank<FeedForwardExperts<double, Relu>>);
 
 }  // namespace moe::inline MOE_ABI

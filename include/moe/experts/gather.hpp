@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "moe/core/concepts.hpp"
 #include "moe/core/config.hpp"
@@ -37,8 +38,9 @@ void gather_rows(const ExpertInput<Scalar>& input, Index first, MatrixView<Scala
 /// Throws ShapeError unless the input and `rows` fit each other and a bank of E experts of width D;
 /// std::invalid_argument if the plan leads outside of them or `rows` overlaps the input.
 template <class Scalar>
-void check_bank_call(const char* where, const ExpertInput<Scalar>& input, MatrixView<Scalar> rows,
-                     Index num_experts, Index d_model) {
+void check_bank_call(const char* where, const ExpertInput<Scalar>& input,
+                     std::type_identity_t<MatrixView<Scalar>> rows, Index num_experts,
+                     Index d_model) {
   check_plan(where, input.plan);
   check_size(where, "input.x.cols()", d_model, input.x.cols());
   check_size(where, "input.x.rows()", input.plan.tokens, input.x.rows());

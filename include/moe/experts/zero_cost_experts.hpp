@@ -88,10 +88,10 @@ class ZeroCostExperts {
   }
 
   /// What the bank adds beside the routing weights.
-  void add_unweighted(const Routing<Scalar>& routing, const DispatchPlan& plan,
+  void add_unweighted(const Routing<Scalar>& routing, const DispatchPlan& plan, Index first,
                       MatrixView<Scalar> y) const {
-    if constexpr (requires { bank_.add_unweighted(routing, plan, y); })
-      bank_.add_unweighted(routing, plan, y);
+    if constexpr (requires { bank_.add_unweighted(routing, plan, first, y); })
+      bank_.add_unweighted(routing, plan, first, y);
   }
 
  private:

@@ -160,97 +160,107 @@ class BlockReader {
   }
 
   void require_expert(Index e) const {
-    const Index D = config_.d_model;
-    const Index F = config_.d_ff;
-    const Index E = config_.num_experts;
+    const Index d_model = config_.d_model;
+    const Index d_ff = config_.d_ff;
+    const Index num_experts = config_.num_experts;
     const bool is_first = e == 0;
     switch (traits_.layout) {
       case ExpertLayout::gated:
-        tensors_.require(expert_name(e, traits_.gate, "weight"), F, D);
-        tensors_.require(expert_name(e, traits_.up, "weight"), F, D);
-        tensors_.require(expert_name(e, traits_.down, "weight"), D, F);
+        tensors_.require(expert_name(e, traits_.gate, "weight"), d_ff, d_model);
+        tensors_.require(expert_name(e, traits_.up, "weight"), d_ff, d_model);
+        tensors_.require(expert_name(e, traits_.down, "weight"), d_model, d_ff);
         break;
       case ExpertLayout::plain_bias:
-        tensors_.require(expert_name(e, traits_.up, "bias"), F, 1);
-        tensors_.require(expert_name(e, traits_.down, "bias"), D, 1);
+        tensors_.require(expert_name(e, traits_.up, "bias"), d_ff, 1);
+        tensors_.require(expert_name(e, traits_.down, "bias"), d_model, 1);
         [[fallthrough]];
       case ExpertLayout::plain:
-        tensors_.require(expert_name(e, traits_.up, "weight"), F, D);
-        tensors_.require(expert_name(e, traits_.down, "weight"), D, F);
+        tensors_.require(expert_name(e, traits_.up, "weight"), d_ff, d_model);
+        tensors_.require(expert_name(e, traits_.down, "weight"), d_model, d_ff);
         break;
       case ExpertLayout::stacked:
         for (const std::string_view part : {traits_.gate, traits_.up, traits_.down})
-          if (is_first) tensors_.require(name(part), {E * F, D});
+          if (is_first) tensors_.require(name(part), {num_experts * d_ff, d_model});
         break;
       case ExpertLayout::fused_biased:
         if (!is_first) break;
-        tensors_.require(name(traits_.up, "_bias"), {E, 2 * F});
-        tensors_.require(name(traits_.down, "_bias"), {E, D});
+        tensors_.require(name(traits_.up, "_bias"), {num_experts, 2 * d_ff});
+        tensors_.require(name(traits_.down, "_bias"), {num_experts, d_model});
         [[fallthrough]];
       case ExpertLayout::fused_in_out:
         if (!is_first) break;
-        tensors_.require(name(traits_.up), {E, D, 2 * F});
-        tensors_.require(name(traits_.down), {E, F, D});
+        tensors_.require(name(traits_.up), {num_experts, d_model, 2 * d_ff});
+        tensors_.require(name(traits_.down), {num_experts, d_ff, d_model});
         break;
       case ExpertLayout::fused_out_in:
         if (!is_first) break;
-        tensors_.require(name(traits_.up, ".weight"), {E, 2 * F, D});
-        tensors_.require(name(traits_.down, ".weight"), {E, D, F});
+        tensors_.require(name(traits_.up, ".weight"), {num_experts, 2 * d_ff, d_model});
+        tensors_.require(name(traits_.down, ".weight"), {num_experts, d_model, d_ff});
         break;
     }
   }
 
   void require_shared() const {
-    const Index D = config_.d_model;
-    const Index F = config_.shared_d_ff;
+    const Index d_model = config_.d_model;
+    const Index d_ff = config_.shared_d_ff;
     if (config_.family == Family::granitemoe) {
-      tensors_.require(shared_name("input_linear"), 2 * F, D);
-      tensors_.require(shared_name("output_linear"), D, F);
+      tensors_.require(shared_name("input_linear"), 2 * d_ff, d_model);
+      tensors_.require(shared_name("output_linear"), d_model, d_ff);
       return;
     }
-    tensors_.require(shared_name("gate_proj"), F, D);
-    tensors_.require(shared_name("up_proj"), F, D);
-    tensors_.require(shared_name("down_proj"), D, F);
+    tensors_.require(shared_name("gate_proj"), d_ff, d_model);
+    tensors_.require(shared_name("up_proj"), d_ff, d_model);
+    tensors_.require(shared_name("down_proj"), d_model, d_ff);
   }
 
   ExpertMatrices<Scalar> expert(Index e) const {
-    const Index D = config_.d_model;
-    const Index F = config_.d_ff;
-    const Index E = config_.num_experts;
+    const Index d_model = config_.d_model;
+    const Index d_ff = config_.d_ff;
+    const Index num_experts = config_.num_experts;
     ExpertMatrices<Scalar> m;
     switch (traits_.layout) {
       case ExpertLayout::gated:
-        m.gate = tensors_.matrix<Scalar>(expert_name(e, traits_.gate, "weight"), F, D);
-        m.up = tensors_.matrix<Scalar>(expert_name(e, traits_.up, "weight"), F, D);
-        m.down = tensors_.matrix<Scalar>(expert_name(e, traits_.down, "weight"), D, F);
+        m.gate = tensors_.matrix<Scalar>(expert_name(e, traits_.gate, "weight"), d_ff, d_model);
+        m.up = tensors_.matrix<Scalar>(expert_name(e, traits_.up, "weight"), d_ff, d_model);
+        m.down = tensors_.matrix<Scalar>(expert_name(e, traits_.down, "weight"), d_model, d_ff);
         return m;
       case ExpertLayout::plain_bias:
-        m.up_bias = tensors_.matrix<Scalar>(expert_name(e, traits_.up, "bias"), F, 1);
-        m.down_bias = tensors_.matrix<Scalar>(expert_name(e, traits_.down, "bias"), D, 1);
+        m.up_bias = tensors_.matrix<Scalar>(expert_name(e, traits_.up, "bias"), d_ff, 1);
+        m.down_bias = tensors_.matrix<Scalar>(expert_name(e, traits_.down, "bias"), d_model, 1);
         [[fallthrough]];
       case ExpertLayout::plain:
-        m.up = tensors_.matrix<Scalar>(expert_name(e, traits_.up, "weight"), F, D);
-        m.down = tensors_.matrix<Scalar>(expert_name(e, traits_.down, "weight"), D, F);
+        m.up = tensors_.matrix<Scalar>(expert_name(e, traits_.up, "weight"), d_ff, d_model);
+        m.down = tensors_.matrix<Scalar>(expert_name(e, traits_.down, "weight"), d_model, d_ff);
         return m;
       case ExpertLayout::stacked: {
-        m.gate = tensors_.rows<Scalar>(name(traits_.gate), {E * F, D}, e * F, F);
-        m.up = tensors_.rows<Scalar>(name(traits_.up), {E * F, D}, e * F, F);
-        m.down = tensors_.rows<Scalar>(name(traits_.down), {E * F, D}, e * F, F).transpose().eval();
+        m.gate = tensors_.rows<Scalar>(name(traits_.gate), {num_experts * d_ff, d_model}, e * d_ff,
+                                       d_ff);
+        m.up =
+            tensors_.rows<Scalar>(name(traits_.up), {num_experts * d_ff, d_model}, e * d_ff, d_ff);
+        m.down =
+            tensors_.rows<Scalar>(name(traits_.down), {num_experts * d_ff, d_model}, e * d_ff, d_ff)
+                .transpose()
+                .eval();
         return m;
       }
       case ExpertLayout::fused_in_out:
       case ExpertLayout::fused_biased: {
         const bool biased = traits_.layout == ExpertLayout::fused_biased;
-        const Matrix<Scalar> fused =
-            tensors_.rows<Scalar>(name(traits_.up), {E, D, 2 * F}, e * D, D);
-        const Matrix<Scalar> down = tensors_.rows<Scalar>(name(traits_.down), {E, F, D}, e * F, F);
+        const Matrix<Scalar> fused = tensors_.rows<Scalar>(
+            name(traits_.up), {num_experts, d_model, 2 * d_ff}, e * d_model, d_model);
+        const Matrix<Scalar> down =
+            tensors_.rows<Scalar>(name(traits_.down), {num_experts, d_ff, d_model}, e * d_ff, d_ff);
         Matrix<Scalar> fused_bias;  // (2 F, 1)
         Matrix<Scalar> down_bias;   // (D, 1)
         if (biased) {
           fused_bias =
-              tensors_.rows<Scalar>(name(traits_.up, "_bias"), {E, 2 * F}, e, 1).transpose().eval();
+              tensors_.rows<Scalar>(name(traits_.up, "_bias"), {num_experts, 2 * d_ff}, e, 1)
+                  .transpose()
+                  .eval();
           down_bias =
-              tensors_.rows<Scalar>(name(traits_.down, "_bias"), {E, D}, e, 1).transpose().eval();
+              tensors_.rows<Scalar>(name(traits_.down, "_bias"), {num_experts, d_model}, e, 1)
+                  .transpose()
+                  .eval();
         }
         return separate<Scalar>(
             {.gate_up = fused,
@@ -262,10 +272,10 @@ class BlockReader {
              .gate_up_order = biased ? GateUpOrder::interleaved : GateUpOrder::halves});
       }
       case ExpertLayout::fused_out_in: {
-        const Matrix<Scalar> fused =
-            tensors_.rows<Scalar>(name(traits_.up, ".weight"), {E, 2 * F, D}, e * 2 * F, 2 * F);
-        const Matrix<Scalar> down =
-            tensors_.rows<Scalar>(name(traits_.down, ".weight"), {E, D, F}, e * D, D);
+        const Matrix<Scalar> fused = tensors_.rows<Scalar>(
+            name(traits_.up, ".weight"), {num_experts, 2 * d_ff, d_model}, e * 2 * d_ff, 2 * d_ff);
+        const Matrix<Scalar> down = tensors_.rows<Scalar>(
+            name(traits_.down, ".weight"), {num_experts, d_model, d_ff}, e * d_model, d_model);
         return separate<Scalar>({.gate_up = fused, .down = down});
       }
     }
@@ -273,17 +283,17 @@ class BlockReader {
   }
 
   ExpertMatrices<Scalar> shared_expert() const {
-    const Index D = config_.d_model;
-    const Index F = config_.shared_d_ff;
+    const Index d_model = config_.d_model;
+    const Index d_ff = config_.shared_d_ff;
     if (config_.family == Family::granitemoe) {
-      const auto fused = tensors_.matrix<Scalar>(shared_name("input_linear"), 2 * F, D);
-      const auto down = tensors_.matrix<Scalar>(shared_name("output_linear"), D, F);
+      const auto fused = tensors_.matrix<Scalar>(shared_name("input_linear"), 2 * d_ff, d_model);
+      const auto down = tensors_.matrix<Scalar>(shared_name("output_linear"), d_model, d_ff);
       return separate<Scalar>({.gate_up = fused, .down = down});
     }
     ExpertMatrices<Scalar> m;
-    m.gate = tensors_.matrix<Scalar>(shared_name("gate_proj"), F, D);
-    m.up = tensors_.matrix<Scalar>(shared_name("up_proj"), F, D);
-    m.down = tensors_.matrix<Scalar>(shared_name("down_proj"), D, F);
+    m.gate = tensors_.matrix<Scalar>(shared_name("gate_proj"), d_ff, d_model);
+    m.up = tensors_.matrix<Scalar>(shared_name("up_proj"), d_ff, d_model);
+    m.down = tensors_.matrix<Scalar>(shared_name("down_proj"), d_model, d_ff);
     return m;
   }
 

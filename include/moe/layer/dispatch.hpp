@@ -13,13 +13,58 @@
 #include "moe/core/dispatch_plan.hpp"
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
+#include "moe/kernels/dispatch.hpp"
 #include "moe/parallel/parallel_for.hpp"
 
 namespace moe::inline MOE_ABI {
 namespace detail {
 
 /// Rows that one task of dispatch or combine handles.
-inline constexpr Index copy_block_rows = 32;
+inline constexpr Index copy_block_rows = 8;
+
+/// The weighted sum of any number of rows, in the order in which they are added.
+template <class Scalar>
+class RowSum {
+ public:
+  /// Writes `out` (n). Without `weighted`, the rows are added as they are.
+  RowSum(Scalar* out, Index n, bool weighted) noexcept : out_(out), n_(n), weighted_(weighted) {}
+
+  void add(const Scalar* row, Scalar weight) noexcept {
+    if (count_ == most) {  // Goes on from what is summed up.
+      finish();
+      rows_[0] = out_;
+      weight_[0] = 1;
+      count_ = 1;
+    }
+    rows_[count_] = row;
+    weight_[count_++] = weight;
+  }
+
+  void finish() const noexcept {
+    kernels::row_kernels<Scalar>().weighted_sum(rows_, weighted_ ? weight_ : nullptr, count_, n_,
+                                                out_);
+  }
+
+ private:
+  static constexpr Index most = 32;
+  Scalar* out_;
+  Index n_;
+  bool weighted_;
+  Index count_ = 0;
+  const Scalar* rows_[most];
+  Scalar weight_[most];
+};
+
+/// Adds the rows of token t, in order of its slots.
+template <class Scalar>
+void add_token(MatrixView<const Scalar> rows, const DispatchPlan& plan,
+               MatrixView<const Scalar> weights, Index t, RowSum<Scalar>& sum) noexcept {
+  for (Index k = 0; k < plan.top_k; ++k) {
+    const Index row = plan.row_of[static_cast<std::size_t>(t * plan.top_k + k)];
+    if (row != DispatchPlan::no_row)
+      sum.add(rows.row(row), weights.empty() ? Scalar(1) : weights(t, k));
+  }
+}
 
 }  // namespace detail
 
@@ -65,18 +110,11 @@ void combine(std::type_identity_t<MatrixView<const Scalar>> rows, const Dispatch
   }
   detail::check(!detail::overlap(rows, y), where, "y overlaps rows");
   detail::check(!detail::overlap(weights, y), where, "y overlaps weights");
-  const Index d_model = y.cols();
   parallel::for_each_block(plan.tokens, detail::copy_block_rows, [&](Index begin, Index end) {
     for (Index t = begin; t < end; ++t) {
-      Scalar* const out = y.row(t);
-      std::fill_n(out, d_model, Scalar(0));
-      for (Index k = 0; k < plan.top_k; ++k) {
-        const Index row = plan.row_of[static_cast<std::size_t>(t * plan.top_k + k)];
-        if (row == DispatchPlan::no_row) continue;
-        const Scalar weight = weights.empty() ? Scalar(1) : weights(t, k);
-        const Scalar* const in = rows.row(row);
-        for (Index d = 0; d < d_model; ++d) out[d] += weight * in[d];
-      }
+      detail::RowSum<Scalar> sum(y.row(t), y.cols(), !weights.empty());
+      detail::add_token(rows, plan, weights, t, sum);
+      sum.finish();
     }
   });
 }

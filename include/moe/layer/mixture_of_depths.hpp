@@ -13,9 +13,9 @@
 
 #include "moe/core/config.hpp"
 #include "moe/core/contracts.hpp"
-#include "moe/core/product.hpp"
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
+#include "moe/routing/linear_map.hpp"
 #include "moe/routing/scores.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -50,7 +50,7 @@ class MixtureOfDepths {
   /// Throws  std::invalid_argument if the configuration makes no sense; ShapeError if the weight is
   ///         not D long.
   MixtureOfDepths(const DepthsConfig& config, Vector<Scalar> weight)
-      : config_(config), weight_(weight.transpose()) {
+      : config_(config), map_(Matrix<Scalar>(weight.transpose())) {
     constexpr const char* where = "MixtureOfDepths";
     detail::check(config_.d_model > 0, where, "d_model must be positive");
     detail::check(config_.capacity > 0 && config_.capacity <= 1, where,
@@ -67,11 +67,7 @@ class MixtureOfDepths {
   Vector<Scalar> scores(MatrixView<const Scalar> x) const {
     detail::check_size("MixtureOfDepths::scores", "x.cols()", d_model(), x.cols());
     Vector<Scalar> r(x.rows());
-    for (Index begin = 0; begin < x.rows(); begin += detail::tile_rows) {
-      const Index rows = std::min(detail::tile_rows, x.rows() - begin);
-      const Matrix<Scalar> tile = detail::padded_tile(x.middle_rows(begin, rows), 1);
-      r.segment(begin, rows) = detail::padded_product(tile, rows, weight_).topRows(rows);
-    }
+    map_.run(x, MatrixView<Scalar>(r.data(), x.rows(), 1));
     return r;
   }
 
@@ -116,7 +112,7 @@ class MixtureOfDepths {
     detail::check_size(where, "y.cols()", d_model(), y.cols());
     detail::check(!detail::overlap(x, y), where, "y overlaps x");
     const Vector<Scalar> r = scores(x);
-    const std::vector<Index> chosen = choose(r, choice);
+    std::vector<Index> chosen = choose(r, choice);
     Matrix<Scalar> in(static_cast<Index>(chosen.size()), d_model());   // (N, D)
     Matrix<Scalar> out(static_cast<Index>(chosen.size()), d_model());  // (N, D)
     for (std::size_t i = 0; i < chosen.size(); ++i)
@@ -145,7 +141,7 @@ class MixtureOfDepths {
 
  private:
   DepthsConfig config_;
-  Matrix<Scalar> weight_;  // (1, D)
+  detail::LinearMap<Scalar> map_;  // (1, D)
 };
 
 }  // namespace moe::inline MOE_ABI

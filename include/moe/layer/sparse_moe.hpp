@@ -4,6 +4,7 @@
 // SparseMoe: the block that replaces a transformer's feed-forward layer.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 #include <utility>
 
@@ -14,7 +15,10 @@
 #include "moe/core/routing.hpp"
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
+#include "moe/experts/expert_stage.hpp"
+#include "moe/experts/gather.hpp"
 #include "moe/layer/dispatch.hpp"
+#include "moe/layer/explain.hpp"
 #include "moe/layer/shared_experts.hpp"
 #include "moe/layer/workspace.hpp"
 #include "moe/routing/capacity.hpp"
@@ -118,6 +122,56 @@ class SparseMoe {
     run(x, routing, y, workspace);
   }
 
+  /// What a forward with this routing does, expert by expert, and the least time that it takes a
+  /// machine with these limits.
+  ///
+  /// Throws  as forward.
+  Explanation explain(const Routing<Scalar>& routing,
+                      const MachineLimits& limits = MachineLimits::assumed()) const {
+    check_size_of_experts("SparseMoe::explain", routing);
+    DispatchPlan plan;
+    detail::make_plan<Scalar>("SparseMoe::explain", routing, capacity_, plan);
+    Explanation explanation;
+    explanation.isa = std::is_same_v<Scalar, float> ? active_isa() : Isa::scalar;
+    explanation.threads = parallel::available_threads();
+    explanation.tokens = routing.tokens();
+    explanation.dropped = static_cast<Index>(plan.dropped.size());
+    explanation.limits = limits;
+    detail::explain_bank(detail::staged_bank(experts_), plan, false, explanation);
+    if (shared_.bank()) {
+      DispatchPlan shared_plan;
+      make_full_plan(routing.tokens(), shared_.bank()->num_experts(), shared_plan);
+      detail::explain_bank(detail::staged_bank(*shared_.bank()), shared_plan, true, explanation);
+    }
+    explanation.workspace_bytes = workspace_bytes(routing.tokens());
+    return explanation;
+  }
+
+  /// Bytes of the large buffers of a workspace that has run a forward of so many tokens: the
+  /// routing with its logits and scores, the plan, packed rows, hidden values and results. The same
+  /// for every routing by the layer's router.
+  double workspace_bytes(Index tokens) const {
+    const auto t = static_cast<double>(tokens);
+    const auto experts = static_cast<double>(experts_.num_experts());
+    const double choices = t * static_cast<double>(router_.top_k());
+    const auto width = static_cast<double>(d_model());
+    double bytes = choices * (sizeof(ExpertIndex) + sizeof(Scalar)) +
+                   2 * t * experts * sizeof(Scalar) +
+                   choices * (sizeof(TokenSlot) + sizeof(std::int32_t)) +
+                   (experts + 1) * sizeof(Index) + choices * width * sizeof(Scalar);
+    if (const auto* const staged = detail::staged_bank(experts_))
+      bytes +=
+          detail::stage_bytes<Scalar>(staged->stage_shape(), static_cast<std::size_t>(choices));
+    if (shared_.bank()) {
+      const double rows = t * static_cast<double>(shared_.bank()->num_experts());
+      bytes += rows * (sizeof(TokenSlot) + sizeof(std::int32_t) + width * sizeof(Scalar));
+      if (const auto* const staged = detail::staged_bank(*shared_.bank()))
+        bytes += detail::stage_bytes<Scalar>(staged->stage_shape(), static_cast<std::size_t>(rows));
+    }
+    return bytes + static_cast<double>(parallel::available_threads()) *
+                       static_cast<double>(detail::stage_sums_size) * sizeof(Scalar);
+  }
+
   /// Runs the layer on a routing and a plan that the caller supplies, such as one made with
   /// priorities of the caller's. The layer's capacity is not asked.
   void forward(MatrixView<const Scalar> x, const Routing<Scalar>& routing, const DispatchPlan& plan,
@@ -154,15 +208,19 @@ class SparseMoe {
     run_plan(x, routing, workspace.plan, y, workspace);
   }
 
+  void check_size_of_experts(const char* where, const Routing<Scalar>& routing) const {
+    detail::check_size(where, "routing.num_experts", experts_.num_experts(), routing.num_experts);
+  }
+
   void check_routing_sizes(MatrixView<const Scalar> x, const Routing<Scalar>& routing) const {
     detail::check_size(forward_name, "routing.tokens()", x.rows(), routing.tokens());
-    detail::check_size(forward_name, "routing.num_experts", experts_.num_experts(),
-                       routing.num_experts);
+    check_size_of_experts(forward_name, routing);
   }
 
   void run_plan(MatrixView<const Scalar> x, const Routing<Scalar>& routing,
                 const DispatchPlan& plan, MatrixView<Scalar> y,
                 Workspace<Scalar>& workspace) const {
+    workspace.rows.reserve(static_cast<Index>(plan.row_of.size()) * d_model());
     workspace.rows.resize(plan.num_rows(), d_model());
     const bool on_input = routing.weight_target == WeightTarget::input;
     MatrixView<const Scalar> weights = routing.weights;
@@ -171,14 +229,44 @@ class SparseMoe {
       weights = workspace.weights;
     }
     const MatrixView<const Scalar> none;
-    experts_.forward({x, plan, on_input ? weights : none, static_cast<Scalar>(routing.input_scale)},
-                     workspace.rows, workspace.scratch);
-    shared_.run(x, workspace);
-    combine<Scalar>(workspace.rows, plan, on_input ? none : weights, y);
-    if constexpr (requires { experts_.add_unweighted(routing, plan, y); })
-      experts_.add_unweighted(routing, plan, y);
-    shared_.add(workspace, y);
-    if (output_bias_.size() != 0) y.map().rowwise() += output_bias_.transpose();
+    const ExpertInput<Scalar> input{x, plan, on_input ? weights : none,
+                                    static_cast<Scalar>(routing.input_scale)};
+    MatrixView<const Scalar> left = on_input ? none : weights;  // What combine multiplies by.
+    detail::check_bank_call<Scalar>(forward_name, input, workspace.rows, experts_.num_experts(),
+                                    d_model());
+    auto& stage = workspace.scratch.template kept<detail::ExpertStage<Scalar>>();
+    stage.clear();
+    if (const auto* const staged = detail::staged_bank(experts_)) {
+      stage.add({staged, &input, workspace.rows, left});
+      left = none;
+    } else {
+      experts_.forward(input, workspace.rows, workspace.scratch);
+    }
+    const ExpertInput<Scalar> shared_input{x, workspace.shared_plan};
+    if (shared_.bank()) {
+      if (const auto* const staged = detail::staged_bank(*shared_.bank())) {
+        shared_.prepare(x, workspace);
+        stage.add({staged, &shared_input, workspace.shared_rows, none});
+      } else {
+        shared_.run(x, workspace);
+      }
+    }
+    const bool weighted = !left.empty() || (shared_.bank() && shared_.gate().size() != 0);
+    constexpr Index block = detail::copy_block_rows;
+    stage.run((x.rows() + block - 1) / block, [&](Index task) {
+      const Index begin = task * block;
+      const Index end = std::min(begin + block, x.rows());
+      for (Index t = begin; t < end; ++t) {
+        detail::RowSum<Scalar> sum(y.row(t), d_model(), weighted);
+        detail::add_token<Scalar>(workspace.rows, plan, left, t, sum);
+        if (shared_.bank()) shared_.add_token(workspace, t, sum);
+        if (output_bias_.size() != 0) sum.add(output_bias_.data(), 1);
+        sum.finish();
+      }
+      const MatrixView<Scalar> out = y.middle_rows(begin, end - begin);
+      if constexpr (requires { experts_.add_unweighted(routing, plan, begin, out); })
+        experts_.add_unweighted(routing, plan, begin, out);
+    });
   }
 
   RouterT router_;

@@ -6,6 +6,7 @@
 
 #include "moe/core/config.hpp"
 #include "moe/core/dispatch_plan.hpp"
+#include "moe/core/growing_matrix.hpp"
 #include "moe/core/routing.hpp"
 #include "moe/core/scratch.hpp"
 #include "moe/core/types.hpp"
@@ -18,12 +19,13 @@ template <class Scalar>
 struct Workspace {
   Routing<Scalar> routing;
   DispatchPlan plan;
-  Matrix<Scalar> hidden;       // (T, D), x with jitter, in training only
-  Matrix<Scalar> weights;      // (T, K), where a capacity or the routing changes them
-  Matrix<Scalar> rows;         // (N, D), expert outputs by row of the plan
-  DispatchPlan shared_plan;    // of the shared experts
-  Matrix<Scalar> shared_rows;  // (T * shared experts, D)
-  Matrix<Scalar> shared_gate;  // (T, shared experts), where they are gated
+  GrowingMatrix<Scalar> hidden;   // (T, D), x with jitter, in training only
+  GrowingMatrix<Scalar> weights;  // (T, K), where a capacity or the routing changes them
+  GrowingMatrix<Scalar> rows;     // (N, D), expert outputs by row of the plan, times their weights
+                                  // where the bank multiplies by them
+  DispatchPlan shared_plan;       // of the shared experts
+  GrowingMatrix<Scalar> shared_rows;  // (T * shared experts, D)
+  GrowingMatrix<Scalar> shared_gate;  // (T, shared experts), where they are gated
   Scratch scratch;
 };
 

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstddef>
 #include <functional>
+#include <type_traits>
 #include <vector>
 
 #include "moe/core/config.hpp"
@@ -77,15 +78,16 @@ enum class LoadThreshold {
 /// Throws  ShapeError if sizes disagree; std::invalid_argument unless 0 < K <= E.
 /// Source  Shazeer et al. (2017), eq. 8-10, arXiv:1701.06538; kth: Riquelme et al. (2021),
 ///         arXiv:2106.05974.
-template <class Scalar>
-Vector<double> smooth_load(const Matrix<Scalar>& logits, const Matrix<Scalar>& noisy_logits,
-                           const Matrix<Scalar>& deviation, Index top_k,
+template <class Logits, class Scalar = typename Logits::Scalar>
+Vector<double> smooth_load(const Logits& logits,
+                           std::type_identity_t<MatrixView<const Scalar>> noisy_logits,
+                           std::type_identity_t<MatrixView<const Scalar>> deviation, Index top_k,
                            LoadThreshold threshold = LoadThreshold::excluding,
                            TokenMask mask = {}) {
   constexpr const char* where = "smooth_load";
   const Index experts = logits.cols();
   moe::detail::check(top_k > 0 && top_k <= experts, where, "top_k must be from 1 to num_experts");
-  for (const Matrix<Scalar>* m : {&noisy_logits, &deviation}) {
+  for (const MatrixView<const Scalar>* m : {&noisy_logits, &deviation}) {
     moe::detail::check_size(where, "rows", logits.rows(), m->rows());
     moe::detail::check_size(where, "cols", experts, m->cols());
   }
@@ -95,7 +97,7 @@ Vector<double> smooth_load(const Matrix<Scalar>& logits, const Matrix<Scalar>& n
   std::vector<Scalar> sorted(static_cast<std::size_t>(experts));
   for (Index t = 0; t < logits.rows(); ++t) {
     if (!detail::counts(mask, t)) continue;
-    const Scalar* const noisy = noisy_logits.row(t).data();
+    const Scalar* const noisy = noisy_logits.row(t);
     std::partial_sort_copy(noisy, noisy + experts, sorted.begin(), sorted.end(), std::greater<>());
     const Scalar kth = sorted[static_cast<std::size_t>(top_k - 1)];
     const Scalar next = sorted[static_cast<std::size_t>(top_k)];

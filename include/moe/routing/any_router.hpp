@@ -39,7 +39,7 @@ class AnyRouter {
 
   /// What the experts see in place of x: the held router's word, or x.
   MatrixView<const Scalar> hidden_states(MatrixView<const Scalar> x, const RouteOptions& options,
-                                         Matrix<Scalar>& buffer) const {
+                                         GrowingMatrix<Scalar>& buffer) const {
     return held_->hidden_states(x, options, buffer);
   }
 
@@ -63,7 +63,7 @@ class AnyRouter {
                        Routing<Scalar>& routing) const = 0;
     virtual MatrixView<const Scalar> hidden_states(MatrixView<const Scalar> x,
                                                    const RouteOptions& options,
-                                                   Matrix<Scalar>& buffer) const = 0;
+                                                   GrowingMatrix<Scalar>& buffer) const = 0;
   };
 
   template <class RouterT>
@@ -77,7 +77,7 @@ class AnyRouter {
       router.route(x, options, routing);
     }
     MatrixView<const Scalar> hidden_states(MatrixView<const Scalar> x, const RouteOptions& options,
-                                           Matrix<Scalar>& buffer) const override {
+                                           GrowingMatrix<Scalar>& buffer) const override {
       if constexpr (requires { router.hidden_states(x, options, buffer); }) {
         return router.hidden_states(x, options, buffer);
       } else {

@@ -38,14 +38,14 @@ class BaseRouter {
   ///         negative.
   explicit BaseRouter(Matrix<Scalar> centroids, double epsilon = 0)
       : centroids_(std::move(centroids)), epsilon_(epsilon) {
-    detail::check(centroids_.size() > 0, "BaseRouter", "there are no centroids");
+    detail::check(!centroids_.empty(), "BaseRouter", "there are no centroids");
     detail::check(epsilon_ >= 0, "BaseRouter", "epsilon must not be negative");
   }
 
-  Index d_model() const noexcept { return centroids_.cols(); }
-  Index num_experts() const noexcept { return centroids_.rows(); }
+  Index d_model() const noexcept { return centroids_.inner(); }
+  Index num_experts() const noexcept { return centroids_.outputs(); }
   Index top_k() const noexcept { return 1; }
-  const Matrix<Scalar>& centroids() const noexcept { return centroids_; }
+  const Matrix<Scalar>& centroids() const noexcept { return centroids_.weight(); }
 
   /// Shapes  x (T, D); routing becomes (T, 1) and, where `options` keeps them, (T, E).
   /// Throws  ShapeError if x is not D wide.
@@ -79,7 +79,7 @@ class BaseRouter {
   }
 
  private:
-  Matrix<Scalar> centroids_;  // (E, D)
+  detail::LinearMap<Scalar> centroids_;  // (E, D)
   double epsilon_;
 };
 

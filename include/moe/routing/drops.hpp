@@ -16,10 +16,13 @@
 #include "moe/core/dispatch_plan.hpp"
 #include "moe/core/renormalization.hpp"
 #include "moe/core/routing.hpp"
+#include "moe/core/thread_buffer.hpp"
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
+#include "moe/kernels/dispatch.hpp"
 #include "moe/routing/capacity.hpp"
 #include "moe/routing/noise.hpp"
+#include "moe/routing/selection.hpp"
 
 namespace moe::inline MOE_ABI {
 namespace detail {
@@ -32,11 +35,13 @@ void order_tokens(const char* where, const Routing<Scalar>& routing, DropOrder o
   std::iota(tokens.begin(), tokens.end(), begin);
   if (order != DropOrder::batch_priority) return;
   check(routing.scores.size() != 0, where, "batch priority needs a routing with scores");
-  std::vector<Scalar> best(tokens.size());
+  struct Best;
+  Scalar* const best = thread_buffer<Best, Scalar>(tokens.size());
   for (Index t = begin; t < end; ++t)
-    best[static_cast<std::size_t>(t - begin)] = routing.scores.row(t).maxCoeff();
-  std::stable_sort(tokens.begin(), tokens.end(), [&](Index a, Index b) {
-    return best[static_cast<std::size_t>(a - begin)] > best[static_cast<std::size_t>(b - begin)];
+    best[t - begin] =
+        kernels::row_kernels<Scalar>().largest(routing.scores.row(t).data(), routing.num_experts);
+  std::sort(tokens.begin(), tokens.end(), [&](Index a, Index b) {
+    return best[a - begin] != best[b - begin] ? best[a - begin] > best[b - begin] : a < b;
   });
 }
 
@@ -47,10 +52,15 @@ void order_tokens(const char* where, const Routing<Scalar>& routing, DropOrder o
 template <class Scalar>
 void place_by_position(const char* where, const Routing<Scalar>& routing, const Capacity& capacity,
                        Index limit, Index begin, Index end, std::vector<Index>& place) {
-  std::vector<Index> tokens;
+  struct Memory {
+    std::vector<Index> tokens;
+    std::vector<Index> next;
+  };
+  std::vector<Index>& tokens = thread_object<Memory>().tokens;
+  std::vector<Index>& next = thread_object<Memory>().next;
   order_tokens(where, routing, capacity.order, begin, end, tokens);
   const Index top_k = routing.top_k();
-  std::vector<Index> next(static_cast<std::size_t>(routing.num_experts), 0);
+  next.assign(static_cast<std::size_t>(routing.num_experts), 0);
   const auto claim = [&](Index t, Index k) {
     const Index e = routing.experts(t, k);
     place[static_cast<std::size_t>(t * top_k + k)] =
@@ -74,14 +84,19 @@ void place_by_key(const Routing<Scalar>& routing, const Capacity& capacity,
                   MatrixView<const Scalar> priority, Index begin, Index end,
                   std::vector<Index>& place) {
   struct Choice {
+    Index expert;
     Scalar key;
     Index index;  // t * K + k
   };
-  std::vector<std::vector<Choice>> choices(static_cast<std::size_t>(routing.num_experts));
+  struct Memory {
+    std::vector<Choice> choices;
+  };
+  std::vector<Choice>& choices = thread_object<Memory>().choices;
+  choices.clear();
   const std::uint64_t seed = stream_seed(capacity.seed, NoiseStream::capacity);
   const auto key_of = [&](Index t, Index k, Index e) {
     if (capacity.order == DropOrder::by_weight) return routing.weights(t, k);
-    if (!priority.empty()) return priority(t, e);
+    if (!priority.empty()) return selection_key(priority(t, e));
     return static_cast<Scalar>(
         draw(Noise::uniform, seed, static_cast<std::uint64_t>(t * routing.num_experts + e)));
   };
@@ -90,26 +105,31 @@ void place_by_key(const Routing<Scalar>& routing, const Capacity& capacity,
       const Index e = routing.experts(t, k);
       const Index index = t * routing.top_k() + k;
       place[static_cast<std::size_t>(index)] = -1;
-      if (e != no_expert) choices[static_cast<std::size_t>(e)].push_back({key_of(t, k, e), index});
+      if (e != no_expert) choices.push_back({e, key_of(t, k, e), index});
     }
   }
-  for (auto& of_expert : choices) {
-    std::stable_sort(of_expert.begin(), of_expert.end(),
-                     [](const Choice& a, const Choice& b) { return a.key > b.key; });
-    Index next = 0;
-    for (const Choice& choice : of_expert) place[static_cast<std::size_t>(choice.index)] = next++;
+  std::sort(choices.begin(), choices.end(), [](const Choice& a, const Choice& b) {
+    if (a.expert != b.expert) return a.expert < b.expert;
+    return a.key != b.key ? a.key > b.key : a.index < b.index;
+  });
+  Index next = 0;
+  for (std::size_t i = 0; i < choices.size(); ++i) {
+    if (i > 0 && choices[i].expert != choices[i - 1].expert) next = 0;
+    place[static_cast<std::size_t>(choices[i].index)] = next++;
   }
 }
 
 /// choice_places with errors that begin with `where`.
+///
+/// Shapes  place becomes (T * K).
 template <class Scalar>
-std::vector<Index> choice_places(const char* where, const Routing<Scalar>& routing,
-                                 const Capacity& capacity, MatrixView<const Scalar> priority) {
+void choice_places(const char* where, const Routing<Scalar>& routing, const Capacity& capacity,
+                   MatrixView<const Scalar> priority, std::vector<Index>& place) {
   check_noise(where, "priority.rows()", "priority.cols()", priority, routing.tokens(),
               routing.num_experts);
   const Index group = std::max<Index>(capacity.group_size(routing.tokens()), 1);
   const Index limit = capacity.rows(group, routing.top_k(), routing.num_experts);
-  std::vector<Index> place(static_cast<std::size_t>(routing.tokens() * routing.top_k()));
+  place.resize(static_cast<std::size_t>(routing.tokens() * routing.top_k()));
   const bool by_key = capacity.order == DropOrder::by_weight || capacity.order == DropOrder::random;
   for (Index begin = 0; begin < routing.tokens(); begin += group) {
     const Index end = std::min(begin + group, routing.tokens());
@@ -119,22 +139,27 @@ std::vector<Index> choice_places(const char* where, const Routing<Scalar>& routi
       place_by_position(where, routing, capacity, limit, begin, end, place);
     }
   }
-  return place;
 }
 
 /// 1 for each choice that an expert has room for.
 ///
-/// Shapes  result (T * K), or empty where there is no limit.
+/// Shapes  result (T * K), or empty where there is no limit; this thread's, until the next call.
 template <class Scalar>
-std::vector<std::uint8_t> kept_choices(const char* where, const Routing<Scalar>& routing,
-                                       const Capacity& capacity,
-                                       MatrixView<const Scalar> priority) {
-  if (capacity.is_unlimited()) return {};
+const std::vector<std::uint8_t>& kept_choices(const char* where, const Routing<Scalar>& routing,
+                                              const Capacity& capacity,
+                                              MatrixView<const Scalar> priority) {
+  struct Memory {
+    std::vector<Index> place;
+    std::vector<std::uint8_t> kept;
+  };
+  auto& [place, kept] = thread_object<Memory>();
+  kept.clear();
+  if (capacity.is_unlimited()) return kept;
   const Index limit =
       capacity.rows(capacity.group_size(routing.tokens()), routing.top_k(), routing.num_experts);
-  if (limit == Capacity::unlimited) return {};
-  const std::vector<Index> place = choice_places(where, routing, capacity, priority);
-  std::vector<std::uint8_t> kept(place.size());
+  if (limit == Capacity::unlimited) return kept;
+  choice_places(where, routing, capacity, priority, place);
+  kept.resize(place.size());
   for (std::size_t i = 0; i < place.size(); ++i)
     kept[i] = place[i] >= 0 && place[i] < limit ? 1 : 0;
   return kept;
@@ -152,17 +177,18 @@ std::vector<Index> choice_places(const Routing<Scalar>& routing, const Capacity&
                                  std::type_identity_t<MatrixView<const Scalar>> priority = {}) {
   detail::check_routing("choice_places", routing);
   detail::check_capacity("choice_places", capacity);
-  return detail::choice_places("choice_places", routing, capacity, priority);
+  std::vector<Index> place;
+  detail::choice_places<Scalar>("choice_places", routing, capacity, priority, place);
+  return place;
 }
 
 /// The weights with which `combine` adds up: those of the routing, 0 for dropped choices, and
 /// renormalised over the kept ones where the routing asks for it.
 ///
-/// Shapes  weights becomes (T, K).
+/// Shapes  weights, a Matrix or GrowingMatrix, becomes (T, K).
 /// Throws  ShapeError if routing and plan differ in size.
-template <class Scalar>
-void final_weights(const Routing<Scalar>& routing, const DispatchPlan& plan,
-                   Matrix<Scalar>& weights) {
+template <class Scalar, class Weights>
+void final_weights(const Routing<Scalar>& routing, const DispatchPlan& plan, Weights& weights) {
   detail::check_size("final_weights", "plan.tokens", routing.tokens(), plan.tokens);
   detail::check_size("final_weights", "plan.top_k", routing.top_k(), plan.top_k);
   weights = routing.weights;

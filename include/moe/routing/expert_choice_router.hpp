@@ -55,14 +55,14 @@ class ExpertChoiceRouter {
     detail::check(config_.num_experts > 0, where, "num_experts must be positive");
     detail::check_capacity(where, config_.capacity);
     detail::check(!config_.capacity.is_unlimited(), where, "the capacity needs a limit");
-    detail::check_size(where, "weight.rows()", config_.num_experts, weight_.rows());
-    detail::check_size(where, "weight.cols()", config_.d_model, weight_.cols());
+    detail::check_size(where, "weight.rows()", config_.num_experts, weight_.outputs());
+    detail::check_size(where, "weight.cols()", config_.d_model, weight_.inner());
   }
 
   Index d_model() const noexcept { return config_.d_model; }
   Index num_experts() const noexcept { return config_.num_experts; }
   Index top_k() const noexcept { return config_.num_experts; }
-  const Matrix<Scalar>& weight() const noexcept { return weight_; }
+  const Matrix<Scalar>& weight() const noexcept { return weight_.weight(); }
 
   /// Tokens that each expert takes of a group of T tokens.
   Index tokens_per_expert(Index tokens) const {
@@ -112,7 +112,7 @@ class ExpertChoiceRouter {
 
  private:
   /// The tokens that expert e takes, in order.
-  void take_tokens(const Matrix<Scalar>& scores, Index e, std::vector<Index>& taken) const {
+  void take_tokens(MatrixView<const Scalar> scores, Index e, std::vector<Index>& taken) const {
     const Index tokens = scores.rows();
     const Index group = std::max<Index>(config_.capacity.group_size(tokens), 1);
     const Index count = tokens_per_expert(group);
@@ -130,7 +130,7 @@ class ExpertChoiceRouter {
   }
 
   ExpertChoiceConfig config_;
-  Matrix<Scalar> weight_;  // (E, D)
+  detail::LinearMap<Scalar> weight_;  // (E, D)
 };
 
 static_assert(Router<ExpertChoiceRouter<float>> && Router<ExpertChoiceRouter<double>>);

@@ -102,7 +102,7 @@ class HashRouter {
   HashRouter(Matrix<Scalar> weight, const RoutingRule& rule, Matrix<ExpertIndex> table)
       : HashRouter(weight.cols(), weight.rows(), std::move(table)) {
     detail::check_rule("HashRouter", rule, num_experts_, top_k());
-    weight_ = std::move(weight);
+    weight_ = detail::LinearMap<Scalar>(std::move(weight));
     rule_ = rule;
   }
 
@@ -149,8 +149,8 @@ class HashRouter {
  private:
   Index d_model_;
   Index num_experts_;
-  Matrix<ExpertIndex> table_;  // (V, K)
-  Matrix<Scalar> weight_;      // (E, D) or empty
+  Matrix<ExpertIndex> table_;         // (V, K)
+  detail::LinearMap<Scalar> weight_;  // (E, D) or empty
   std::optional<RoutingRule> rule_;
 };
 

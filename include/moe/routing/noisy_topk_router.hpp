@@ -60,17 +60,17 @@ class NoisyTopKRouter {
                   "top_k must be from 1 to num_experts");
     detail::check(std::isfinite(config_.noise_epsilon) && config_.noise_epsilon >= 0, where,
                   "noise_epsilon must be finite and not negative");
-    detail::check_size(where, "gate.rows()", config_.num_experts, gate_.rows());
-    detail::check_size(where, "gate.cols()", config_.d_model, gate_.cols());
-    detail::check_size(where, "noise.rows()", config_.num_experts, noise_.rows());
-    detail::check_size(where, "noise.cols()", config_.d_model, noise_.cols());
+    detail::check_size(where, "gate.rows()", config_.num_experts, gate_.outputs());
+    detail::check_size(where, "gate.cols()", config_.d_model, gate_.inner());
+    detail::check_size(where, "noise.rows()", config_.num_experts, noise_.outputs());
+    detail::check_size(where, "noise.cols()", config_.d_model, noise_.inner());
   }
 
   Index d_model() const noexcept { return config_.d_model; }
   Index num_experts() const noexcept { return config_.num_experts; }
   Index top_k() const noexcept { return config_.top_k; }
-  const Matrix<Scalar>& gate_weight() const noexcept { return gate_; }
-  const Matrix<Scalar>& noise_weight() const noexcept { return noise_; }
+  const Matrix<Scalar>& gate_weight() const noexcept { return gate_.weight(); }
+  const Matrix<Scalar>& noise_weight() const noexcept { return noise_.weight(); }
 
   /// Shapes  x (T, D); routing becomes (T, K) and, where `options` keeps them, (T, E).
   /// Throws  ShapeError if sizes disagree.
@@ -127,8 +127,8 @@ class NoisyTopKRouter {
   }
 
   NoisyTopKConfig config_;
-  Matrix<Scalar> gate_;   // (E, D)
-  Matrix<Scalar> noise_;  // (E, D)
+  detail::LinearMap<Scalar> gate_;   // (E, D)
+  detail::LinearMap<Scalar> noise_;  // (E, D)
 };
 
 static_assert(Router<NoisyTopKRouter<float>> && Router<NoisyTopKRouter<double>>);

@@ -4,6 +4,7 @@
 // Building a DispatchPlan.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -14,6 +15,7 @@
 #include "moe/core/contracts.hpp"
 #include "moe/core/dispatch_plan.hpp"
 #include "moe/core/routing.hpp"
+#include "moe/core/thread_buffer.hpp"
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
 #include "moe/parallel/parallel_for.hpp"
@@ -38,14 +40,18 @@ bool is_kept(const Routing<Scalar>& routing, const std::vector<std::uint8_t>& ke
 
 /// Fills plan.offsets, and gives the place of the first choice of each expert in each block.
 ///
-/// Shapes  result (blocks, E).
+/// Shapes  result (blocks, E), in this thread's memory.
 template <class Scalar>
-Matrix<std::int32_t> count_choices(const Routing<Scalar>& routing,
-                                   const std::vector<std::uint8_t>& kept, DispatchPlan& plan) {
+MatrixView<std::int32_t> count_choices(const Routing<Scalar>& routing,
+                                       const std::vector<std::uint8_t>& kept, DispatchPlan& plan) {
+  struct Places;
   const Index blocks = (routing.tokens() + plan_block_tokens - 1) / plan_block_tokens;
-  Matrix<std::int32_t> place = Matrix<std::int32_t>::Zero(blocks, routing.num_experts);
+  const auto size = static_cast<std::size_t>(blocks * routing.num_experts);
+  const MatrixView<std::int32_t> place(thread_buffer<Places, std::int32_t>(size), blocks,
+                                       routing.num_experts);
+  std::fill_n(place.data(), size, 0);
   parallel::for_each_block(routing.tokens(), plan_block_tokens, [&](Index begin, Index end) {
-    auto count = place.row(begin / plan_block_tokens);
+    std::int32_t* const count = place.row(begin / plan_block_tokens);
     for (Index t = begin; t < end; ++t)
       for (Index k = 0; k < routing.top_k(); ++k)
         if (is_kept(routing, kept, t, k)) ++count[routing.experts(t, k)];
@@ -67,7 +73,7 @@ Matrix<std::int32_t> count_choices(const Routing<Scalar>& routing,
 /// Gives every kept choice its row.
 template <class Scalar>
 void place_choices(const Routing<Scalar>& routing, const std::vector<std::uint8_t>& kept,
-                   Matrix<std::int32_t>& next_place, DispatchPlan& plan) {
+                   MatrixView<std::int32_t> next_place, DispatchPlan& plan) {
   parallel::for_each_block(routing.tokens(), plan_block_tokens, [&](Index begin, Index end) {
     const Index block = begin / plan_block_tokens;
     for (Index t = begin; t < end; ++t) {
@@ -99,8 +105,8 @@ void make_plan(const char* where, const Routing<Scalar>& routing, const Capacity
   plan.top_k = routing.top_k();
   plan.num_experts = routing.num_experts;
   plan.first_expert = 0;
-  const std::vector<std::uint8_t> kept = kept_choices(where, routing, capacity, priority);
-  Matrix<std::int32_t> place = count_choices(routing, kept, plan);  // (blocks, E)
+  const std::vector<std::uint8_t>& kept = kept_choices(where, routing, capacity, priority);
+  const MatrixView<std::int32_t> place = count_choices(routing, kept, plan);  // (blocks, E)
   plan.rows.resize(static_cast<std::size_t>(plan.offsets.back()));
   plan.row_of.resize(static_cast<std::size_t>(plan.tokens * plan.top_k));
   place_choices(routing, kept, place, plan);

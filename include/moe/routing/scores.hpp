@@ -10,6 +10,7 @@
 #include "moe/core/config.hpp"
 #include "moe/core/routing.hpp"
 #include "moe/core/types.hpp"
+#include "moe/kernels/dispatch.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -34,23 +35,18 @@ Scalar softplus(Scalar z) noexcept {
 template <class Scalar>
 void softmax(const Scalar* logit, Index n, Scalar* score) noexcept {
   constexpr Scalar infinity = std::numeric_limits<Scalar>::infinity();
-  Scalar largest = -infinity;
-  for (Index i = 0; i < n; ++i)
-    if (logit[i] > largest) largest = logit[i];
+  const auto& kernels = kernels::row_kernels<Scalar>();
+  const Scalar largest = kernels.largest(logit, n);
   Scalar sum = 0;
-  for (Index i = 0; i < n; ++i) {
-    const Scalar z = logit[i];
-    Scalar e = 0;
-    if (largest == infinity) {
-      e = z == infinity ? Scalar(1) : Scalar(0);
-    } else if (z > -infinity) {  // False for NaN, too.
-      e = std::exp(z - largest);
+  if (std::isfinite(largest)) {
+    sum = kernels.exponentials(logit, n, largest, score);
+  } else {
+    for (Index i = 0; i < n; ++i) {
+      score[i] = largest == infinity && logit[i] == infinity ? Scalar(1) : Scalar(0);
+      sum += score[i];
     }
-    score[i] = e;
-    sum += e;
   }
-  if (sum > 0)
-    for (Index i = 0; i < n; ++i) score[i] /= sum;
+  if (sum > 0) kernels.divide_all(score, n, sum);
 }
 
 /// Scores of one token's logits; `score` may be `logit` itself.
@@ -59,12 +55,12 @@ void softmax(const Scalar* logit, Index n, Scalar* score) noexcept {
 template <class Scalar>
 void score_logits(ScoreFunction function, const Scalar* logit, Index n, Scalar* score) noexcept {
   if (function == ScoreFunction::softmax) return softmax(logit, n, score);
+  if (function == ScoreFunction::sigmoid)
+    return kernels::row_kernels<Scalar>().sigmoids(logit, n, score);
   for (Index i = 0; i < n; ++i) {
     const Scalar z = logit[i];
     if (std::isnan(z)) {
       score[i] = 0;
-    } else if (function == ScoreFunction::sigmoid) {
-      score[i] = sigmoid(z);
     } else if (function == ScoreFunction::sqrt_softplus) {
       score[i] = std::sqrt(softplus(z));
     } else {

@@ -10,6 +10,7 @@
 #include "moe/core/config.hpp"
 #include "moe/core/contracts.hpp"
 #include "moe/core/types.hpp"
+#include "moe/kernels/dispatch.hpp"
 #include "moe/routing/routing_rule.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -24,14 +25,15 @@ template <class Scalar>
 void select_top_k(const Scalar* key, Index n, Index k, ExpertIndex* chosen) noexcept {
   MOE_ASSERT(k <= n);
   if (k == 0) return;
-  Index count = 0;
-  for (Index i = 0; i < n; ++i) {
-    // An equal key that stands further left was met earlier, so a strict compare keeps it ahead.
-    if (count == k && !(key[i] > key[chosen[k - 1]])) continue;
-    Index place = count < k ? count++ : k - 1;
+  // An equal key that stands further left was met earlier, so strict compares keep it ahead.
+  const auto insert = [&](Index i, Index place) {
     for (; place > 0 && key[i] > key[chosen[place - 1]]; --place) chosen[place] = chosen[place - 1];
     chosen[place] = static_cast<ExpertIndex>(i);
-  }
+  };
+  for (Index i = 0; i < k; ++i) insert(i, i);
+  // Few of the others exceed the k-th: the kernel looks for them some lanes at a time.
+  const auto find_above = kernels::row_kernels<Scalar>().find_above;
+  for (Index i = k; (i = find_above(key, i, n, key[chosen[k - 1]])) < n; ++i) insert(i, k - 1);
 }
 
 namespace detail {

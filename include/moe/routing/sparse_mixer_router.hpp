@@ -64,15 +64,15 @@ class SparseMixerRouter {
     detail::check(config_.num_experts >= 2, where, "num_experts must be at least 2");
     detail::check(std::isfinite(config_.jitter) && config_.jitter >= 0, where,
                   "jitter must be finite and not negative");
-    detail::check_size(where, "weight.rows()", config_.num_experts, weight_.rows());
-    detail::check_size(where, "weight.cols()", config_.d_model, weight_.cols());
+    detail::check_size(where, "weight.rows()", config_.num_experts, weight_.outputs());
+    detail::check_size(where, "weight.cols()", config_.d_model, weight_.inner());
   }
 
   Index d_model() const noexcept { return config_.d_model; }
   Index num_experts() const noexcept { return config_.num_experts; }
   Index top_k() const noexcept { return 2; }
   double jitter() const noexcept { return config_.jitter; }
-  const Matrix<Scalar>& weight() const noexcept { return weight_; }
+  const Matrix<Scalar>& weight() const noexcept { return weight_.weight(); }
 
   /// Shapes  x (T, D); routing becomes (T, 2) and, where `options` keeps them, (T, E).
   /// Throws  ShapeError if sizes disagree.
@@ -160,7 +160,7 @@ class SparseMixerRouter {
   }
 
   SparseMixerConfig config_;
-  Matrix<Scalar> weight_;  // (E, D)
+  detail::LinearMap<Scalar> weight_;  // (E, D)
 };
 
 static_assert(Router<SparseMixerRouter<float>> && Router<SparseMixerRouter<double>>);

@@ -10,6 +10,7 @@
 
 #include "moe/core/config.hpp"
 #include "moe/core/types.hpp"
+#include "moe/kernels/dispatch.hpp"
 #include "moe/routing/routing_rule.hpp"
 #include "moe/routing/scores.hpp"
 #include "moe/routing/selection.hpp"
@@ -23,10 +24,15 @@ struct TokenChoiceScratch {
   std::vector<Scalar> group_score;  // (groups)
   std::vector<ExpertIndex> kept;    // (groups kept)
 
-  TokenChoiceScratch(const RoutingRule& rule, Index num_experts)
-      : key(static_cast<std::size_t>(num_experts)),
-        group_score(static_cast<std::size_t>(rule.groups.count)),
-        kept(static_cast<std::size_t>(rule.groups.kept)) {}
+  TokenChoiceScratch() = default;
+  TokenChoiceScratch(const RoutingRule& rule, Index num_experts) { resize(rule, num_experts); }
+
+  /// Memory is reused.
+  void resize(const RoutingRule& rule, Index num_experts) {
+    key.resize(static_cast<std::size_t>(num_experts));
+    group_score.resize(static_cast<std::size_t>(rule.groups.count));
+    kept.resize(static_cast<std::size_t>(rule.groups.kept));
+  }
 };
 
 namespace detail {
@@ -106,10 +112,7 @@ void choose_experts(const RoutingRule& rule, const Scalar* logit, const Scalar* 
                     Scalar* score, ExpertIndex* expert, Scalar* weight) noexcept {
   score_logits(rule.score, logit, num_experts, score);
   Scalar* const key = scratch.key.data();
-  for (Index e = 0; e < num_experts; ++e) {
-    const Scalar bias = selection_bias != nullptr ? selection_bias[e] : Scalar(0);
-    key[e] = detail::selection_key(std::isnan(logit[e]) ? logit[e] : score[e] + bias);
-  }
+  kernels::row_kernels<Scalar>().selection_keys(logit, score, selection_bias, num_experts, key);
   if (rule.groups.active())
     detail::mask_groups(rule.groups, num_experts, key, scratch.group_score.data(),
                         scratch.kept.data());

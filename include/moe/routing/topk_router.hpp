@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <utility>
 #include <vector>
@@ -13,12 +14,14 @@
 #include "moe/core/concepts.hpp"
 #include "moe/core/config.hpp"
 #include "moe/core/contracts.hpp"
-#include "moe/core/product.hpp"
 #include "moe/core/random.hpp"
 #include "moe/core/routing.hpp"
+#include "moe/core/thread_buffer.hpp"
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
 #include "moe/parallel/parallel_for.hpp"
+#include "moe/routing/linear_logits.hpp"
+#include "moe/routing/linear_map.hpp"
 #include "moe/routing/noise.hpp"
 #include "moe/routing/routing_rule.hpp"
 #include "moe/routing/token_choice.hpp"
@@ -79,6 +82,9 @@ class TopKRouter {
     detail::check(std::isfinite(static_cast<Scalar>(config_.rule.scale)), where,
                   "scale is too large for the scalar type");
     check_weights();
+    map_ = detail::LinearMap<Scalar>(weights_.weight);
+    projection_ = detail::LinearMap<Scalar>(weights_.projection);
+    residual_ = detail::LinearMap<Scalar>(weights_.residual);
   }
 
   /// A router whose logits have about unit variance for a unit-variance input.
@@ -144,15 +150,27 @@ class TopKRouter {
       routing.renormalization = rule.renormalization;
       routing.scale_after_drop = rule.scale;
     }
-    parallel::for_each_block(x.rows(), detail::tile_rows, [&](Index begin, Index end) {
-      route_tile(x, inputs, options, begin, end, routing);
+    struct Logits;
+    MatrixView<Scalar> logits = routing.logits;
+    if (!options.keep_logits)
+      logits = {
+          detail::thread_buffer<Logits, Scalar>(static_cast<std::size_t>(x.rows() * num_experts())),
+          x.rows(), num_experts()};
+    find_logits(x, inputs, options, logits);
+    ChoiceMemory& memory = detail::thread_object<ChoiceMemory>();
+    memory.resize(parallel::available_threads(), rule, num_experts());
+    constexpr Index block = detail::router_block_tokens;
+    parallel::for_each_task((x.rows() + block - 1) / block, [&](Index task, int thread) {
+      const Index end = std::min((task + 1) * block, x.rows());
+      for (Index t = task * block; t < end; ++t)
+        choose(logits.row(t), inputs, options, t, memory, thread, routing);
     });
   }
 
   /// What the experts see in place of x (T, D): x itself, or `buffer` with x jittered, where the
   /// rule says so and the options are those of training.
   MatrixView<const Scalar> hidden_states(MatrixView<const Scalar> x, const RouteOptions& options,
-                                         Matrix<Scalar>& buffer) const {
+                                         GrowingMatrix<Scalar>& buffer) const {
     const JitterRule& rule = config_.rule.jitter;
     if (!options.training || rule.target != JitterTarget::hidden_states) return x;
     buffer.resize(x.rows(), x.cols());
@@ -161,6 +179,21 @@ class TopKRouter {
   }
 
  private:
+  /// What the workers need for one token each. Who works on which tokens differs from call to call,
+  /// so the calling thread has it for all.
+  struct ChoiceMemory {
+    std::vector<TokenChoiceScratch<Scalar>> scratch;  // (threads)
+    std::vector<Scalar> values;                       // (threads, 2 E)
+
+    void resize(int threads, const RoutingRule& rule, Index num_experts) {
+      const auto count = static_cast<std::size_t>(threads);
+      if (scratch.size() < count) scratch.resize(count);
+      for (TokenChoiceScratch<Scalar>& of_thread : scratch) of_thread.resize(rule, num_experts);
+      if (values.size() < count * 2 * static_cast<std::size_t>(num_experts))
+        values.resize(count * 2 * static_cast<std::size_t>(num_experts));
+    }
+  };
+
   void check_weights() const {
     constexpr const char* where = "TopKRouter";
     const bool projects = weights_.projection.size() != 0;
@@ -185,103 +218,114 @@ class TopKRouter {
       detail::check_size(where, "residual.rows()", config_.num_experts, weights_.residual.rows());
   }
 
-  /// Logits of a tile of tokens.
-  ///
-  /// Shapes  result (padded rows, E).
-  Matrix<Scalar> tile_logits(MatrixView<const Scalar> x, const RouteInputs<Scalar>& inputs,
-                             const RouteOptions& options, Index begin, Index rows) const {
+  /// Shapes  x (T, D), logits (T, E).
+  void find_logits(MatrixView<const Scalar> x, const RouteInputs<Scalar>& inputs,
+                   const RouteOptions& options, MatrixView<Scalar> logits) const {
     const RoutingRule& rule = config_.rule;
-    const bool jitters = options.training && rule.jitter.target == JitterTarget::router_input;
-    MatrixView<const Scalar> tokens = x.middle_rows(begin, rows);
-    Matrix<Scalar> tile = detail::padded_tile(tokens, num_experts());
-    if (jitters) {
-      const std::uint64_t seed = detail::stream_seed(options.seed, detail::NoiseStream::jitter);
-      const auto epsilon = static_cast<Scalar>(rule.jitter.epsilon);
-      Vector<Scalar> u(d_model());  // (D)
-      for (Index t = 0; t < rows; ++t) {
-        detail::noise_row(inputs.jitter, Noise::uniform, seed, begin + t, d_model(), u.data());
-        tile.row(t).array() *= 1 - epsilon + 2 * epsilon * u.transpose().array();
-      }
+    MatrixView<const Scalar> seen = x;  // (T, D) or (T, P)
+    struct Jittered;
+    struct Projected;
+    const auto buffer = [&]<class Tag>(Tag* /*tag*/, Index cols) {
+      return MatrixView<Scalar>(
+          detail::thread_buffer<Tag, Scalar>(static_cast<std::size_t>(x.rows() * cols)), x.rows(),
+          cols);
+    };
+    if (options.training && rule.jitter.target == JitterTarget::router_input) {
+      const MatrixView<Scalar> jittered = buffer(static_cast<Jittered*>(nullptr), d_model());
+      jitter_rows(x, inputs, options, jittered);
+      seen = jittered;
     }
-    if (weights_.projection.size() != 0) {
-      tile = detail::padded_product(tile, rows, weights_.projection);
-      if (weights_.projection_bias.size() != 0)
-        tile.rowwise() += weights_.projection_bias.transpose();
-      if (rule.logits.form == LogitForm::two_layer) tile = tile.array().tanh();
+    if (!projection_.empty()) {
+      const MatrixView<Scalar> projected =
+          buffer(static_cast<Projected*>(nullptr), projection_.outputs());
+      projection_.run(seen, projected);
+      for_each_row(projected, [&](Index /*t*/, Scalar* row) {
+        for (Index p = 0; p < projected.cols(); ++p) {
+          if (weights_.projection_bias.size() != 0) row[p] += weights_.projection_bias[p];
+          if (rule.logits.form == LogitForm::two_layer) row[p] = std::tanh(row[p]);
+        }
+      });
+      seen = projected;
     }
-    Matrix<Scalar> logits = detail::padded_product(tile, rows, weights_.weight);
-    if (rule.logits.form == LogitForm::cosine) divide_by_norms(tile, rows, logits);
-    if (weights_.bias.size() != 0) logits.rowwise() += weights_.bias.transpose();
-    if (inputs.previous_logits.cols() != 0)
-      logits.topRows(rows) +=
-          detail::padded_product(
-              detail::padded_tile(inputs.previous_logits.middle_rows(begin, rows), num_experts()),
-              rows, weights_.residual)
-              .topRows(rows);
-    for (Index t = 0; t < rows && rule.logits.standard_deviation > 0; ++t) standardize(logits, t);
-    return logits;
+    map_.run(seen, logits);
+    if (rule.logits.form == LogitForm::cosine)
+      for_each_row(logits, [&](Index t, Scalar* row) { divide_by_norms(seen.row(t), row); });
+    if (weights_.bias.size() != 0)
+      for_each_row(logits, [&](Index /*t*/, Scalar* row) {
+        for (Index e = 0; e < num_experts(); ++e) row[e] += weights_.bias[e];
+      });
+    if (inputs.previous_logits.cols() != 0) residual_.run(inputs.previous_logits, logits, true);
+    if (rule.logits.standard_deviation > 0)
+      for_each_row(logits, [&](Index /*t*/, Scalar* row) { standardize(row); });
+  }
+
+  /// Calls body(t, row) for every row, in parallel.
+  template <class Body>
+  static void for_each_row(MatrixView<Scalar> m, Body&& body) {
+    parallel::for_each_block(m.rows(), detail::router_block_tokens, [&](Index begin, Index end) {
+      for (Index t = begin; t < end; ++t) body(t, m.row(t));
+    });
+  }
+
+  void jitter_rows(MatrixView<const Scalar> x, const RouteInputs<Scalar>& inputs,
+                   const RouteOptions& options, MatrixView<Scalar> jittered) const {
+    const std::uint64_t seed = detail::stream_seed(options.seed, detail::NoiseStream::jitter);
+    const auto epsilon = static_cast<Scalar>(config_.rule.jitter.epsilon);
+    for_each_row(jittered, [&](Index t, Scalar* row) {
+      detail::noise_row(inputs.jitter, Noise::uniform, seed, t, d_model(), row);
+      for (Index d = 0; d < d_model(); ++d) row[d] = x(t, d) * (1 - epsilon + 2 * epsilon * row[d]);
+    });
   }
 
   /// Norms below 1e-12 count as 1e-12.
-  void divide_by_norms(const Matrix<Scalar>& tile, Index rows, Matrix<Scalar>& logits) const {
+  void divide_by_norms(const Scalar* token, Scalar* logits) const {
     constexpr Scalar least = Scalar(1e-12);
     const auto norm = [](const Scalar* v, Index n) {
       Scalar sum = 0;
       for (Index i = 0; i < n; ++i) sum += v[i] * v[i];
       return std::fmax(std::sqrt(sum), least);
     };
-    const auto temperature = static_cast<Scalar>(config_.rule.logits.temperature);
-    for (Index t = 0; t < rows; ++t) {
-      const Scalar token = norm(tile.row(t).data(), tile.cols()) * temperature;
-      for (Index e = 0; e < num_experts(); ++e)
-        logits(t, e) /= token * norm(weights_.weight.row(e).data(), weights_.weight.cols());
-    }
+    const Scalar of_token =
+        norm(token, map_.inner()) * static_cast<Scalar>(config_.rule.logits.temperature);
+    for (Index e = 0; e < num_experts(); ++e)
+      logits[e] /= of_token * norm(weights_.weight.row(e).data(), map_.inner());
   }
 
-  void standardize(Matrix<Scalar>& logits, Index t) const {
+  void standardize(Scalar* logits) const {
     Scalar mean = 0;
     Scalar squares = 0;
-    for (Index e = 0; e < num_experts(); ++e) mean += logits(t, e);
+    for (Index e = 0; e < num_experts(); ++e) mean += logits[e];
     mean /= static_cast<Scalar>(num_experts());
-    for (Index e = 0; e < num_experts(); ++e)
-      squares += (logits(t, e) - mean) * (logits(t, e) - mean);
+    for (Index e = 0; e < num_experts(); ++e) squares += (logits[e] - mean) * (logits[e] - mean);
     const Scalar deviation = std::sqrt(squares / static_cast<Scalar>(num_experts() - 1));
     if (!(deviation > 0)) return;  // Equal logits stay as they are.
-    logits.row(t) *= static_cast<Scalar>(config_.rule.logits.standard_deviation) / deviation;
+    const Scalar factor = static_cast<Scalar>(config_.rule.logits.standard_deviation) / deviation;
+    for (Index e = 0; e < num_experts(); ++e) logits[e] *= factor;
   }
 
-  void route_tile(MatrixView<const Scalar> x, const RouteInputs<Scalar>& inputs,
-                  const RouteOptions& options, Index begin, Index end,
-                  Routing<Scalar>& routing) const {
-    const Index rows = end - begin;
-    Matrix<Scalar> logits = tile_logits(x, inputs, options, begin, rows);
-    if (routing.logits.size() != 0)
-      for (Index t = begin; t < end; ++t)
-        std::copy_n(logits.row(t - begin).data(), num_experts(), routing.logits.row(t).data());
+  void choose(const Scalar* logits, const RouteInputs<Scalar>& inputs, const RouteOptions& options,
+              Index t, ChoiceMemory& memory, int thread, Routing<Scalar>& routing) const {
+    Scalar* const scores = memory.values.data() + 2 * thread * num_experts();
+    Scalar* const noisy = scores + num_experts();
     if (options.training && config_.rule.logits.noise > 0) {
       const std::uint64_t seed = detail::stream_seed(options.seed, detail::NoiseStream::logits);
-      Vector<Scalar> noise(num_experts());  // (E)
-      for (Index t = begin; t < end; ++t) {
-        detail::noise_row(inputs.noise, Noise::normal, seed, t, num_experts(), noise.data());
-        logits.row(t - begin) += static_cast<Scalar>(config_.rule.logits.noise) * noise.transpose();
-      }
+      detail::noise_row(inputs.noise, Noise::normal, seed, t, num_experts(), noisy);
+      for (Index e = 0; e < num_experts(); ++e)
+        noisy[e] = logits[e] + static_cast<Scalar>(config_.rule.logits.noise) * noisy[e];
+      logits = noisy;
     }
-
-    const Scalar* const selection_bias =
-        weights_.selection_bias.size() != 0 ? weights_.selection_bias.data() : nullptr;
-    TokenChoiceScratch<Scalar> scratch(config_.rule, num_experts());
-    std::vector<Scalar> scores(static_cast<std::size_t>(num_experts()));
-    const bool keep_scores = routing.scores.size() != 0;
-    for (Index t = begin; t < end; ++t) {
-      Scalar* const score = keep_scores ? routing.scores.row(t).data() : scores.data();
-      choose_experts(config_.rule, logits.row(t - begin).data(), selection_bias, num_experts(),
-                     top_k(), scratch, score, routing.experts.row(t).data(),
-                     routing.weights.row(t).data());
-    }
+    choose_experts(config_.rule, logits,
+                   weights_.selection_bias.size() != 0 ? weights_.selection_bias.data() : nullptr,
+                   num_experts(), top_k(), memory.scratch[static_cast<std::size_t>(thread)],
+                   options.keep_scores ? routing.scores.row(t).data() : scores,
+                   routing.experts.row(t).data(), routing.weights.row(t).data());
   }
 
   RouterConfig config_;
   RouterWeights<Scalar> weights_;
+  detail::LinearMap<Scalar> map_;         // weight
+  detail::LinearMap<Scalar> projection_;  // empty without
+  detail::LinearMap<Scalar> residual_;    // empty without
 };
 
 static_assert(Router<TopKRouter<float>> && Router<TopKRouter<double>>);

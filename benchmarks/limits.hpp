@@ -1,0 +1,39 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the machine can do at best, measured in the same process as everything that is compared
+// with it.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace benchmarks {
+
+/// One way to reach a limit.
+struct LimitForm {
+  std::string name;
+  double per_second = 0;  // operations or bytes
+};
+
+/// The forms that were tried; the limit is the best of them. 0 where the machine has none.
+struct Limit {
+  std::vector<LimitForm> forms;
+  double best() const;
+};
+
+/// Single-precision operations, a fused multiply-add counted as two: all threads.
+const Limit& fma_limit();
+
+/// Eight-bit operations, counted the same way: all threads.
+const Limit& vnni_limit();
+
+/// Bytes read from memory: all threads, each over a part of its own, past the last-level cache.
+const Limit& read_limit();
+
+/// Bytes of the last-level cache, 32 MiB where the system does not say.
+double last_level_cache();
+
+void register_limits();
+
+}  // namespace benchmarks

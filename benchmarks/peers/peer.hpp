@@ -1,0 +1,53 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Matrix products of other libraries, and the layer that a user would build on them: for each
+// expert gather, products, activation, scatter.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <moe/moe.hpp>
+
+namespace benchmarks {
+
+/// y = x W^T for one weight matrix, in the form that the library likes best.
+class PeerProduct {
+ public:
+  PeerProduct() = default;
+  PeerProduct(const PeerProduct&) = delete;
+  PeerProduct& operator=(const PeerProduct&) = delete;
+  virtual ~PeerProduct() = default;
+
+  /// Shapes  x (rows, inner), y (rows, outputs), contiguous.
+  virtual void run(const float* x, moe::Index rows, float* y) const = 0;
+};
+
+/// A library.
+class Peer {
+ public:
+  Peer() = default;
+  Peer(const Peer&) = delete;
+  Peer& operator=(const Peer&) = delete;
+  virtual ~Peer() = default;
+
+  virtual std::string name() const = 0;
+
+  /// Takes over a copy of the weights, packed where the library can.
+  virtual std::unique_ptr<PeerProduct> prepare(const moe::Matrix<float>& weights) const = 0;
+
+  /// How many threads one product may use from now on.
+  virtual void set_threads(int threads) const = 0;
+};
+
+/// Those that this program was built with.
+std::vector<std::unique_ptr<Peer>> make_peers();
+
+std::unique_ptr<Peer> make_eigen();
+std::unique_ptr<Peer> make_openblas();
+std::unique_ptr<Peer> make_onednn();
+std::unique_ptr<Peer> make_torch();
+
+}  // namespace benchmarks

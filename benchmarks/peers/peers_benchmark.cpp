@@ -1,0 +1,213 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// peer:<library>/<shape>/f32/T:<tokens>  the block of forward/<shape>/f32/T:<tokens> on another
+//                                        library's products, the faster of experts one after the
+//                                        other with all threads each, and side by side with one
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <memory>
+#include <omp.h>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include <benchmark/benchmark.h>
+
+#include <moe/moe.hpp>
+
+#include "peers/native.hpp"
+#include "peers/peer.hpp"
+#include "shapes.hpp"
+
+namespace benchmarks {
+namespace {
+
+using moe::Index;
+using moe::Matrix;
+
+/// One expert's products.
+struct PeerExpert {
+  std::unique_ptr<PeerProduct> gate;  // gated only
+  std::unique_ptr<PeerProduct> up;
+  std::unique_ptr<PeerProduct> down;
+};
+
+/// Memory of one expert's rows.
+struct PeerRows {
+  Matrix<float> x;
+  Matrix<float> gate;
+  Matrix<float> hidden;
+  Matrix<float> y;
+};
+
+/// The layer on a peer, with the weights of the bank of our own that the benchmarks make.
+template <class Bank>
+class PeerLayer {
+ public:
+  PeerLayer(const Peer& peer, const Shape& shape) : peer_(&peer), shape_(shape) {
+    std::mt19937_64 rng(1);
+    const Bank bank = Bank::random(
+        {.num_experts = shape.num_experts, .d_model = shape.d_model, .d_ff = shape.d_ff}, rng);
+    peer.set_threads(omp_get_max_threads());
+    for (Index e = 0; e < shape.num_experts; ++e) {
+      const moe::ExpertMatrices<float> m = bank.expert(e);
+      PeerExpert expert;
+      if (shape.gating == Gating::gated) expert.gate = peer.prepare(m.gate);
+      expert.up = peer.prepare(m.up);
+      expert.down = peer.prepare(m.down);
+      experts_.push_back(std::move(expert));
+    }
+    check(bank);
+  }
+
+  void forward(const Matrix<float>& x, const moe::Routing<float>& routing, Matrix<float>& y,
+               bool side_by_side) {
+    const int threads = omp_get_max_threads();
+    moe::make_plan(routing, {}, plan_);
+    rows_.resize(plan_.num_rows(), shape_.d_model);
+    memory_.resize(static_cast<std::size_t>(threads));
+    peer_->set_threads(side_by_side ? 1 : threads);
+    if (side_by_side) {
+      omp_set_num_threads(threads);
+#pragma omp parallel for schedule(dynamic)
+      for (Index e = 0; e < shape_.num_experts; ++e)
+        run_expert(x, e, memory_[static_cast<std::size_t>(omp_get_thread_num())]);
+    } else {
+      for (Index e = 0; e < shape_.num_experts; ++e) run_expert(x, e, memory_[0]);
+    }
+    omp_set_num_threads(threads);
+    moe::combine<float>(rows_, plan_, routing.weights, y);
+  }
+
+ private:
+  void run_expert(const Matrix<float>& x, Index e, PeerRows& memory) {
+    const Index count = plan_.rows_of(e);
+    if (count == 0) return;
+    const Index first = plan_.first_row(e);
+    const PeerExpert& expert = experts_[static_cast<std::size_t>(e)];
+    // Memory is kept between calls: these only grow the first times.
+    if (memory.x.rows() < count) {
+      memory.x.resize(count, shape_.d_model);
+      memory.gate.resize(count, shape_.d_ff);
+      memory.hidden.resize(count, shape_.d_ff);
+    }
+    for (Index r = 0; r < count; ++r)
+      memory.x.row(r) = x.row(plan_.rows[static_cast<std::size_t>(first + r)].token);
+    expert.up->run(memory.x.data(), count, memory.hidden.data());
+    float* const hidden = memory.hidden.data();
+    const Index values = count * shape_.d_ff;
+    if (expert.gate) {
+      expert.gate->run(memory.x.data(), count, memory.gate.data());
+      native::swiglu(memory.gate.data(), hidden, values);
+    } else {
+      native::relu(hidden, values);
+    }
+    expert.down->run(hidden, count, rows_.row(first).data());
+  }
+
+  /// Throws std::runtime_error if the peer computes something else.
+  void check(const Bank& bank) {
+    const Index tokens = 5;
+    const Matrix<float> x = Matrix<float>::Random(tokens, shape_.d_model);
+    const moe::Routing<float> routing = make_routing(shape_, tokens, Skew::uniform, 3);
+    moe::DispatchPlan plan;
+    moe::make_plan(routing, {}, plan);
+    Matrix<float> rows(plan.num_rows(), shape_.d_model);
+    moe::Scratch scratch;
+    bank.forward({x, plan}, rows, scratch);
+    Matrix<float> expected(tokens, shape_.d_model);
+    moe::combine<float>(rows, plan, routing.weights, expected);
+    for (const bool side_by_side : {false, true}) {
+      Matrix<float> y(tokens, shape_.d_model);
+      forward(x, routing, y, side_by_side);
+      if (!((y - expected).norm() <= 1e-4 * expected.norm()))
+        throw std::runtime_error(peer_->name() + " gives another result");
+    }
+  }
+
+  const Peer* peer_;
+  Shape shape_;
+  std::vector<PeerExpert> experts_;
+  std::vector<PeerRows> memory_;
+  moe::DispatchPlan plan_;
+  Matrix<float> rows_;
+};
+
+double seconds_of(const std::function<void()>& run) {
+  const auto start = std::chrono::steady_clock::now();
+  run();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+template <class Bank>
+void run_peer(benchmark::State& state, const Peer& peer, const Shape& shape, Index tokens) {
+  auto& layer = Kept::get<PeerLayer<Bank>>("peer:" + peer.name() + "/" + shape.name,
+                                           [&] { return PeerLayer<Bank>(peer, shape); });
+  const RoutingSet set(shape, tokens, Skew::uniform);
+  const Matrix<float> x = Matrix<float>::Random(tokens, shape.d_model);
+  Matrix<float> y(tokens, shape.d_model);
+  std::size_t turn = 0;
+  const auto run = [&](bool side_by_side) {
+    layer.forward(x, set.at(turn++), y, side_by_side);
+    benchmark::DoNotOptimize(y.data());
+  };
+  double best[2] = {};
+  for (const bool side_by_side : {false, true}) {
+    best[side_by_side] = 1e300;
+    run(side_by_side);
+    for (int i = 0; i < 3; ++i)
+      best[side_by_side] = std::min(best[side_by_side], seconds_of([&] { run(side_by_side); }));
+  }
+  const bool faster = best[true] < best[false];
+  Report report(state);
+  for (auto _ : state) run(faster);
+  const auto weights = static_cast<double>(shape.weights_per_expert());
+  report(static_cast<double>(tokens), 2 * static_cast<double>(tokens * shape.top_k) * weights,
+         set.mean_touched * weights * sizeof(float));
+  state.SetLabel(faster ? "experts side by side" : "experts one after the other");
+}
+
+template <class Bank>
+void register_with(const Shape& shape) {
+  static const std::vector<std::unique_ptr<Peer>> peers = make_peers();
+  for (const auto& peer : peers)
+    for (const Index tokens : token_counts)
+      add_benchmark(label("peer:" + peer->name(), shape, "f32", tokens), benchmark::kMillisecond,
+                    [=, &peer = *peer](benchmark::State& state) {
+                      try {
+                        run_peer<Bank>(state, peer, shape, tokens);
+                      } catch (const std::runtime_error& error) {
+                        state.SkipWithError(error.what());
+                      }
+                    });
+}
+
+}  // namespace
+
+std::vector<std::unique_ptr<Peer>> make_peers() {
+  std::vector<std::unique_ptr<Peer>> peers;
+  peers.push_back(make_eigen());
+#if defined(MOE_PEER_OPENBLAS)
+  peers.push_back(make_openblas());
+#endif
+#if defined(MOE_PEER_ONEDNN)
+  peers.push_back(make_onednn());
+#endif
+#if defined(MOE_PEER_TORCH)
+  peers.push_back(make_torch());
+#endif
+  return peers;
+}
+
+void register_peers(const Shape& shape) {
+  if (shape.gating == Gating::gated) {
+    register_with<moe::SwiGluExperts<float>>(shape);
+  } else {
+    register_with<moe::ReluExperts<float>>(shape);
+  }
+}
+
+}  // namespace benchmarks

@@ -1,0 +1,92 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+#include "table.hpp"
+
+#include <algorithm>
+#include <cstdio>
+
+#include "shapes.hpp"
+
+namespace benchmarks {
+namespace {
+
+double median(std::vector<double> values) {
+  if (values.empty()) return 0;
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+/// Three significant digits.
+std::string digits(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, value >= 100 ? "%.0f" : value >= 10 ? "%.1f" : "%.2f", value);
+  return text;
+}
+
+}  // namespace
+
+bool TableReporter::ReportContext(const Context& /*context*/) {
+  return true;
+}
+
+void TableReporter::ReportRuns(const std::vector<Run>& runs) {
+  for (const Run& run : runs) {
+    if (run.run_type != Run::RT_Iteration) continue;
+    const std::string& name = run.run_name.function_name;
+    const std::size_t first = name.find('/');
+    const std::size_t second = name.find('/', first + 1);
+    const std::string kind = name.substr(0, first);
+    const std::string shape = name.substr(first + 1, second - first - 1);
+    const long tokens = std::stol(name.substr(name.rfind(':') + 1));
+    if (run.error_occurred) {
+      std::fprintf(stderr, "%s: %s\n", name.c_str(), run.error_message.c_str());
+      continue;
+    }
+    if (std::find(kinds_.begin(), kinds_.end(), kind) == kinds_.end()) kinds_.push_back(kind);
+    Times& times = times_[kind][shape][tokens];
+    const double ms = run.real_accumulated_time / static_cast<double>(run.iterations) * 1e3;
+    times.milliseconds.push_back(ms);
+    times.limits.push_back(ms * run.counters.at("roofline"));
+    std::fprintf(stderr, "%-48s %10.3f ms\n", name.c_str(), ms);
+  }
+}
+
+void TableReporter::Finalize() {
+  std::printf("limit: %.0f Gflop/s, %.1f GB/s read\n\n", fma_limit().best() / 1e9,
+              read_limit().best() / 1e9);
+  std::printf("| shape, T |");
+  for (const moe::Index t : token_counts) std::printf(" %ld |", static_cast<long>(t));
+  std::printf("\n|---|");
+  for (std::size_t i = 0; i < token_counts.size(); ++i) std::printf("---|");
+  std::printf("\n");
+  const auto print = [](const std::string& label, const auto& value) {
+    std::printf("| %s |", label.c_str());
+    for (const moe::Index t : token_counts) std::printf(" %s |", value(t).c_str());
+    std::printf("\n");
+  };
+  for (const Shape& shape : shapes) {
+    const auto time = [&](const std::string& kind, moe::Index t) {
+      return median(times_[kind][shape.name][t].milliseconds);
+    };
+    for (const std::string& kind : kinds_) {
+      const std::string row = kind == "forward" ? shape.name
+                              : kind == "dense" ? "… dense twin"
+                                                : "… " + kind.substr(5);
+      print(row, [&](moe::Index t) { return digits(time(kind, t)); });
+    }
+    print("… limit",
+          [&](moe::Index t) { return digits(median(times_["forward"][shape.name][t].limits)); });
+    print("… share of the limit", [&](moe::Index t) {
+      return digits(median(times_["forward"][shape.name][t].limits) / time("forward", t));
+    });
+    print("… faster than the best peer", [&](moe::Index t) {
+      double best = 0;
+      for (const std::string& kind : kinds_)
+        if (kind.rfind("peer:", 0) == 0 && time(kind, t) > 0)
+          best = best == 0 ? time(kind, t) : std::min(best, time(kind, t));
+      return digits(best / time("forward", t)) + "x";
+    });
+  }
+}
+
+}  // namespace benchmarks

@@ -1,0 +1,377 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// The expert stage: every bank of a layer in one parallel region. Three steps for each expert with
+// rows (pack them, up, down) and then the caller's combine, as one queue of tasks.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "moe/core/aligned_buffer.hpp"
+#include "moe/core/concepts.hpp"
+#include "moe/core/config.hpp"
+#include "moe/core/dispatch_plan.hpp"
+#include "moe/core/types.hpp"
+#include "moe/core/view.hpp"
+#include "moe/kernels/dispatch.hpp"
+#include "moe/parallel/parallel_for.hpp"
+
+namespace moe::inline MOE_ABI::detail {
+
+/// What the schedule has to know of a bank.
+struct StageShape {
+  Index d_model = 0;
+  Index hidden = 0;       // hidden values of one row, filled up to whole panels
+  Index up_panels = 0;    // of one expert, inner D
+  Index down_panels = 0;  // of one expert, inner d_ff
+  Index d_ff = 0;
+  Index up_factor = 1;           // matrices in the up step: gate and up, or up alone
+  std::size_t weight_bytes = 0;  // of one weight
+};
+
+/// One task of a bank: panels first_panel .. last_panel - 1 of an expert for some blocks of its
+/// rows. Block b of the expert's rows stands at packed + block_row(b) D as (D, rows of b), and
+/// likewise in hidden.
+template <class Scalar>
+struct StageSlice {
+  Index expert = 0;
+  Index first_panel = 0;
+  Index last_panel = 0;
+  Index first_block = 0;
+  Index last_block = 0;
+  Index blocks = 0;                    // of the expert
+  Index num_rows = 0;                  // of the expert
+  Scalar* packed = nullptr;            // (D, rows) by block
+  Scalar* hidden = nullptr;            // (hidden, rows) by block
+  Scalar* sums = nullptr;              // this thread's, `stage_sums_size`
+  MatrixView<Scalar> rows{};           // of the expert: where the down projection goes
+  const TokenSlot* choices = nullptr;  // (rows of the expert)
+  MatrixView<const Scalar> weights{};  // (T, K), by which rows are multiplied, or empty
+
+  /// The first row of block b, counted within the expert.
+  Index block_row(Index b) const noexcept { return num_rows * b / blocks; }
+};
+
+/// Values of a thread's buffer of sums: 128 KiB in single precision.
+inline constexpr Index stage_sums_size = 32768;
+
+/// Bytes of a part's packed rows and hidden values, where its tokens may have `most_rows` rows.
+template <class Scalar>
+double stage_bytes(const StageShape& shape, std::size_t most_rows) noexcept {
+  return static_cast<double>(most_rows) * static_cast<double>(shape.d_model + shape.hidden) *
+         sizeof(Scalar);
+}
+
+/// A bank whose experts run step by step.
+template <class Scalar>
+class StagedBank {
+ public:
+  virtual StageShape stage_shape() const noexcept = 0;
+  virtual void run_up(const StageSlice<Scalar>& slice) const = 0;
+  virtual void run_down(const StageSlice<Scalar>& slice) const = 0;
+
+ protected:
+  StagedBank() = default;
+  StagedBank(const StagedBank&) = default;
+  StagedBank(StagedBank&&) noexcept = default;
+  StagedBank& operator=(const StagedBank&) = default;
+  StagedBank& operator=(StagedBank&&) noexcept = default;
+  ~StagedBank() = default;
+};
+
+/// The bank as a part of a stage, or null if its experts only run all at once.
+template <class BankT>
+const StagedBank<typename BankT::Scalar>* staged_bank(const BankT& bank) noexcept {
+  if constexpr (requires { bank.staged(); }) {
+    return bank.staged();
+  } else {
+    return nullptr;
+  }
+}
+
+/// One bank's share of a stage.
+///
+/// Shapes  rows (N, D); weights (T, K), by which rows are multiplied, or empty.
+template <class Scalar>
+struct StagePart {
+  const StagedBank<Scalar>* bank = nullptr;
+  const ExpertInput<Scalar>* input = nullptr;
+  MatrixView<Scalar> rows{};
+  MatrixView<const Scalar> weights{};
+};
+
+/// Plans and runs a stage. Its memory grows only, so that a warm run allocates nothing.
+template <class Scalar>
+class ExpertStage {
+ public:
+  ExpertStage() = default;
+
+  void clear() noexcept { parts_.clear(); }
+  void add(const StagePart<Scalar>& part) { parts_.push_back(part); }
+
+  /// Runs all parts, then combine(task) for every task in 0 .. combine_tasks - 1.
+  ///
+  /// Throws  the first exception that a bank or combine threw.
+  template <class Combine>
+  void run(Index combine_tasks, Combine&& combine) {
+    threads_ = parallel::available_threads();
+    most_rows_ = kernels::tile_kernels<Scalar, Scalar>().most_rows;
+    make_jobs();
+    make_tasks();
+    failed_.store(false, std::memory_order_relaxed);
+    const auto stage_tasks = static_cast<Index>(tasks_.size());
+    parallel::for_each_task(stage_tasks + combine_tasks, [&](Index task, int thread) {
+      try {
+        if (task < stage_tasks) {
+          run_task(tasks_[static_cast<std::size_t>(task)], thread);
+        } else if (wait_for(counter(downs_left))) {
+          combine(task - stage_tasks);
+        }
+      } catch (...) {
+        failed_.store(true, std::memory_order_relaxed);  // Lets those go who wait for this task.
+        throw;
+      }
+    });
+  }
+
+ private:
+  enum class Step : std::uint8_t { pack, up, down };
+
+  /// An expert with rows.
+  struct Job {
+    Index part;
+    Index expert;
+    Index first_row;  // of the part's plan
+    Index num_rows;
+    Index blocks;
+    Index packed;  // where its values begin
+    Index hidden;
+    double cost;
+  };
+
+  struct Task {
+    Step step;
+    Index job;
+    Index first_panel;
+    Index last_panel;
+    Index first_block;
+    Index last_block;
+  };
+
+  static constexpr int tasks_per_thread = 32;
+
+  // Counters of tasks that are not done: one for all downs, then for each job its packs and ups.
+  static constexpr std::size_t downs_left = 0;
+  static std::size_t packs_left(Index job) noexcept {
+    return 1 + 2 * static_cast<std::size_t>(job);
+  }
+  static std::size_t ups_left(Index job) noexcept { return 2 + 2 * static_cast<std::size_t>(job); }
+  std::atomic<std::int32_t>& counter(std::size_t i) noexcept { return counters_[i]; }
+
+  const StagePart<Scalar>& part_of(const Job& job) const noexcept {
+    return parts_[static_cast<std::size_t>(job.part)];
+  }
+
+  /// Rows whose products take as long as reading the weights does. On one core that multiplies 32
+  /// pairs a cycle and reads 3 bytes of memory a cycle, 23 for 4-byte weights.
+  static double balance_rows(std::size_t weight_bytes) noexcept {
+    return 6.0 * static_cast<double>(weight_bytes);
+  }
+
+  void make_jobs() {
+    reserve_lists();
+    std::size_t packed = 0;
+    std::size_t hidden = 0;
+    total_cost_ = 0;
+    for (std::size_t p = 0; p < parts_.size(); ++p) {
+      const DispatchPlan& plan = parts_[p].input->plan;
+      const StageShape shape = parts_[p].bank->stage_shape();
+      for (Index e = 0; e < plan.num_experts; ++e) {
+        const Index rows = plan.rows_of(e);
+        if (rows == 0) continue;
+        const Index first = plan.first_row(e);
+        const double cost =
+            std::max(static_cast<double>(rows), balance_rows(shape.weight_bytes)) *
+            static_cast<double>(shape.up_panels * shape.d_model + shape.down_panels * shape.d_ff);
+        jobs_.push_back({static_cast<Index>(p), e, first, rows,
+                         (rows + most_rows_ - 1) / most_rows_,
+                         static_cast<Index>(packed) + first * shape.d_model,
+                         static_cast<Index>(hidden) + first * shape.hidden, cost});
+        total_cost_ += cost;
+      }
+      // By the most rows that the plan's tokens could have, so that every routing finds room.
+      packed += plan.row_of.size() * static_cast<std::size_t>(shape.d_model);
+      hidden += plan.row_of.size() * static_cast<std::size_t>(shape.hidden);
+    }
+    packed_.grow(packed);
+    hidden_.grow(hidden);
+    sums_.grow(static_cast<std::size_t>(threads_ * stage_sums_size));
+    // By cost, then in order of the experts: std::stable_sort would allocate.
+    std::sort(jobs_.begin(), jobs_.end(), [](const Job& a, const Job& b) {
+      if (a.cost != b.cost) return a.cost > b.cost;
+      return a.part != b.part ? a.part < b.part : a.expert < b.expert;
+    });
+  }
+
+  /// Room for the jobs and tasks of any routing of as many tokens.
+  void reserve_lists() {
+    jobs_.clear();
+    tasks_.clear();
+    std::size_t experts = 0;
+    std::size_t blocks = 0;
+    for (const StagePart<Scalar>& part : parts_) {
+      experts += static_cast<std::size_t>(part.input->plan.num_experts);
+      blocks += part.input->plan.row_of.size() / static_cast<std::size_t>(most_rows_);
+    }
+    jobs_.reserve(experts);
+    // Packs: one for each block at most. Ups and downs: `splits` adds up to tasks_per_thread for
+    // each thread and, by rounding, up to 2 for each job, and add_slices at most doubles it.
+    tasks_.reserve(blocks + experts +
+                   4 * (tasks_per_thread * static_cast<std::size_t>(threads_) + 2 * experts));
+    const std::size_t counters = 1 + 2 * experts;
+    if (counters > counters_size_) {
+      counters_ = std::make_unique<std::atomic<std::int32_t>[]>(counters);
+      counters_size_ = counters;
+    }
+  }
+
+  /// In an order in which every task stands behind those that it waits for: whoever waits, waits
+  /// for a task that another thread is busy with. The downs of a job follow some jobs later, when
+  /// its ups will be done, but while its hidden values are still in the cache.
+  void make_tasks() {
+    counter(downs_left).store(0, std::memory_order_relaxed);
+    const auto jobs = static_cast<Index>(jobs_.size());
+    Index lag = threads_ > 1 ? 1 : 0;
+    if (!jobs_.empty())
+      lag = std::min<Index>(threads_ - 1, (threads_ + splits(jobs_[0]) - 1) / splits(jobs_[0]));
+    for (Index j = 0; j < jobs + lag; ++j) {
+      if (j < jobs) {
+        add_packs(j);
+        const StageShape shape = part_of(jobs_[static_cast<std::size_t>(j)]).bank->stage_shape();
+        counter(ups_left(j))
+            .store(add_slices(Step::up, j, shape.up_panels), std::memory_order_relaxed);
+      }
+      if (j >= lag) {
+        const StageShape shape =
+            part_of(jobs_[static_cast<std::size_t>(j - lag)]).bank->stage_shape();
+        counter(downs_left)
+            .fetch_add(add_slices(Step::down, j - lag, shape.down_panels),
+                       std::memory_order_relaxed);
+      }
+    }
+  }
+
+  /// Into how many tasks each step of a job is cut: as many as make them short against the whole.
+  Index splits(const Job& job) const noexcept {
+    if (threads_ == 1) return 1;
+    return std::max<Index>(
+        1, static_cast<Index>(job.cost / total_cost_ * tasks_per_thread * threads_ + 0.5));
+  }
+
+  void add_packs(Index j) {
+    const Job& job = jobs_[static_cast<std::size_t>(j)];
+    // Some hundred KiB a task.
+    const StageShape shape = part_of(job).bank->stage_shape();
+    const Index blocks = std::max<Index>(1, 65536 / std::max<Index>(1, most_rows_ * shape.d_model));
+    std::int32_t count = 0;
+    for (Index b = 0; b < job.blocks; b += blocks, ++count)
+      tasks_.push_back({Step::pack, j, 0, 0, b, std::min(b + blocks, job.blocks)});
+    counter(packs_left(j)).store(count, std::memory_order_relaxed);
+  }
+
+  /// Cuts a step along the panels, at least 4 a task, and along the rows where that is not enough.
+  std::int32_t add_slices(Step step, Index j, Index panels) {
+    const Job& job = jobs_[static_cast<std::size_t>(j)];
+    const Index wanted = splits(job);
+    const Index panel_splits = std::clamp<Index>(wanted, 1, std::max<Index>(1, panels / 4));
+    const Index row_splits =
+        std::clamp<Index>((wanted + panel_splits - 1) / panel_splits, 1, (job.blocks + 3) / 4);
+    for (Index p = 0; p < panel_splits; ++p)
+      for (Index r = 0; r < row_splits; ++r)
+        tasks_.push_back({step, j, panels * p / panel_splits, panels * (p + 1) / panel_splits,
+                          job.blocks * r / row_splits, job.blocks * (r + 1) / row_splits});
+    return static_cast<std::int32_t>(panel_splits * row_splits);
+  }
+
+  /// False if a task failed, so that waiting makes no sense.
+  bool wait_for(const std::atomic<std::int32_t>& left) const noexcept {
+    for (int spins = 0; left.load(std::memory_order_acquire) != 0; ++spins) {
+      if (failed_.load(std::memory_order_relaxed)) return false;
+      if (spins > 2000) std::this_thread::yield();  // More threads than cores.
+    }
+    return true;
+  }
+
+  void run_task(const Task& task, int thread) {
+    const Job& job = jobs_[static_cast<std::size_t>(task.job)];
+    const StagePart<Scalar>& part = part_of(job);
+    StageSlice<Scalar> slice{
+        .expert = job.expert,
+        .first_panel = task.first_panel,
+        .last_panel = task.last_panel,
+        .first_block = task.first_block,
+        .last_block = task.last_block,
+        .blocks = job.blocks,
+        .num_rows = job.num_rows,
+        .packed = packed_.data() + job.packed,
+        .hidden = hidden_.data() + job.hidden,
+        .sums = sums_.data() + thread * stage_sums_size,
+        .rows = part.rows.middle_rows(job.first_row, job.num_rows),
+        .choices = part.input->plan.rows.data() + job.first_row,
+        .weights = part.weights,
+    };
+    if (task.step == Step::pack) {
+      for (Index b = task.first_block; b < task.last_block; ++b) pack_block(part, job, slice, b);
+      counter(packs_left(task.job)).fetch_sub(1, std::memory_order_release);
+    } else if (task.step == Step::up) {
+      if (!wait_for(counter(packs_left(task.job)))) return;
+      part.bank->run_up(slice);
+      counter(ups_left(task.job)).fetch_sub(1, std::memory_order_release);
+    } else {
+      if (!wait_for(counter(ups_left(task.job)))) return;
+      part.bank->run_down(slice);
+      counter(downs_left).fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  void pack_block(const StagePart<Scalar>& part, const Job& job, const StageSlice<Scalar>& slice,
+                  Index b) const {
+    const ExpertInput<Scalar>& input = *part.input;
+    const Scalar* rows[kernels::most_tile_rows];
+    Scalar scale[kernels::most_tile_rows];
+    const Index first = slice.block_row(b);
+    const Index count = slice.block_row(b + 1) - first;
+    const bool scaled = !input.scales.empty() || input.factor != 1;
+    for (Index r = 0; r < count; ++r) {
+      const TokenSlot choice = input.plan.rows[static_cast<std::size_t>(job.first_row + first + r)];
+      rows[r] = input.x.row(choice.token);
+      if (scaled)
+        scale[r] = input.factor *
+                   (input.scales.empty() ? Scalar(1) : input.scales(choice.token, choice.slot));
+    }
+    const Index d_model = input.x.cols();
+    kernels::row_kernels<Scalar>().pack(rows, scaled ? scale : nullptr, count, d_model,
+                                        slice.packed + first * d_model);
+  }
+
+  int threads_ = 1;
+  Index most_rows_ = 1;
+  double total_cost_ = 0;
+  std::vector<StagePart<Scalar>> parts_;
+  std::vector<Job> jobs_;
+  std::vector<Task> tasks_;
+  std::unique_ptr<std::atomic<std::int32_t>[]> counters_;
+  std::size_t counters_size_ = 0;
+  std::atomic<bool> failed_{false};
+  AlignedBuffer<Scalar> packed_;
+  AlignedBuffer<Scalar> hidden_;
+  AlignedBuffer<Scalar> sums_;
+};
+
+}  // namespace moe::inline MOE_ABI::detail

@@ -1,0 +1,101 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// AVX-512: 16 lanes, tiles of up to 14 rows: 28 accumulators, a panel's two vectors and one row's
+// value fill 31 of the 32 registers.
+#pragma once
+
+#include "moe/core/config.hpp"
+#include "moe/core/numeric.hpp"
+#include "moe/kernels/kernel_table.hpp"
+#include "moe/kernels/target.hpp"
+
+#if MOE_ARCH_X86_64
+#include <immintrin.h>
+
+MOE_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
+namespace moe::inline MOE_ABI::kernels::avx512 {
+
+using Scalar = float;
+
+/// Masks of all lanes, where the plain intrinsic would set off a false warning of g++ 12 in the
+/// user's build (-Wmaybe-uninitialized); the compilers drop them.
+inline constexpr __mmask16 all = 0xffff;
+
+struct Vec {
+  static constexpr std::ptrdiff_t lanes = 16;
+  __m512 value;
+
+  static MOE_ALWAYS_INLINE Vec zero() noexcept { return {_mm512_setzero_ps()}; }
+  static MOE_ALWAYS_INLINE Vec broadcast(float x) noexcept { return {_mm512_set1_ps(x)}; }
+  static MOE_ALWAYS_INLINE Vec load(const float* p) noexcept { return {_mm512_loadu_ps(p)}; }
+  static MOE_ALWAYS_INLINE Vec load(const bfloat16* p) noexcept {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    const __m512i wide = _mm512_maskz_cvtepu16_epi32(all, bits);
+    return {_mm512_castsi512_ps(_mm512_maskz_slli_epi32(all, wide, 16))};
+  }
+  static MOE_ALWAYS_INLINE Vec load(const half* p) noexcept {
+    return {_mm512_maskz_cvtph_ps(all, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+  }
+  MOE_ALWAYS_INLINE void store(float* p) const noexcept { _mm512_storeu_ps(p, value); }
+};
+
+MOE_ALWAYS_INLINE Vec add(Vec a, Vec b) noexcept {
+  return {_mm512_add_ps(a.value, b.value)};
+}
+MOE_ALWAYS_INLINE Vec subtract(Vec a, Vec b) noexcept {
+  return {_mm512_sub_ps(a.value, b.value)};
+}
+MOE_ALWAYS_INLINE Vec divide(Vec a, Vec b) noexcept {
+  return {_mm512_div_ps(a.value, b.value)};
+}
+MOE_ALWAYS_INLINE Vec multiply_add(Vec a, Vec b, Vec c) noexcept {
+  return {_mm512_fmadd_ps(a.value, b.value, c.value)};
+}
+/// Kept apart from an add that follows: compilers fuse even two intrinsics.
+MOE_ALWAYS_INLINE Vec multiply(Vec a, Vec b) noexcept {
+  __m512 product = _mm512_mul_ps(a.value, b.value);
+  __asm__("" : "+v"(product));
+  return {product};
+}
+/// a > b ? a : b, so that b wins where one is NaN.
+MOE_ALWAYS_INLINE Vec maximum(Vec a, Vec b) noexcept {
+  return {_mm512_maskz_max_ps(all, a.value, b.value)};
+}
+MOE_ALWAYS_INLINE Vec minimum(Vec a, Vec b) noexcept {
+  return {_mm512_maskz_min_ps(all, a.value, b.value)};
+}
+MOE_ALWAYS_INLINE Vec absolute(Vec a) noexcept {
+  return {_mm512_abs_ps(a.value)};
+}
+/// a < b ? x : y.
+MOE_ALWAYS_INLINE Vec select_less(Vec a, Vec b, Vec x, Vec y) noexcept {
+  const __mmask16 less = _mm512_cmp_ps_mask(a.value, b.value, _CMP_LT_OQ);
+  return {_mm512_mask_blend_ps(less, y.value, x.value)};
+}
+MOE_ALWAYS_INLINE bool any_above(Vec a, Vec b) noexcept {
+  return _mm512_cmp_ps_mask(a.value, b.value, _CMP_GT_OQ) != 0;
+}
+/// 2^n, where n + 1.5 * 2^23 is given.
+MOE_ALWAYS_INLINE Vec power_of_two(Vec biased_n) noexcept {
+  const __m512i exponent = _mm512_maskz_slli_epi32(all, _mm512_castps_si512(biased_n.value), 23);
+  return {_mm512_castsi512_ps(_mm512_add_epi32(exponent, _mm512_set1_epi32(127 << 23)))};
+}
+
+inline constexpr float infinity = __builtin_inff();
+inline constexpr float lowest = -3.40282347e+38F;
+inline constexpr float second_lowest = -3.40282326e+38F;
+inline constexpr int most_rows = most_tile_rows;
+
+constexpr std::ptrdiff_t pass_width(int /*rows*/) noexcept {
+  return panel_width;
+}
+
+#include "moe/kernels/generic/exponential.inl"
+#include "moe/kernels/generic/rows.inl"
+#include "moe/kernels/generic/scores.inl"
+#include "moe/kernels/generic/tile.inl"
+
+}  // namespace moe::inline MOE_ABI::kernels::avx512
+MOE_TARGET_END
+#endif

@@ -1,0 +1,173 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// What happens to finished sums: bias, activation, weight; gathering rows and adding them up.
+//
+// Uses: Scalar, Vec, `exponential`, `error_function`, `lowest`.
+
+MOE_ALWAYS_INLINE Vec silu(Vec z) noexcept {
+  // A number in place of -infinity, whose quotient would be NaN: the limit is 0.
+  z = maximum(Vec::broadcast(lowest), z);
+  return divide(z, add(Vec::broadcast(1), exponential(subtract(Vec::zero(), z))));
+}
+
+MOE_ALWAYS_INLINE Vec gelu(Vec z) noexcept {
+  z = maximum(Vec::broadcast(lowest), z);
+  const Vec e = error_function(multiply(z, Vec::broadcast(Scalar(0.70710678118654752440))));
+  return multiply(multiply(Vec::broadcast(Scalar(0.5)), z), add(Vec::broadcast(1), e));
+}
+
+MOE_ALWAYS_INLINE Vec gelu_tanh(Vec z) noexcept {
+  // z / 2 (1 + tanh u) = z / (1 + exp(-2 u)).
+  z = maximum(Vec::broadcast(lowest), z);
+  const Vec cubic =
+      multiply_add(multiply(z, z), Vec::broadcast(Scalar(0.044715)), Vec::broadcast(1));
+  const Vec u = multiply(multiply(z, Vec::broadcast(Scalar(-2 * 0.79788456080286535588))), cubic);
+  return divide(z, add(Vec::broadcast(1), exponential(u)));
+}
+
+template <ActivationKind kind>
+MOE_ALWAYS_INLINE Vec activate(Vec z) noexcept {
+  if constexpr (kind == ActivationKind::relu) {
+    return select_less(z, Vec::zero(), Vec::zero(), z);
+  } else if constexpr (kind == ActivationKind::silu) {
+    return silu(z);
+  } else if constexpr (kind == ActivationKind::gelu) {
+    return gelu(z);
+  } else {
+    return gelu_tanh(z);
+  }
+}
+
+MOE_ALWAYS_INLINE Vec activate_clamped(const ActivationRule<Scalar>& rule, Vec gate,
+                                       Vec up) noexcept {
+  const Vec limit = Vec::broadcast(rule.limit);
+  const Vec least = subtract(Vec::zero(), limit);
+  Vec g = minimum(limit, gate);
+  g = maximum(rule.clamps_gate_below ? least : Vec::broadcast(lowest), g);
+  const Vec u = maximum(least, minimum(limit, up));
+  const Vec e = exponential(multiply(Vec::broadcast(-rule.alpha), g));
+  return multiply(add(u, Vec::broadcast(rule.offset)), divide(g, add(Vec::broadcast(1), e)));
+}
+
+MOE_ALWAYS_INLINE Vec biased(const Scalar* sums, const Scalar* bias) noexcept {
+  const Vec sum = Vec::load(sums);
+  return bias == nullptr ? sum : add(sum, Vec::load(bias));
+}
+
+/// Applies `function(sums, bias)`, which gives `lanes` hidden values, to a tile.
+template <std::ptrdiff_t width, class Function>
+MOE_ALWAYS_INLINE void for_hidden(const Scalar* sums, const Scalar* bias, std::ptrdiff_t rows,
+                                  Scalar* hidden, Function function) noexcept {
+  for (std::ptrdiff_t r = 0; r < rows; ++r) {
+    Scalar row[width];
+    for (std::ptrdiff_t i = 0; i < width; i += Vec::lanes)
+      function(sums + r * panel_width + i, bias == nullptr ? nullptr : bias + i).store(row + i);
+    for (std::ptrdiff_t i = 0; i < width; ++i) hidden[i * rows + r] = row[i];
+  }
+}
+
+template <ActivationKind kind>
+void gated_by(const ActivationRule<Scalar>& rule, const Scalar* sums, const Scalar* bias,
+              std::ptrdiff_t rows, Scalar* hidden) noexcept {
+  for_hidden<gated_width>(sums, bias, rows, hidden, [&](const Scalar* s, const Scalar* b) {
+    const Vec gate = biased(s, b);
+    const Vec up = biased(s + gated_width, b == nullptr ? nullptr : b + gated_width);
+    if constexpr (kind == ActivationKind::clamped) {
+      return activate_clamped(rule, gate, up);
+    } else {
+      return multiply(activate<kind>(gate), up);
+    }
+  });
+}
+
+template <ActivationKind kind>
+void plain_by(const Scalar* sums, const Scalar* bias, std::ptrdiff_t rows,
+              Scalar* hidden) noexcept {
+  for_hidden<panel_width>(sums, bias, rows, hidden, [](const Scalar* s, const Scalar* b) {
+    return activate<kind>(biased(s, b));
+  });
+}
+
+inline void gated(const ActivationRule<Scalar>& rule, const Scalar* sums, const Scalar* bias,
+                  std::ptrdiff_t rows, Scalar* hidden) noexcept {
+  switch (rule.kind) {
+    case ActivationKind::relu:
+      return gated_by<ActivationKind::relu>(rule, sums, bias, rows, hidden);
+    case ActivationKind::silu:
+      return gated_by<ActivationKind::silu>(rule, sums, bias, rows, hidden);
+    case ActivationKind::gelu:
+      return gated_by<ActivationKind::gelu>(rule, sums, bias, rows, hidden);
+    case ActivationKind::gelu_tanh:
+      return gated_by<ActivationKind::gelu_tanh>(rule, sums, bias, rows, hidden);
+    case ActivationKind::clamped:
+      return gated_by<ActivationKind::clamped>(rule, sums, bias, rows, hidden);
+  }
+}
+
+inline void plain(const ActivationRule<Scalar>& rule, const Scalar* sums, const Scalar* bias,
+                  std::ptrdiff_t rows, Scalar* hidden) noexcept {
+  switch (rule.kind) {
+    case ActivationKind::silu:
+      return plain_by<ActivationKind::silu>(sums, bias, rows, hidden);
+    case ActivationKind::gelu:
+      return plain_by<ActivationKind::gelu>(sums, bias, rows, hidden);
+    case ActivationKind::gelu_tanh:
+      return plain_by<ActivationKind::gelu_tanh>(sums, bias, rows, hidden);
+    default:
+      return plain_by<ActivationKind::relu>(sums, bias, rows, hidden);
+  }
+}
+
+inline void finish(const Scalar* sums, const Scalar* bias, const Scalar* weight,
+                   std::ptrdiff_t rows, std::ptrdiff_t columns, Scalar* out,
+                   std::ptrdiff_t stride) noexcept {
+  for (std::ptrdiff_t r = 0; r < rows; ++r) {
+    const Vec w = Vec::broadcast(weight == nullptr ? Scalar(1) : weight[r]);
+    Scalar row[panel_width];
+    Scalar* const to = columns == panel_width ? out + r * stride : row;
+    for (std::ptrdiff_t i = 0; i < panel_width; i += Vec::lanes) {
+      const Vec sum = biased(sums + r * panel_width + i, bias == nullptr ? nullptr : bias + i);
+      (weight == nullptr ? sum : multiply(w, sum)).store(to + i);
+    }
+    if (columns != panel_width)
+      for (std::ptrdiff_t i = 0; i < columns; ++i) out[r * stride + i] = row[i];
+  }
+}
+
+/// Vectors [begin, begin + count) of a row's sum; `of(i, vector)` is row i there.
+inline void weighted_sum(const Scalar* const* rows, const Scalar* weight, std::ptrdiff_t count,
+                         std::ptrdiff_t n, Scalar* out) noexcept {
+  const auto term = [&](std::ptrdiff_t i, Vec value, Vec sum) {
+    return weight == nullptr ? add(sum, value)
+                             : multiply_add(Vec::broadcast(weight[i]), value, sum);
+  };
+  std::ptrdiff_t d = 0;
+  for (; d + Vec::lanes <= n; d += Vec::lanes) {
+    Vec sum = Vec::zero();
+    for (std::ptrdiff_t i = 0; i < count; ++i) sum = term(i, Vec::load(rows[i] + d), sum);
+    sum.store(out + d);
+  }
+  if (d == n) return;
+  // The rest goes through the same instructions, in a vector of its own.
+  Vec sum = Vec::zero();
+  Scalar part[Vec::lanes] = {};
+  for (std::ptrdiff_t i = 0; i < count; ++i) {
+    for (std::ptrdiff_t j = 0; j < n - d; ++j) part[j] = rows[i][d + j];
+    sum = term(i, Vec::load(part), sum);
+  }
+  sum.store(part);
+  for (std::ptrdiff_t j = 0; j < n - d; ++j) out[d + j] = part[j];
+}
+
+inline void pack(const Scalar* const* rows, const Scalar* scale, std::ptrdiff_t count,
+                 std::ptrdiff_t n, Scalar* packed) noexcept {
+  for (std::ptrdiff_t begin = 0; begin < n; begin += 16) {
+    const std::ptrdiff_t end = begin + 16 < n ? begin + 16 : n;
+    for (std::ptrdiff_t r = 0; r < count; ++r) {
+      const Scalar* const from = rows[r];
+      const Scalar factor = scale == nullptr ? Scalar(1) : scale[r];
+      for (std::ptrdiff_t k = begin; k < end; ++k) packed[k * count + r] = factor * from[k];
+    }
+  }
+}

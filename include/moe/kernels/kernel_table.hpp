@@ -1,0 +1,110 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// What every level offers: tables of single-threaded loops on raw pointers. They do not allocate
+// and do not throw.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "moe/core/config.hpp"
+#include "moe/core/panels.hpp"
+
+namespace moe::inline MOE_ABI::kernels {
+
+/// Rows that no level's tile exceeds.
+inline constexpr int most_tile_rows = 14;
+
+/// The activations that have a kernel.
+enum class ActivationKind { relu, silu, gelu, gelu_tanh, clamped };
+
+/// An activation and, for `clamped`, its constants.
+template <class Scalar>
+struct ActivationRule {
+  ActivationKind kind = ActivationKind::silu;
+  Scalar alpha = 1;
+  Scalar limit = 0;
+  Scalar offset = 0;
+  bool clamps_gate_below = false;
+};
+
+/// Products of a tile of rows with a panel.
+///
+///   sums[r][o] = sum over k of a[k][r] panel[k][o]
+///
+/// Shapes  a (inner, rows), panel (inner, 32), sums (rows, 32), all contiguous; panel and sums are
+///         64-byte aligned.
+/// Values  one accumulator for each output, over k in order, one rounding a step where the level
+///         has a fused multiply-add: the same bits whatever the number of rows. With `resume`, sums
+///         are the accumulators that an earlier slice of k left.
+/// Memory  asks for the lines from `next` on to come to the second-level cache, `step` bytes
+/// further
+///         for every k: a part of the panel that comes next.
+template <class Scalar, class Storage>
+struct TileKernels {
+  using Tile = void (*)(const Scalar* a, const Storage* panel, std::ptrdiff_t inner, Scalar* sums,
+                        bool resume, const char* next, std::ptrdiff_t step) noexcept;
+
+  int most_rows = 0;
+  Tile of_rows[most_tile_rows] = {};  // of_rows[r - 1] for r rows
+};
+
+/// What happens to finished sums, and loops over the experts of one token.
+template <class Scalar>
+struct RowKernels {
+  /// hidden[i][r] = activation(gate, up) of sums + bias, gates in the first half of a panel.
+  /// Shapes  sums (rows, 32), bias (32) or null, hidden (16, rows).
+  void (*gated)(const ActivationRule<Scalar>& rule, const Scalar* sums, const Scalar* bias,
+                std::ptrdiff_t rows, Scalar* hidden) noexcept;
+
+  /// hidden[i][r] = activation(sums + bias).
+  /// Shapes  sums (rows, 32), bias (32) or null, hidden (32, rows).
+  void (*plain)(const ActivationRule<Scalar>& rule, const Scalar* sums, const Scalar* bias,
+                std::ptrdiff_t rows, Scalar* hidden) noexcept;
+
+  /// out[r][o] = weight[r] * (sums + bias), for the first `columns` of a panel.
+  /// Shapes  sums (rows, 32), bias (32) or null, weight (rows) or null, out (rows, columns) with
+  ///         rows `stride` apart.
+  void (*finish)(const Scalar* sums, const Scalar* bias, const Scalar* weight, std::ptrdiff_t rows,
+                 std::ptrdiff_t columns, Scalar* out, std::ptrdiff_t stride) noexcept;
+
+  /// out = sum over i of weight[i] rows[i], in this order; zeros where there are no rows.
+  /// Shapes  rows (count) pointers to n values, weight (count) or null, out (n).
+  void (*weighted_sum)(const Scalar* const* rows, const Scalar* weight, std::ptrdiff_t count,
+                       std::ptrdiff_t n, Scalar* out) noexcept;
+
+  /// packed[k][r] = scale[r] * rows[r][k].
+  /// Shapes  rows (count) pointers to n values, scale (count) or null, packed (n, count).
+  void (*pack)(const Scalar* const* rows, const Scalar* scale, std::ptrdiff_t count,
+               std::ptrdiff_t n, Scalar* packed) noexcept;
+
+  /// score[i] = exp(logit[i] - largest), 0 for NaN; returns their sum. `largest` is finite.
+  Scalar (*exponentials)(const Scalar* logit, std::ptrdiff_t n, Scalar largest,
+                         Scalar* score) noexcept;
+
+  /// The largest of n values, NaN left out; -infinity if there is none.
+  Scalar (*largest)(const Scalar* value, std::ptrdiff_t n) noexcept;
+
+  /// score[i] /= divisor.
+  void (*divide_all)(Scalar* score, std::ptrdiff_t n, Scalar divisor) noexcept;
+
+  /// key[i] = score[i] + bias[i], at least `lowest` but for its neighbour; `lowest` where the logit
+  /// is NaN, so that every number, -infinity among them, stands above NaN.
+  /// Shapes  logit, score, bias, key (n); bias may be null.
+  void (*selection_keys)(const Scalar* logit, const Scalar* score, const Scalar* bias,
+                         std::ptrdiff_t n, Scalar* key) noexcept;
+
+  /// y[i] = exp(x[i]) and y[i] = erf(x[i]): within 2 and 4 ulp in single precision.
+  void (*exponential_of)(const Scalar* x, std::ptrdiff_t n, Scalar* y) noexcept;
+  void (*error_function_of)(const Scalar* x, std::ptrdiff_t n, Scalar* y) noexcept;
+
+  /// score[i] = 1 / (1 + exp(-logit[i])), 0 for NaN.
+  void (*sigmoids)(const Scalar* logit, std::ptrdiff_t n, Scalar* score) noexcept;
+
+  /// The first index from `begin` on whose key exceeds `bound`, or n.
+  std::ptrdiff_t (*find_above)(const Scalar* key, std::ptrdiff_t begin, std::ptrdiff_t n,
+                               Scalar bound) noexcept;
+};
+
+}  // namespace moe::inline MOE_ABI::kernels

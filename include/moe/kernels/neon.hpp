@@ -1,0 +1,94 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// NEON, the baseline of AArch64: 4 lanes, tiles of up to 6 rows. Of 32 registers, up to 3 rows take
+// a whole panel and 4 to 6 rows half of one in each of two passes.
+#pragma once
+
+#include "moe/core/config.hpp"
+#include "moe/core/numeric.hpp"
+#include "moe/kernels/kernel_table.hpp"
+#include "moe/kernels/target.hpp"
+
+#if MOE_ARCH_AARCH64
+#include <arm_neon.h>
+
+namespace moe::inline MOE_ABI::kernels::neon {
+
+using Scalar = float;
+
+struct Vec {
+  static constexpr std::ptrdiff_t lanes = 4;
+  float32x4_t value;
+
+  static MOE_ALWAYS_INLINE Vec zero() noexcept { return {vdupq_n_f32(0)}; }
+  static MOE_ALWAYS_INLINE Vec broadcast(float x) noexcept { return {vdupq_n_f32(x)}; }
+  static MOE_ALWAYS_INLINE Vec load(const float* p) noexcept { return {vld1q_f32(p)}; }
+  static MOE_ALWAYS_INLINE Vec load(const bfloat16* p) noexcept {
+    const uint16x4_t bits = vld1_u16(reinterpret_cast<const std::uint16_t*>(p));
+    return {vreinterpretq_f32_u32(vshll_n_u16(bits, 16))};
+  }
+  static MOE_ALWAYS_INLINE Vec load(const half* p) noexcept {
+    const uint16x4_t bits = vld1_u16(reinterpret_cast<const std::uint16_t*>(p));
+    return {vcvt_f32_f16(vreinterpret_f16_u16(bits))};
+  }
+  MOE_ALWAYS_INLINE void store(float* p) const noexcept { vst1q_f32(p, value); }
+};
+
+MOE_ALWAYS_INLINE Vec add(Vec a, Vec b) noexcept {
+  return {vaddq_f32(a.value, b.value)};
+}
+MOE_ALWAYS_INLINE Vec subtract(Vec a, Vec b) noexcept {
+  return {vsubq_f32(a.value, b.value)};
+}
+MOE_ALWAYS_INLINE Vec divide(Vec a, Vec b) noexcept {
+  return {vdivq_f32(a.value, b.value)};
+}
+MOE_ALWAYS_INLINE Vec multiply_add(Vec a, Vec b, Vec c) noexcept {
+  return {vfmaq_f32(c.value, a.value, b.value)};
+}
+/// Kept apart from an add that follows: compilers fuse even two intrinsics.
+MOE_ALWAYS_INLINE Vec multiply(Vec a, Vec b) noexcept {
+  float32x4_t product = vmulq_f32(a.value, b.value);
+  __asm__("" : "+w"(product));
+  return {product};
+}
+/// a > b ? a : b, so that b wins where one is NaN.
+MOE_ALWAYS_INLINE Vec maximum(Vec a, Vec b) noexcept {
+  return {vbslq_f32(vcgtq_f32(a.value, b.value), a.value, b.value)};
+}
+MOE_ALWAYS_INLINE Vec minimum(Vec a, Vec b) noexcept {
+  return {vbslq_f32(vcltq_f32(a.value, b.value), a.value, b.value)};
+}
+MOE_ALWAYS_INLINE Vec absolute(Vec a) noexcept {
+  return {vabsq_f32(a.value)};
+}
+/// a < b ? x : y.
+MOE_ALWAYS_INLINE Vec select_less(Vec a, Vec b, Vec x, Vec y) noexcept {
+  return {vbslq_f32(vcltq_f32(a.value, b.value), x.value, y.value)};
+}
+MOE_ALWAYS_INLINE bool any_above(Vec a, Vec b) noexcept {
+  return vmaxvq_u32(vcgtq_f32(a.value, b.value)) != 0;
+}
+/// 2^n, where n + 1.5 * 2^23 is given.
+MOE_ALWAYS_INLINE Vec power_of_two(Vec biased_n) noexcept {
+  const int32x4_t exponent = vshlq_n_s32(vreinterpretq_s32_f32(biased_n.value), 23);
+  return {vreinterpretq_f32_s32(vaddq_s32(exponent, vdupq_n_s32(127 << 23)))};
+}
+
+inline constexpr float infinity = __builtin_inff();
+inline constexpr float lowest = -3.40282347e+38F;
+inline constexpr float second_lowest = -3.40282326e+38F;
+inline constexpr int most_rows = 6;
+
+constexpr std::ptrdiff_t pass_width(int rows) noexcept {
+  return rows <= 3 ? panel_width : panel_width / 2;
+}
+
+#include "moe/kernels/generic/exponential.inl"
+#include "moe/kernels/generic/rows.inl"
+#include "moe/kernels/generic/scores.inl"
+#include "moe/kernels/generic/tile.inl"
+
+}  // namespace moe::inline MOE_ABI::kernels::neon
+#endif

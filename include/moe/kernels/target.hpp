@@ -1,0 +1,35 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Regions of code that is compiled for more than the program's baseline.
+#pragma once
+
+#include "moe/core/config.hpp"
+
+#if defined(__x86_64__) || defined(_M_X64)
+#define MOE_ARCH_X86_64 1
+#else
+#define MOE_ARCH_X86_64 0
+#endif
+#if defined(__aarch64__)
+#define MOE_ARCH_AARCH64 1
+#else
+#define MOE_ARCH_AARCH64 0
+#endif
+
+// Between these two, functions are compiled for the features named. Every include stands above a
+// region: inline functions of other headers would be emitted for the higher level and, as the
+// linker keeps one copy of each, crash on older machines. Bodies (`generic/*.inl`) are the
+// exception. OpenMP pragmas stay outside, since clang does not give a region's target to their
+// outlined code.
+#define MOE_PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define MOE_TARGET_BEGIN(features) \
+  MOE_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define MOE_TARGET_END MOE_PRAGMA(clang attribute pop)
+#define MOE_UNROLL MOE_PRAGMA(clang loop unroll(full))
+#else
+#define MOE_TARGET_BEGIN(features) MOE_PRAGMA(GCC push_options) MOE_PRAGMA(GCC target(features))
+#define MOE_TARGET_END MOE_PRAGMA(GCC pop_options)
+#define MOE_UNROLL MOE_PRAGMA(GCC unroll 32)
+#endif

@@ -1,0 +1,97 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// LinearMap: y = x W^T for a router's weights.
+#pragma once
+
+#include <algorithm>
+#include <utility>
+
+#include "moe/core/config.hpp"
+#include "moe/core/contracts.hpp"
+#include "moe/core/packed_matrices.hpp"
+#include "moe/core/thread_buffer.hpp"
+#include "moe/core/types.hpp"
+#include "moe/core/view.hpp"
+#include "moe/kernels/dispatch.hpp"
+#include "moe/parallel/parallel_for.hpp"
+
+namespace moe::inline MOE_ABI::detail {
+
+/// Holds a matrix as it was given and packed.
+template <class ScalarT>
+class LinearMap {
+ public:
+  using Scalar = ScalarT;
+
+  LinearMap() = default;
+  explicit LinearMap(Matrix<Scalar> weight)
+      : weight_(std::move(weight)), packed_(1, weight_.rows(), weight_.cols()) {
+    packed_.template pack<Scalar>(0, PanelRole::plain, weight_);
+  }
+
+  const Matrix<Scalar>& weight() const noexcept { return weight_; }
+  Index outputs() const noexcept { return weight_.rows(); }
+  Index inner() const noexcept { return weight_.cols(); }
+  bool empty() const noexcept { return weight_.size() == 0; }
+
+  /// y = x W^T, or y += x W^T.
+  ///
+  /// Shapes  x (T, inner), y (T, outputs).
+  /// Values  a row has the same bits whatever the others and the number of threads.
+  /// Cost    2 T inner outputs flop, parallel over rows and, where those are few, panels.
+  void run(MatrixView<const Scalar> x, MatrixView<Scalar> y, bool adds = false) const {
+    MOE_ASSERT(x.cols() == inner() && y.cols() == outputs() && x.rows() == y.rows());
+    if (x.rows() == 0) return;
+    const Index most = kernels::tile_kernels<Scalar, Scalar>().most_rows;
+    const Index blocks = (x.rows() + most - 1) / most;
+    const Index wanted = parallel::available_threads() * 4;
+    const Index parts = std::clamp<Index>(wanted / blocks, 1, packed_.panels());
+    // Of this thread, with a part for each worker: who runs which task differs from call to call.
+    struct Packed;
+    const Index part_size = sums_size + most * inner();
+    Scalar* const memory = thread_buffer<Packed, Scalar>(
+        static_cast<std::size_t>(parallel::available_threads() * part_size));
+    parallel::for_each_task(blocks * parts, [&](Index task, int thread) {
+      const Index begin = x.rows() * (task / parts) / blocks;
+      const Index end = x.rows() * (task / parts + 1) / blocks;
+      const Index part = task % parts;
+      run_block(x.middle_rows(begin, end - begin), packed_.panels() * part / parts,
+                packed_.panels() * (part + 1) / parts, adds, memory + thread * part_size,
+                y.middle_rows(begin, end - begin));
+    });
+  }
+
+ private:
+  static constexpr Index sums_size = kernels::most_tile_rows * kernels::panel_width;
+
+  /// Some panels for rows of one tile.
+  void run_block(MatrixView<const Scalar> x, Index first_panel, Index last_panel, bool adds,
+                 Scalar* sums, MatrixView<Scalar> y) const {
+    constexpr Index width = kernels::panel_width;
+    const auto& tiles = kernels::tile_kernels<Scalar, Scalar>();
+    const auto& rows = kernels::row_kernels<Scalar>();
+    Scalar* const packed = sums + sums_size;
+    const Scalar* row[kernels::most_tile_rows];
+    for (Index r = 0; r < x.rows(); ++r) row[r] = x.row(r);
+    rows.pack(row, nullptr, x.rows(), inner(), packed);
+    for (Index p = first_panel; p < last_panel; ++p) {
+      const Scalar* const panel = packed_.panel(0, p);
+      tiles.of_rows[x.rows() - 1](packed, panel, inner(), sums, false,
+                                  reinterpret_cast<const char*>(panel), 0);
+      const Index columns = std::min(width, outputs() - p * width);
+      if (adds) {
+        for (Index r = 0; r < x.rows(); ++r)
+          for (Index o = 0; o < columns; ++o) y(r, p * width + o) += sums[r * width + o];
+      } else {
+        rows.finish(sums, nullptr, nullptr, x.rows(), columns, y.row(0) + p * width,
+                    y.row_stride());
+      }
+    }
+  }
+
+  Matrix<Scalar> weight_;
+  PackedMatrices<Scalar> packed_;
+};
+
+}  // namespace moe::inline MOE_ABI::detail

@@ -1,0 +1,25 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// A program with every kernel, for the test that disassembles it.
+#include <random>
+
+#include <moe/moe.hpp>
+
+int main() {
+  std::mt19937_64 rng(1);
+  const auto run = [&](auto experts) {
+    moe::SparseMoe layer(
+        moe::TopKRouter<float>::random({.d_model = 8, .num_experts = 2, .top_k = 1}, rng),
+        std::move(experts));
+    moe::Matrix<float> x = moe::Matrix<float>::Ones(3, 8);
+    moe::Matrix<float> y(3, 8);
+    layer.forward(x, y);
+    return y(0, 0);
+  };
+  const moe::ExpertsConfig config{.num_experts = 2, .d_model = 8, .d_ff = 8};
+  const float sum = run(moe::SwiGluExperts<float>::random(config, rng)) +
+                    run(moe::GeluExperts<float, moe::bfloat16>::random(config, rng)) +
+                    run(moe::ReluExperts<float, moe::half>::random(config, rng));
+  return sum > 1e9F ? 1 : 0;
+}

@@ -1,0 +1,116 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+#include <random>
+#include <string>
+#include <utility>
+
+#include <gtest/gtest.h>
+
+#include <moe/moe.hpp>
+
+#include "support/layers.hpp"
+
+namespace {
+
+using moe::Index;
+using moe::Matrix;
+
+auto make_layer() {
+  std::mt19937_64 rng(1);
+  auto router = moe::TopKRouter<float>::random({.d_model = 40, .num_experts = 4, .top_k = 2}, rng);
+  auto experts =
+      moe::SwiGluExperts<float>::random({.num_experts = 4, .d_model = 40, .d_ff = 24}, rng);
+  auto shared =
+      moe::SwiGluExperts<float>::random({.num_experts = 1, .d_model = 40, .d_ff = 48}, rng);
+  return moe::SparseMoe(std::move(router), std::move(experts),
+                        moe::SharedExperts(std::move(shared)));
+}
+
+moe::Routing<float> routing_of(Index tokens) {
+  moe::Routing<float> routing;
+  routing.resize(tokens, 4, 2, {.keep_logits = false, .keep_scores = false});
+  for (Index t = 0; t < tokens; ++t) {
+    routing.experts.row(t) << 0, static_cast<moe::ExpertIndex>(1 + t % 2);
+    routing.weights.row(t) << 0.5F, 0.5F;
+  }
+  return routing;
+}
+
+TEST(Explain, CountsTheWorkOfEveryExpert) {
+  auto layer = make_layer();
+  const moe::Explanation e =
+      layer.explain(routing_of(30), {.flop_per_second = 1e9, .bytes_per_second = 1e9});
+  ASSERT_EQ(e.experts.size(), 4U);  // Expert 3 has no rows; the shared one has all.
+  EXPECT_EQ(e.experts[0].rows, 30);
+  EXPECT_EQ(e.experts[1].rows, 15);
+  EXPECT_EQ(e.experts[2].expert, 2);
+  EXPECT_TRUE(e.experts[3].shared);
+  EXPECT_EQ(e.experts[3].rows, 30);
+  EXPECT_EQ(e.tokens, 30);
+  EXPECT_EQ(e.rows, 90);
+  EXPECT_TRUE(e.complete);
+  // Three matrices of 40 x 24, or 40 x 48.
+  EXPECT_EQ(e.experts[1].flop, 2.0 * 15 * 3 * 40 * 24);
+  EXPECT_EQ(e.experts[1].weight_bytes, 4.0 * 3 * 40 * 24);
+  EXPECT_EQ(e.flop, 2.0 * (60 * 3 * 40 * 24 + 30 * 3 * 40 * 48));
+  // 24 hidden values fill up to 32, and 40 outputs to 64.
+  EXPECT_EQ(e.padding_flop, 2.0 * 60 * (2 * 8 * 40 + 24 * 24) + 2.0 * 30 * (24 * 48));
+  const int most = moe::kernels::tile_kernels<float, float>().most_rows;
+  EXPECT_EQ(e.experts[0].tiles, (30 + most - 1) / most);
+  EXPECT_LE(e.experts[0].tile_rows, most);
+  // One operation a nanosecond, one byte a nanosecond.
+  EXPECT_NEAR(e.roofline_seconds(), e.flop * 1e-9, 1e-15);
+  EXPECT_FALSE(e.bound_by_memory());
+  EXPECT_TRUE(layer.explain(routing_of(1), {.flop_per_second = 1e12, .bytes_per_second = 1e9})
+                  .bound_by_memory());
+}
+
+TEST(Explain, CountsDrops) {
+  auto layer = make_layer();
+  layer.capacity() = {.factor = 1};  // 15 rows an expert
+  const moe::Explanation e = layer.explain(routing_of(30));
+  EXPECT_EQ(e.dropped, 15);
+  EXPECT_EQ(e.experts[0].rows, 15);
+}
+
+TEST(Explain, Prints) {
+  auto layer = make_layer();
+  const std::string text = layer.explain(routing_of(30)).text();
+  EXPECT_NE(text.find("30 tokens, 90 rows; kernels "), std::string::npos) << text;
+  EXPECT_NE(text.find("shared"), std::string::npos) << text;
+  EXPECT_NE(text.find("at least "), std::string::npos) << text;
+}
+
+TEST(Explain, KnowsTheWorkspaceBeforeTheRun) {
+  auto layer = make_layer();
+  const auto x = test_support::random_matrix<float>(50, 40, 1);
+  Matrix<float> y(50, 40);
+  moe::Workspace<float> workspace;
+  layer.forward(x, y, workspace);
+  const auto size = [](const auto& m) { return static_cast<double>(m.size()) * sizeof(*m.data()); };
+  const auto& routing = workspace.routing;
+  const double seen =
+      size(routing.experts) + size(routing.weights) + size(routing.logits) + size(routing.scores) +
+      static_cast<double>(workspace.plan.rows.size() * sizeof(moe::TokenSlot) +
+                          workspace.plan.row_of.size() * sizeof(std::int32_t) +
+                          workspace.plan.offsets.size() * sizeof(Index)) +
+      size(workspace.rows) + size(workspace.shared_rows) +
+      static_cast<double>(workspace.shared_plan.rows.size() * sizeof(moe::TokenSlot) +
+                          workspace.shared_plan.row_of.size() * sizeof(std::int32_t));
+  // The rest: packed rows and hidden values of 100 routed and 50 shared rows, sums of the threads.
+  const double rest = 100.0 * (40 + 32) * 4 + 50.0 * (40 + 48) * 4 +
+                      moe::parallel::available_threads() * 32768.0 * 4;
+  EXPECT_EQ(layer.workspace_bytes(50), seen + rest);
+}
+
+TEST(Explain, RefusesWhatForwardRefuses) {
+  auto layer = make_layer();
+  moe::Routing<float> routing = routing_of(2);
+  routing.num_experts = 5;
+  EXPECT_THROW((void)layer.explain(routing), moe::ShapeError);
+  routing = routing_of(2);
+  routing.experts(0, 0) = 9;
+  EXPECT_THROW((void)layer.explain(routing), std::invalid_argument);
+}
+
+}  // namespace
