@@ -50,7 +50,7 @@ struct ExpertsConfig {
 ///
 /// Values  a row's result has the same bits whatever the other rows and the number of threads.
 template <class ScalarT, Activation<ScalarT> ActivationT, class StorageT = ScalarT>
-class FeedForwardExperts : public detail::StagedBank<ScalarT> {
+class FeedForwardExperts final : public detail::StagedBank<ScalarT> {
  public:
   using Scalar = ScalarT;
   using Storage = StorageT;
