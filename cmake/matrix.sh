@@ -29,12 +29,14 @@ tests() {
     tests/run.sh
 }
 
-# LLVM's OpenMP runtime keeps what it took for its threads.
+# With the benchmarks, so that clang builds everything somewhere. LLVM's OpenMP runtime keeps what
+# it took for its threads.
 asan_clang() {
+  moe_need libbenchmark-dev
   mkdir -p "$MOE_BUILD"
   echo "leak:libomp.so" >"$MOE_BUILD/leaks"
   LSAN_OPTIONS="suppressions=$MOE_BUILD/leaks:print_suppressions=0" \
-    tests asan-clang clang++ -O1 -DMOE_SANITIZE=address,undefined
+    tests asan-clang clang++ -O1 -DMOE_SANITIZE=address,undefined -DMOE_BUILD_BENCHMARKS=ON
 }
 
 # OpenMP's barriers are invisible to ThreadSanitizer, unless LLVM's runtime tells it of them.

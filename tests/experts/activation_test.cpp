@@ -89,4 +89,11 @@ TEST(ClampedSwiGlu, ClampsTheGateAboveAndTheUpValueOnBothSides) {
   EXPECT_EQ(v4(12.0, 11.0), v4(10.0, 10.0));
 }
 
+TEST(ClampedSwiGlu, HasTheKnownSlopes) {
+  const moe::ClampedSwiGlu act;
+  constexpr double h = 1e-5;
+  EXPECT_NEAR((act(.5 + h, -.25) - act(.5 - h, -.25)) / (2 * h), .659416, 1e-6);
+  EXPECT_NEAR((act(.5, -.25 + h) - act(.5, -.25 - h)) / (2 * h), .350388, 1e-6);
+}
+
 }  // namespace

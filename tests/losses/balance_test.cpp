@@ -247,4 +247,16 @@ TYPED_TEST(Balance, UnusedSlotsAreNoChoices) {
   EXPECT_EQ(after.probabilities, before.probabilities);
 }
 
+TEST(LoadBalancing, RefusesSumsThatAreNotOfOneLayer) {
+  moe::losses::BalanceSums sums;
+  sums.top_k = 1;
+  sums.tokens = 2;
+  sums.choices = moe::Vector<double>::Ones(3);
+  EXPECT_THROW((void)moe::losses::load_balancing(sums), moe::ShapeError);
+  sums.first_choices = sums.probabilities = sums.choices;
+  EXPECT_NO_THROW((void)moe::losses::load_balancing(sums));
+  sums.top_k = 0;
+  EXPECT_THROW((void)moe::losses::load_balancing(sums), std::invalid_argument);
+}
+
 }  // namespace

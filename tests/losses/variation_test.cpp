@@ -116,4 +116,30 @@ TYPED_TEST(Variation, SmoothLoadIsTheChanceToBeChosenAgain) {
   EXPECT_THROW(moe::losses::smooth_load(clean, noisy, deviation, 5), std::invalid_argument);
 }
 
+TEST(VariationConversion, IsThatOfTheTwoVariances) {
+  const moe::Vector<double> values = (moe::Vector<double>(4) << 1, 2, 4, 9).finished();
+  const double population = moe::losses::variation(values, Variance::population);
+  const double unbiased = moe::losses::variation(values, Variance::unbiased);
+  EXPECT_NEAR(moe::losses::convert(unbiased, Variance::unbiased, Variance::population, 4),
+              population, 1e-15);
+  EXPECT_NEAR(moe::losses::convert(population, Variance::population, Variance::unbiased, 4),
+              unbiased, 1e-15);
+  EXPECT_EQ(moe::losses::convert(0.5, Variance::unbiased, Variance::unbiased, 4), 0.5);
+  EXPECT_THROW((void)moe::losses::convert(1, Variance::unbiased, Variance::population, 1),
+               std::invalid_argument);
+}
+
+TEST(LoadLoss, IsTheVariationOfTheSmoothLoadOfTheTokensThatCount) {
+  const moe::Matrix<double> clean = random_logits(6, 4, 1);
+  const moe::Matrix<double> noisy = clean + 0.3 * random_logits(6, 4, 2);
+  const moe::Matrix<double> deviation = moe::Matrix<double>::Constant(6, 4, 0.3);
+  const std::uint8_t mask[] = {1, 1, 1, 1, 0, 0};
+  const auto all = moe::losses::smooth_load(clean, noisy, deviation, 2);
+  EXPECT_EQ(moe::losses::load(clean, noisy, deviation, 2), moe::losses::variation(all));
+  const moe::Matrix<double> first = clean.topRows(4);
+  EXPECT_NEAR(moe::losses::load(clean, noisy, deviation, 2, Variance::population,
+                                moe::losses::LoadThreshold::excluding, mask),
+              moe::losses::load(first, noisy.topRows(4), deviation.topRows(4), 2), 1e-15);
+}
+
 }  // namespace

@@ -1,6 +1,7 @@
 // SPDX-FileCopyrightText: The moe authors
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <numeric>
 #include <stdexcept>
@@ -232,6 +233,28 @@ TEST(Reroute, NeverGivesATokenTheSameExpertTwiceOrOverfillsOne) {
       for (Index a = 0; a < 3; ++a)
         for (Index b = 0; b < a; ++b) EXPECT_NE(routing.experts(t, a), routing.experts(t, b));
   }
+}
+
+TEST(Reroute, OfLogitsKeepsTheSumOfTheWeights) {
+  Routing<double> routing;
+  routing.resize(2, 3, 2, {});
+  routing.score_function = moe::ScoreFunction::identity;
+  routing.scores << 2, 1, -1,  //
+      2, 1, -1;
+  const double sum = std::exp(2.0) + std::exp(1.0);
+  for (Index t = 0; t < 2; ++t) {
+    routing.experts.row(t) << 0, 1;
+    routing.weights.row(t) << std::exp(2.0) / sum, std::exp(1.0) / sum;
+  }
+  Capacity capacity = limit_of(1, DropOrder::token_major);
+  DispatchPlan plan;
+  moe::make_plan(routing, capacity, plan);
+  // Token 1 lost both of its experts; the third, whose logit is negative, takes one.
+  EXPECT_EQ(moe::reroute_dropped(plan, capacity, routing), 1);
+  EXPECT_EQ(routing.experts(1, 0), 2);
+  EXPECT_EQ(routing.experts(1, 1), 1);
+  EXPECT_NEAR(routing.weights(1, 0), std::exp(-1.0) / (std::exp(-1.0) + std::exp(1.0)), 1e-15);
+  EXPECT_NEAR(routing.weights.row(1).sum(), 1, 1e-15);
 }
 
 }  // namespace

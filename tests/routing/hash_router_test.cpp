@@ -99,4 +99,16 @@ TEST(HashRouter, RefusesWhatCannotWork) {
   EXPECT_THROW(moe::random_hash_table(5, 2, 3, rng), std::invalid_argument);
 }
 
+TEST(HashRouter, LeavesItToTheDropToRenormaliseWhereTheRuleSaysSo) {
+  const moe::RoutingRule rule{
+      .renormalization = {.kind = moe::Renormalization::sum, .after_drop = true}, .scale = 3};
+  const moe::HashRouter<double> router(random_matrix<double>(4, 6, 1), rule,
+                                       (moe::Matrix<moe::ExpertIndex>(1, 2) << 0, 2).finished());
+  Routing<double> routing;
+  const std::vector<std::int32_t> ids{0};
+  router.route(random_matrix<double>(1, 6, 2), {.token_ids = ids}, routing);
+  EXPECT_TRUE(routing.renormalization.after_drop);
+  EXPECT_EQ(routing.scale_after_drop, 3);
+}
+
 }  // namespace

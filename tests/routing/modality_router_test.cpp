@@ -1,6 +1,8 @@
 // SPDX-FileCopyrightText: The moe authors
 // SPDX-License-Identifier: Apache-2.0
+#include <cmath>
 #include <cstdint>
+#include <limits>
 #include <stdexcept>
 #include <vector>
 
@@ -65,6 +67,22 @@ TEST(ModalityRouter, RefusesWhatCannotWork) {
                     {.weight = random_matrix<double>(4, 6, 1)});
   const Router mixed(4, {{inner(4, 2, 1), 0}, {other, 0}});
   EXPECT_THROW(mixed.route(x, {.token_types = types}, routing), std::invalid_argument);
+}
+
+TEST(ModalityRouter, ExpertsOfOthersAreNoLogits) {
+  const auto of_logits = [](Index experts, std::uint64_t seed) {
+    return Inner({.d_model = 6, .num_experts = experts, .top_k = 1, .rule = moe::presets::jetmoe()},
+                 {.weight = random_matrix<double>(experts, 6, seed)});
+  };
+  const Router router(5, {{of_logits(3, 1), 0}, {of_logits(2, 2), 3}});
+  const std::vector<std::int32_t> types{0, 1};
+  Routing<double> routing;
+  router.route(random_matrix<double>(2, 6, 3), {.token_types = types}, routing);
+  constexpr double infinity = std::numeric_limits<double>::infinity();
+  EXPECT_EQ(routing.scores(0, 3), -infinity);
+  EXPECT_EQ(routing.scores(0, 4), -infinity);
+  EXPECT_EQ(routing.scores(1, 0), -infinity);
+  EXPECT_TRUE(std::isfinite(routing.scores(0, 0)) && std::isfinite(routing.scores(1, 3)));
 }
 
 }  // namespace

@@ -105,8 +105,8 @@ TEST(ChooseExperts, TheThreeFormsOfDeepSeekV2DifferInNormAndScale) {
   EXPECT_NEAR(weight(moe::presets::deepseek_v2(options), 2), .311398 / sum, 2e-6);
   EXPECT_NEAR(weight(moe::presets::deepseek_v2_scaled(options), 2), 16 * .311398 / sum, 2e-5);
   EXPECT_NEAR(weight(moe::presets::deepseek_v2_transformers(options), 2), 16 * .311398, 1e-5);
-  // A single choice is never renormalised.
-  EXPECT_NEAR(weight(moe::presets::deepseek_v2(options), 1), .311398, 1e-6);
+  // A single choice is never renormalised, and then it is scaled.
+  EXPECT_NEAR(weight(moe::presets::deepseek_v2(options), 1), 16 * .311398, 1e-5);
 }
 
 TEST(ChooseExperts, AfterDropLeavesWeightsRaw) {
@@ -300,6 +300,22 @@ TYPED_TEST(ChooseExpertsOf, ADivisorOfZeroLeavesWeightsOfZero) {
     EXPECT_EQ(chosen.experts, (std::vector<ExpertIndex>{0, 1}));
     EXPECT_EQ(chosen.weights, (std::vector<TypeParam>{0, 0}));
   }
+}
+
+TEST(GroupScore, OfTheKnownLogits) {
+  // Four groups of two: the best probability, and the sum of the two biased sigmoids.
+  const double best[] = {.139920, .311398, .281764, .093791};
+  const double sums[] = {1.412262, 1.295369, 1.381758, 1.272625};
+  std::vector<double> score(8);
+  moe::score_logits(moe::ScoreFunction::softmax, logits.data(), 8, score.data());
+  const moe::GroupRule maximum{.count = 4, .kept = 2, .score = moe::GroupScore::maximum};
+  for (Index g = 0; g < 4; ++g)
+    EXPECT_NEAR(moe::detail::group_score(maximum, score.data() + 2 * g, 2), best[g], 0.5001e-6);
+  moe::score_logits(moe::ScoreFunction::sigmoid, logits.data(), 8, score.data());
+  for (std::size_t e = 0; e < 8; ++e) score[e] += bias[e];
+  const moe::GroupRule top_sum{.count = 4, .kept = 2, .score = moe::GroupScore::top_sum, .top = 2};
+  for (Index g = 0; g < 4; ++g)
+    EXPECT_NEAR(moe::detail::group_score(top_sum, score.data() + 2 * g, 2), sums[g], 0.5001e-6);
 }
 
 }  // namespace

@@ -34,6 +34,11 @@ struct RenormalizationRule {
 
 namespace detail {
 
+/// Whether the weights of a token with K slots are divided at all.
+inline bool renormalizes(const RenormalizationRule& rule, Index top_k) noexcept {
+  return rule.kind != Renormalization::none && (top_k != 1 || rule.at_top_1);
+}
+
 /// Throws std::invalid_argument if the rule makes no sense.
 inline void check_renormalization(const char* where, const RenormalizationRule& rule) {
   check(std::isfinite(rule.epsilon) && rule.epsilon >= 0, where,
@@ -45,7 +50,7 @@ inline void check_renormalization(const char* where, const RenormalizationRule& 
 /// Divides n weights of a token with K slots as the rule says.
 template <class Scalar>
 void renormalize(const RenormalizationRule& rule, Index top_k, Scalar* weight, Index n) noexcept {
-  if (rule.kind == Renormalization::none || (top_k == 1 && !rule.at_top_1)) return;
+  if (!renormalizes(rule, top_k)) return;
   const auto epsilon = static_cast<Scalar>(rule.epsilon);
   const auto p = static_cast<Scalar>(rule.p);
   const bool is_norm = rule.kind == Renormalization::p_norm;

@@ -153,10 +153,7 @@ class BlockReader {
   /// Granite's shared expert stands beside the block, fused; others have three matrices in it.
   std::string shared_name(std::string_view role) const {
     if (config_.family != Family::granitemoe) return name(traits_.shared, role, ".weight");
-    const std::string_view block = "block_sparse_moe.";
-    const std::string base =
-        prefix_.ends_with(block) ? prefix_.substr(0, prefix_.size() - block.size()) : prefix_;
-    return moe::detail::text_of(base, traits_.shared, role, ".weight");
+    return moe::detail::text_of(block_parent(prefix_), traits_.shared, role, ".weight");
   }
 
   void require_expert(Index e) const {

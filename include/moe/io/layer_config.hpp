@@ -276,6 +276,13 @@ inline LayerConfig layer_config(const nlohmann::json& json, const std::string& s
   return layer;
 }
 
+/// What stands before "block_sparse_moe." in the names of a block.
+inline std::string block_parent(std::string_view prefix) {
+  constexpr std::string_view block = "block_sparse_moe.";
+  return std::string(prefix.ends_with(block) ? prefix.substr(0, prefix.size() - block.size())
+                                             : prefix);
+}
+
 /// What the names and shapes of a block alone tell; the rest are the defaults of the family's
 /// published models.
 ///
@@ -335,6 +342,11 @@ inline LayerConfig layer_config_of_block(const Tensors& tensors, const FoundBloc
   const std::string shared = moe::detail::text_of(traits.shared, "up_proj.weight");
   if (!traits.shared.empty() && tensors.contains(block.prefix + shared))
     layer.shared_d_ff = size(shared, 0);
+  if (block.family == Family::granitemoe) {  // Beside the block, gate and up fused.
+    const std::string fused =
+        moe::detail::text_of(block_parent(block.prefix), traits.shared, "input_linear.weight");
+    if (tensors.contains(fused)) layer.shared_d_ff = tensors.tensor(fused).shape.at(0) / 2;
+  }
   layer.router_bias = tensors.contains(block.prefix + "router.classifier.bias");
   return layer;
 }

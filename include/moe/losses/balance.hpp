@@ -90,13 +90,20 @@ BalanceSums balance_sums(const Routing<Scalar>& routing, TokenMask mask = {}) {
 /// batches: with the choices of a global batch, the loss of one of its micro-batches.
 ///
 /// Values  as BalanceScale says; 0 where no token counts.
-/// Throws  ShapeError if the sums are of different layers.
+/// Throws  ShapeError if the sums are of different layers; std::invalid_argument if top_k is not
+///         positive.
 /// Source  Qiu et al. (2025), arXiv:2501.11873.
 inline double load_balancing(const BalanceSums& choices, const BalanceSums& probabilities,
                              BalanceScale scale = BalanceScale::per_choice) {
-  moe::detail::check_size("load_balancing", "probabilities.num_experts()", choices.num_experts(),
-                          probabilities.num_experts());
+  constexpr const char* where = "load_balancing";
+  const Index size = choices.num_experts();
+  moe::detail::check_size(where, "probabilities.num_experts()", size, probabilities.num_experts());
+  moe::detail::check_size(where, "choices.first_choices.size()", size,
+                          choices.first_choices.size());
+  moe::detail::check_size(where, "probabilities.probabilities.size()", size,
+                          probabilities.probabilities.size());
   if (choices.tokens == 0 || probabilities.tokens == 0) return 0;
+  moe::detail::check(choices.top_k > 0, where, "choices.top_k must be positive");
   const bool first_only =
       scale == BalanceScale::first_choice || scale == BalanceScale::gshard_paper;
   const Vector<double>& counts = first_only ? choices.first_choices : choices.choices;

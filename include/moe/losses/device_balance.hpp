@@ -86,8 +86,13 @@ Scalar communication_balance(const Routing<Scalar>& routing, Index num_devices, 
 /// Throws  std::invalid_argument if the routing was made without scores.
 template <class Scalar>
 Routing<Scalar> choices_by_score(const Routing<Scalar>& routing) {
+  moe::detail::check_routing("choices_by_score", routing);
   moe::detail::check_has_scores("choices_by_score", routing);
+  moe::detail::check(routing.top_k() <= routing.num_experts, "choices_by_score",
+                     "there are fewer experts than choices");
   Routing<Scalar> result = routing;
+  result.renormalization = {};  // The weights are the scores.
+  result.scale_after_drop = 1;
   std::vector<Scalar> key(static_cast<std::size_t>(routing.num_experts));
   for (Index t = 0; t < routing.tokens(); ++t) {
     for (Index e = 0; e < routing.num_experts; ++e)

@@ -26,6 +26,17 @@ enum class Variance {
   unbiased,    ///< fastmoe, Tutel
 };
 
+/// A loss of one variance in terms of the other, for E experts. Exact but for the 1e-10 of the
+/// divisor, which both have.
+///
+/// Throws  std::invalid_argument if there are fewer than two experts.
+inline double convert(double loss, Variance from, Variance to, Index num_experts) {
+  moe::detail::check(num_experts > 1, "convert", "num_experts must be above 1");
+  if (from == to) return loss;
+  const auto n = static_cast<double>(num_experts);
+  return from == Variance::unbiased ? loss * (n - 1) / n : loss * n / (n - 1);
+}
+
 /// The squared coefficient of variation, var / (mean^2 + 1e-10).
 ///
 /// Values  0 where all values are equal, or there are fewer than two.
@@ -110,6 +121,18 @@ Vector<double> smooth_load(const Logits& logits,
     }
   }
   return load;
+}
+
+/// The load loss: the variation of `smooth_load`.
+///
+/// Values  0 at balance. See `variation` and `smooth_load`, whose arguments these are.
+/// Source  Shazeer et al. (2017), eq. 11, arXiv:1701.06538.
+template <class Logits, class Scalar = typename Logits::Scalar>
+double load(const Logits& logits, std::type_identity_t<MatrixView<const Scalar>> noisy_logits,
+            std::type_identity_t<MatrixView<const Scalar>> deviation, Index top_k,
+            Variance variance = Variance::population,
+            LoadThreshold threshold = LoadThreshold::excluding, TokenMask mask = {}) {
+  return variation(smooth_load(logits, noisy_logits, deviation, top_k, threshold, mask), variance);
 }
 
 }  // namespace moe::inline MOE_ABI::losses

@@ -5,8 +5,10 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <numeric>
 #include <type_traits>
 #include <vector>
@@ -204,9 +206,11 @@ void final_weights(const Routing<Scalar>& routing, const DispatchPlan& plan, Wei
   }
 }
 
-/// Gives every dropped choice of `plan` the next best expert, by score, that the token has not yet
-/// chosen and that has room; its weight changes in proportion to the score. Choices for which there
-/// is none stay as they are. Slots claim room in the order of plan.dropped.
+/// Gives every dropped choice of `plan` the next best expert, by score without selection bias or
+/// groups, that the token has not yet chosen and that has room. Its weight changes in proportion to
+/// the score; where scores are logits, to their exponentials, and the token's weights keep their
+/// sum, as a softmax over the chosen has it. Choices for which there is no such expert stay as they
+/// are. Slots claim room in the order of plan.dropped.
 ///
 /// Values  the number of choices that were given another expert; make the plan again after it.
 /// Throws  std::invalid_argument if the routing was made without scores.
@@ -225,6 +229,8 @@ Index reroute_dropped(const DispatchPlan& plan, const Capacity& capacity,
   for (Index e = 0; e < plan.num_experts; ++e)
     for (Index r = plan.first_row(e); r < plan.first_row(e + 1); ++r)
       ++load(plan.rows[static_cast<std::size_t>(r)].token / group, e);
+  const bool of_logits = routing.score_function == ScoreFunction::identity;
+  const Scalar least = of_logits ? -std::numeric_limits<Scalar>::infinity() : Scalar(0);
   Index moved = 0;
   for (const TokenSlot choice : plan.dropped) {
     const Index t = choice.token;
@@ -233,13 +239,23 @@ Index reroute_dropped(const DispatchPlan& plan, const Capacity& capacity,
     Index best = no_expert;
     for (Index e = 0; e < plan.num_experts; ++e) {
       const bool is_chosen = (chosen.array() == static_cast<ExpertIndex>(e)).any();
-      if (is_chosen || load(t / group, e) >= limit || !(score[e] > 0)) continue;
+      if (is_chosen || load(t / group, e) >= limit || !(score[e] > least)) continue;
       if (best == no_expert || score[e] > score[best]) best = e;
     }
     if (best == no_expert) continue;
     const Index before = routing.experts(t, choice.slot);
     Scalar& weight = routing.weights(t, choice.slot);
-    weight = score[before] > 0 ? weight * (score[best] / score[before]) : Scalar(0);
+    if (of_logits) {
+      const Scalar sum = routing.weights.row(t).sum();
+      weight *= std::exp(score[best] - score[before]);
+      const Scalar changed = routing.weights.row(t).sum();
+      if (std::isfinite(changed) && changed > 0)
+        routing.weights.row(t) *= sum / changed;
+      else
+        routing.weights.row(t).setZero();
+    } else {
+      weight = score[before] > 0 ? weight * (score[best] / score[before]) : Scalar(0);
+    }
     routing.experts(t, choice.slot) = static_cast<ExpertIndex>(best);
     ++load(t / group, best);
     ++moved;

@@ -135,6 +135,10 @@ class HashRouter {
     routing.score_function = rule_->score;
     routing.weight_target = rule_->weight_target;
     routing.input_scale = rule_->input_scale;
+    if (rule_->renormalization.after_drop) {
+      routing.renormalization = rule_->renormalization;
+      routing.scale_after_drop = rule_->scale;
+    }
     detail::for_each_logits(x, weight_, [&](Index t, const Scalar* z) {
       std::vector<Scalar> score(static_cast<std::size_t>(num_experts()));
       score_logits(rule_->score, z, num_experts(), score.data());

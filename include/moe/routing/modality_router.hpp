@@ -111,6 +111,12 @@ class ModalityRouter {
     subset.router.route(rows, inner, part);
   }
 
+  /// What the scores of experts of other subsets are: none, or no logit.
+  static Scalar score_of_others(ScoreFunction function) noexcept {
+    return function == ScoreFunction::identity ? -std::numeric_limits<Scalar>::infinity()
+                                               : Scalar(0);
+  }
+
   static void copy_rule(const Routing<Scalar>& from, Routing<Scalar>& to) {
     to.score_function = from.score_function;
     to.weight_target = from.weight_target;
@@ -138,6 +144,8 @@ class ModalityRouter {
       }
       if (routing.logits.size() != 0 && part.logits.size() != 0)
         routing.logits.row(t).segment(first, part.num_experts) = part.logits.row(r);
+      if (routing.scores.size() != 0)
+        routing.scores.row(t).setConstant(score_of_others(part.score_function));
       if (routing.scores.size() != 0 && part.scores.size() != 0)
         routing.scores.row(t).segment(first, part.num_experts) = part.scores.row(r);
     }

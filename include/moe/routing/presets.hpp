@@ -66,8 +66,8 @@ struct GroupedSoftmax {
 };
 
 /// Softmax over all experts; the K best within the groups of the best experts, others counting as
-/// 0; divided by sum + 1e-20 with `norm_topk_prob`, and then not scaled; else times `scale`. This
-/// is the code published with DeepSeek-V2.
+/// 0; divided by sum + 1e-20 with `norm_topk_prob` and K > 1, and then not scaled; else times
+/// `scale`. This is the code published with DeepSeek-V2.
 /// Source  DeepSeek-AI (2024), arXiv:2405.04434; `modeling_deepseek.py` of DeepSeek-V2.
 /// Differs from `deepseek_v2_scaled` and `deepseek_v2_transformers` with `norm_topk_prob`.
 constexpr RoutingRule deepseek_v2(const GroupedSoftmax& options = {}) {
@@ -78,7 +78,7 @@ constexpr RoutingRule deepseek_v2(const GroupedSoftmax& options = {}) {
                    .scale = options.scale};
   if (options.norm_topk_prob) {
     rule.renormalization = {.kind = Renormalization::sum, .epsilon = 1e-20, .at_top_1 = false};
-    rule.scale = 1;
+    rule.scales_renormalized = false;
   }
   return rule;
 }
@@ -87,7 +87,7 @@ constexpr RoutingRule deepseek_v2(const GroupedSoftmax& options = {}) {
 /// Source  `modeling_deepseek.py` of DeepSeek-VL2.
 constexpr RoutingRule deepseek_v2_scaled(const GroupedSoftmax& options = {}) {
   RoutingRule rule = deepseek_v2(options);
-  rule.scale = options.scale;
+  rule.scales_renormalized = true;
   return rule;
 }
 

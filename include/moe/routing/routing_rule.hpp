@@ -109,6 +109,7 @@ struct RoutingRule {
   Index weightless_experts = 0;
   RenormalizationRule renormalization = {};
   double scale = 1;
+  bool scales_renormalized = true;  ///< false: `scale` is left out where weights were renormalised
   WeightTarget weight_target = WeightTarget::output;
   double input_scale = 1;  ///< of every expert's input
   JitterRule jitter = {};
@@ -143,6 +144,12 @@ inline void check_rule(const char* where, const RoutingRule& rule, Index num_exp
         "limit.minimum must be from 0 to top_k");
   check(rule.weightless_experts >= 0 && rule.weightless_experts <= num_experts, where,
         "weightless_experts must be from 0 to num_experts");
+  check(rule.scales_renormalized || !rule.renormalization.after_drop, where,
+        "renormalisation after the drop always scales");
+  const bool compares_scores = rule.limit.kind == ChoiceLimitKind::top_p ||
+                               rule.limit.kind == ChoiceLimitKind::relative_threshold;
+  check(!compares_scores || rule.score != ScoreFunction::identity, where,
+        "a share of the scores needs scores that are not logits");
   check(std::isfinite(rule.input_scale), where, "input_scale must be finite");
   check(rule.jitter.epsilon >= 0 && rule.jitter.epsilon < 1, where,
         "jitter.epsilon must be at least 0 and below 1");

@@ -92,7 +92,9 @@ void weigh_experts(const RoutingRule& rule, const Scalar* logit, const Scalar* s
     if (expert[k] >= num_experts - rule.weightless_experts) weight[k] = 0;
   const bool finished = !rule.renormalization.after_drop;
   if (finished) detail::renormalize(rule.renormalization, top_k, weight, used);
-  const Scalar scale = finished ? static_cast<Scalar>(rule.scale) : Scalar(1);
+  const bool scales =
+      finished && (rule.scales_renormalized || !detail::renormalizes(rule.renormalization, top_k));
+  const Scalar scale = scales ? static_cast<Scalar>(rule.scale) : Scalar(1);
   for (Index k = 0; k < used; ++k) {
     weight[k] *= scale;
     if (!std::isfinite(weight[k])) weight[k] = 0;  // Identity scores of infinite logits.
