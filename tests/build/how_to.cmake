@@ -14,6 +14,11 @@ string(SUBSTRING "${readme}" ${begin} -1 readme)
 file(REMOVE_RECURSE ${WORK})
 file(COPY ${INCLUDE}/ DESTINATION ${WORK}/include)
 file(COPY ${SUPPORT} DESTINATION ${WORK}/tests)
+string(FIND "${readme}" "```cpp\n" at)
+math(EXPR at "${at} + 7")
+string(SUBSTRING "${readme}" ${at} -1 rest)
+string(FIND "${rest}" "\n```" end)
+string(SUBSTRING "${rest}" 0 ${end} rule)
 foreach(path include/moe/routing/random_router.hpp tests/routing/random_router_test.cpp)
   string(FIND "${readme}" "`${path}`" at)
   if(at EQUAL -1)
@@ -27,7 +32,28 @@ foreach(path include/moe/routing/random_router.hpp tests/routing/random_router_t
   string(SUBSTRING "${rest}" 0 ${end} code)
   file(WRITE ${WORK}/${path} "${code}\n")
 endforeach()
-file(APPEND ${WORK}/include/moe/moe.hpp "#include \"moe/routing/random_router.hpp\"\n")
+set(next "#include \"moe/routing/routing_rule.hpp\"\n")
+file(READ ${WORK}/include/moe/moe.hpp umbrella)
+string(REPLACE "${next}" "#include \"moe/routing/random_router.hpp\"\n${next}" umbrella "${umbrella}")
+file(WRITE ${WORK}/include/moe/moe.hpp "${umbrella}")
+# The rule stands beside the test, in which a router takes it.
+file(APPEND ${WORK}/tests/routing/random_router_test.cpp "
+${rule}
+
+TEST(Rule, WorksInARouter) {
+  const moe::RouterConfig config{.d_model = 2, .num_experts = 5, .top_k = 4, .rule = my_rule};
+  moe::RouterWeights<double> weights{.weight = moe::Matrix<double>::Zero(5, 2)};
+  weights.weight.col(0) << -3, 0, 2, -1, 1;  // Sigmoid above 0.44 are those of 0, 2 and 1.
+  moe::Routing<double> routing;
+  moe::Matrix<double> x(1, 2);
+  x << 1, 0;
+  moe::TopKRouter<double>(config, weights).route(x, {}, routing);
+  EXPECT_EQ(routing.experts(0, 0), 2);
+  EXPECT_EQ(routing.experts(0, 2), 1);
+  EXPECT_EQ(routing.experts(0, 3), moe::no_expert);
+  EXPECT_NEAR(routing.weights.sum(), 1, 1e-15);
+}
+")
 
 set(includes -I${WORK}/include -I${WORK}/tests)
 foreach(folder IN LISTS EIGEN)
@@ -43,6 +69,6 @@ if(NOT status EQUAL 0)
 endif()
 execute_process(COMMAND ${WORK}/random_router_test RESULT_VARIABLE status OUTPUT_VARIABLE output)
 message("${output}")
-if(NOT status EQUAL 0 OR NOT output MATCHES "PASSED  . 3 tests")
+if(NOT status EQUAL 0 OR NOT output MATCHES "PASSED  . 4 tests")
   message(FATAL_ERROR "the how-to's test fails")
 endif()

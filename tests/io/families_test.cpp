@@ -242,6 +242,7 @@ TEST(LayerConfig, HasTheSwitchesOfEveryFamily) {
             moe::Renormalization::sum);
   EXPECT_EQ(config("qwen2_moe_shared_grad", {}).shared_d_ff, 56);
   EXPECT_EQ(config("phimoe_basic", {{"router_jitter_noise", .25}}).sparse_mixer_jitter, .25);
+  EXPECT_EQ(config("phimoe_basic", {{"input_jitter_noise", .125}}).input_jitter, .125);
   EXPECT_EQ(config("gpt_oss_clamped", {{"swiglu_limit", 3.0}}).clamp.limit, 3);
   EXPECT_EQ(config("ernie45_shared_grad", {{"moe_norm_min", 1e-9}}).rule.renormalization.epsilon,
             1e-9);
@@ -265,6 +266,27 @@ TEST(LayerConfig, HasTheSwitchesOfEveryFamily) {
   EXPECT_THROW(config("deepseek_v2_greedy", {{"topk_method", "noaux_tc"}}), moe::FormatError);
   EXPECT_THROW(config("deepseek_v2_greedy", {{"scoring_func", "sigmoid"}}), moe::FormatError);
   EXPECT_THROW(config("switch_drop_grad", {{"is_gated_act", true}}), moe::FormatError);
+  const nlohmann::json no_share{{"moe_eval_capacity_token_fraction", 0.0},
+                                {"expert_capacity", nullptr}};
+  EXPECT_EQ(config("nllb_moe_drop_grad", no_share).capacity.rows(9, 2, 4), 6) << "2 ceil(9 / 4)";
+  EXPECT_THROW(config("nllb_moe_drop_grad", {{"decoder_ffn_dim", 57}}), moe::FormatError);
+  EXPECT_THROW(config("nllb_moe_drop_grad", {{"second_expert_policy", "sampling"}}),
+               moe::FormatError);
+}
+
+TEST(LayerConfig, ANormOfNullIsNone) {
+  nlohmann::json json;
+  for (const Published& model : published())
+    if (model.family == Family::dbrx) json = model.config;
+  nlohmann::json& ffn = json["ffn_config"];
+  EXPECT_EQ(moe::io::layer_config(json, "").rule.renormalization.p, 2);
+  ffn["moe_jitter_eps"] = .25;
+  ffn["moe_normalize_expert_weights"] = nullptr;
+  const moe::RoutingRule rule = moe::io::layer_config(json, "").rule;
+  EXPECT_EQ(rule.renormalization.kind, moe::Renormalization::none);
+  EXPECT_EQ(rule.jitter.epsilon, .25);
+  ffn.erase("moe_normalize_expert_weights");
+  EXPECT_EQ(moe::io::layer_config(json, "").rule.renormalization.p, 1);
 }
 
 TEST(BlockPrefix, OfTheTwoHalvesOfAModel) {

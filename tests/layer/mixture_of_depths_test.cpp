@@ -79,4 +79,19 @@ TEST(MixtureOfDepths, RefusesWhatCannotWork) {
   EXPECT_TRUE(depths.forward(Matrix<double>(0, 6), none, block).empty());
 }
 
+TEST(MixtureOfDepths, TakesTokensThatAPredictorChose) {
+  const Depths depths({.d_model = 6}, weight);
+  const auto x = random_matrix<double>(4, 6, 2);
+  const auto r = depths.scores(x);
+  const auto block = [](auto in, auto out) { out.map() = in.map(); };
+  Matrix<double> y(4, 6);
+  depths.forward(x, y, r, {0, 3}, block);
+  for (Index t = 0; t < 4; ++t)
+    EXPECT_TRUE(y.row(t).isApprox((t == 0 || t == 3 ? 1 + r[t] : 1) * x.row(t), 1e-13));
+  EXPECT_THROW(depths.forward(x, y, r, {3, 0}, block), std::invalid_argument);
+  EXPECT_THROW(depths.forward(x, y, r, {4}, block), std::invalid_argument);
+  EXPECT_THROW(Depths::choice_loss(r, {4}), std::invalid_argument);
+  EXPECT_THROW(Depths::choice_loss(r, {-1}), std::invalid_argument);
+}
+
 }  // namespace

@@ -1,7 +1,9 @@
 // SPDX-FileCopyrightText: The moe authors
 // SPDX-License-Identifier: Apache-2.0
+#include <cstdint>
 #include <stdexcept>
 #include <utility>
+#include <vector>
 
 #include <gtest/gtest.h>
 
@@ -88,6 +90,26 @@ TEST(Conventions, DeviceLossesByHand) {
   EXPECT_NEAR(losses::communication_balance(routing, 2, 2), communication, 1e-15 * 8);
   EXPECT_THROW(losses::device_balance(routing, 3), std::invalid_argument);
   EXPECT_THROW(losses::communication_balance(routing, 2, 3), std::invalid_argument);
+}
+
+TEST(Conventions, PaddingHasNoPartInDeviceLosses) {
+  const auto logits = random_logits(9, 6, 4);
+  const auto all = route<double>(logits, 2);
+  const auto real = route<double>(logits.topRows(6), 2);
+  const std::vector<std::uint8_t> mask{1, 1, 1, 1, 1, 1, 0, 0, 0};
+  EXPECT_EQ(losses::device_balance(all, 3, mask), losses::device_balance(real, 3));
+  EXPECT_EQ(losses::communication_balance(all, 3, 2, mask),
+            losses::communication_balance(real, 3, 2));
+  EXPECT_NE(losses::device_balance(all, 3), losses::device_balance(real, 3));
+  const std::vector<const moe::Routing<double>*> layers{&all, &all};
+  const std::vector<const moe::Routing<double>*> real_layers{&real, &real};
+  EXPECT_EQ(losses::load_balancing_of_layers<double>(layers, BalanceScale::per_token, mask),
+            losses::load_balancing_of_layers<double>(real_layers));
+  const std::vector<std::uint8_t> none(9, 0);
+  EXPECT_EQ(losses::device_balance(all, 3, none), 0);
+  EXPECT_EQ(losses::communication_balance(all, 3, 2, none), 0);
+  EXPECT_THROW(losses::device_balance(real, 3, mask), moe::ShapeError);
+  EXPECT_THROW(losses::communication_balance(real, 3, 2, mask), moe::ShapeError);
 }
 
 TEST(Conventions, DeepspeedCountsAllChoicesFromThreeOn) {

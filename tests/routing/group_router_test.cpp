@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 
 #include <moe/routing/group_router.hpp>
+#include <moe/routing/presets.hpp>
 #include <moe/routing/topk_router.hpp>
 
 #include "support/layers.hpp"
@@ -63,6 +64,27 @@ TEST(GroupRouter, OrByARowOfTheCallers) {
                moe::ShapeError);
   router.route(Matrix<double>(0, 6), {}, routing);
   EXPECT_EQ(routing.tokens(), 0);
+}
+
+TEST(GroupRouter, TakesLargeNamesAndTheJitterOfItsRouter) {
+  const auto x = random_matrix<double>(3, 6, 2);
+  Routing<double> routing;
+  const std::vector<std::int32_t> large{2147483647, 0, 2147483647};
+  const std::vector<std::int32_t> small{1, 0, 1};
+  moe::GroupRouter(inner()).route(x, {.token_groups = large}, routing);
+  Routing<double> expected;
+  moe::GroupRouter(inner()).route(x, {.token_groups = small}, expected);
+  EXPECT_EQ(routing.weights, expected.weights);
+
+  const moe::GroupRouter jittered(moe::TopKRouter<double>(
+      {.d_model = 6, .num_experts = 5, .top_k = 2, .rule = moe::presets::mixtral(.1)},
+      {.weight = random_matrix<double>(5, 6, 1)}));
+  moe::GrowingMatrix<double> buffer;
+  moe::GrowingMatrix<double> own;
+  const auto seen = jittered.hidden_states(x, {.training = true, .seed = 3}, buffer);
+  EXPECT_NE(seen.data(), static_cast<const double*>(x.data()));
+  EXPECT_EQ(seen.map(),
+            jittered.router().hidden_states(x, {.training = true, .seed = 3}, own).map());
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 
 #include <moe/routing/gshard_router.hpp>
+#include <moe/routing/presets.hpp>
 
 #include "support/layers.hpp"
 
@@ -88,6 +89,20 @@ TEST(GShard, RefusesAnotherK) {
                               {.weight = Matrix<double>::Identity(3, 3)});
   EXPECT_THROW(moe::GShardRouter<double>(std::move(one)), std::invalid_argument);
   EXPECT_THROW(moe::GShardRouter<double>(identity(3), {.threshold = 0}), std::invalid_argument);
+}
+
+TEST(GShard, PassesTheJitterOfItsRouterOn) {
+  const moe::TopKRouter<double> inner(
+      {.d_model = 6, .num_experts = 5, .top_k = 2, .rule = moe::presets::mixtral(.1)},
+      {.weight = test_support::random_matrix<double>(5, 6, 1)});
+  const moe::GShardRouter<double> router(inner);
+  const auto tokens = test_support::random_matrix<double>(3, 6, 2);
+  moe::GrowingMatrix<double> buffer;
+  moe::GrowingMatrix<double> own;
+  const moe::RouteOptions options{.training = true, .seed = 4};
+  EXPECT_EQ(router.hidden_states(tokens, options, buffer).map(),
+            inner.hidden_states(tokens, options, own).map());
+  EXPECT_EQ(router.hidden_states(tokens, {}, buffer).data(), tokens.data());
 }
 
 }  // namespace

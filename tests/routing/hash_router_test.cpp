@@ -111,4 +111,14 @@ TEST(HashRouter, LeavesItToTheDropToRenormaliseWhereTheRuleSaysSo) {
   EXPECT_EQ(routing.scale_after_drop, 3);
 }
 
+TEST(HashRouter, RefusesAnExpertTwiceInARowAndNegativeCounts) {
+  moe::Matrix<moe::ExpertIndex> table(2, 2);
+  table << 0, 1, 2, 2;
+  EXPECT_THROW(moe::HashRouter<double>(4, 3, table), std::invalid_argument);
+  table << 0, 1, 0, 1;
+  EXPECT_NO_THROW(moe::HashRouter<double>(4, 3, table));
+  const std::vector<moe::Index> counts{3, -1};
+  EXPECT_THROW(moe::balanced_hash_table(counts, 2), std::invalid_argument);
+}
+
 }  // namespace

@@ -85,4 +85,25 @@ TEST(ModalityRouter, ExpertsOfOthersAreNoLogits) {
   EXPECT_TRUE(std::isfinite(routing.scores(0, 0)) && std::isfinite(routing.scores(1, 3)));
 }
 
+TEST(ModalityRouter, JittersTheTokensOfTheRoutersThatDo) {
+  const Inner jittered(
+      {.d_model = 6, .num_experts = 3, .top_k = 1, .rule = moe::presets::mixtral(.1)},
+      {.weight = random_matrix<double>(3, 6, 2)});
+  const Router router(7, {{inner(4, 1, 1), 0}, {jittered, 4}});
+  const auto x = random_matrix<double>(4, 6, 3);
+  const std::vector<std::int32_t> types{0, 1, 1, 0};
+  moe::GrowingMatrix<double> buffer;
+  moe::GrowingMatrix<double> own;
+  const moe::RouteOptions options{.training = true, .seed = 5, .token_types = types};
+  const auto seen = router.hidden_states(x, options, buffer);
+  const auto expected = jittered.hidden_states(x, options, own);
+  for (Index t = 0; t < 4; ++t) {
+    const bool is_jittered = types[static_cast<std::size_t>(t)] == 1;
+    const moe::MatrixView<const double> as_seen = is_jittered ? expected : x;
+    EXPECT_EQ(seen.map().row(t), as_seen.map().row(t));
+  }
+  EXPECT_EQ(router.hidden_states(x, {.token_types = types}, buffer).data(), x.data());
+  EXPECT_THROW(router.hidden_states(x, {.training = true}, buffer), moe::ShapeError);
+}
+
 }  // namespace

@@ -1,8 +1,12 @@
 // SPDX-FileCopyrightText: The moe authors
 // SPDX-License-Identifier: Apache-2.0
+#include <cmath>
+#include <vector>
+
 #include <gtest/gtest.h>
 
 #include <moe/routing/presets.hpp>
+#include <moe/routing/token_choice.hpp>
 
 namespace {
 
@@ -45,6 +49,55 @@ TEST(Presets, PassTheCheckOfTheirPublishedSizes) {
   EXPECT_NO_THROW(moe::detail::check_rule("f", presets::glm4_moe({.scale = 2.5}), 160, 8));
   EXPECT_NO_THROW(moe::detail::check_rule(
       "f", presets::deepseek_v3({.groups = 8, .groups_kept = 4, .scale = 2.5}), 256, 8));
+}
+
+/// Experts and weights of one token by its logits.
+struct Choice {
+  std::vector<moe::ExpertIndex> experts;
+  std::vector<double> weights;
+};
+
+Choice choose(const moe::RoutingRule& rule, const std::vector<double>& logits, moe::Index top_k,
+              const std::vector<double>& bias = {}) {
+  const auto num_experts = static_cast<moe::Index>(logits.size());
+  moe::TokenChoiceScratch<double> scratch;
+  scratch.resize(rule, num_experts);
+  std::vector<double> scores(logits.size());
+  Choice choice{std::vector<moe::ExpertIndex>(static_cast<std::size_t>(top_k)),
+                std::vector<double>(static_cast<std::size_t>(top_k))};
+  moe::choose_experts(rule, logits.data(), bias.empty() ? nullptr : bias.data(), num_experts, top_k,
+                      scratch, scores.data(), choice.experts.data(), choice.weights.data());
+  return choice;
+}
+
+/// Softmax gives 1/10, 4/10, 3/10, 2/10.
+const std::vector<double> tenths{std::log(1.0), std::log(4.0), std::log(3.0), std::log(2.0)};
+/// Sigmoid gives 1/4, 3/4, 1/2, 1/5.
+const std::vector<double> quarters{std::log(1.0 / 3), std::log(3.0), 0, std::log(.25)};
+
+void expect_choice(const Choice& choice, const std::vector<moe::ExpertIndex>& experts,
+                   const std::vector<double>& weights) {
+  EXPECT_EQ(choice.experts, experts);
+  for (std::size_t k = 0; k < weights.size(); ++k)
+    EXPECT_NEAR(choice.weights[k], weights[k], 1e-15);
+}
+
+TEST(Presets, GrokStMoeAndVMoeKeepTheProbabilities) {
+  namespace presets = moe::presets;
+  for (const moe::RoutingRule& rule : {presets::grok_1(), presets::st_moe(), presets::v_moe()})
+    expect_choice(choose(rule, tenths, 2), {1, 2}, {.4, .3});
+}
+
+TEST(Presets, GShardAndGlamDivideByTheSum) {
+  for (const moe::RoutingRule& rule : {moe::presets::gshard(), moe::presets::glam()})
+    expect_choice(choose(rule, tenths, 2), {1, 2}, {.4 / (.7 + 1e-9), .3 / (.7 + 1e-9)});
+}
+
+TEST(Presets, KimiScalesAndMiniMaxDoesNot) {
+  const std::vector<double> bias{1, 0, 0, 0};  // Chooses, but does not weigh.
+  expect_choice(choose(moe::presets::minimax_m2(), quarters, 2, bias), {0, 1}, {.25, .75});
+  expect_choice(choose(moe::presets::kimi_k2(), quarters, 2, bias), {0, 1},
+                {2.827 * .25, 2.827 * .75});
 }
 
 }  // namespace

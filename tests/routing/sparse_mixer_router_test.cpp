@@ -107,4 +107,20 @@ TEST(SparseMixer, RefusesWhatCannotWork) {
                moe::ShapeError);
 }
 
+TEST(SparseMixer, JittersTheHiddenStatesInTraining) {
+  const moe::SparseMixerRouter<double> router({.d_model = 6, .num_experts = 5, .input_jitter = .1},
+                                              test_support::random_matrix<double>(5, 6, 1));
+  const auto x = test_support::random_matrix<double>(3, 6, 2);
+  moe::GrowingMatrix<double> buffer;
+  EXPECT_EQ(router.hidden_states(x, {}, buffer).data(), x.data());
+  const auto seen = router.hidden_states(x, {.training = true, .seed = 1}, buffer);
+  const moe::Matrix<double> ratio = seen.map().cwiseQuotient(x);
+  EXPECT_GE(ratio.minCoeff(), .9);
+  EXPECT_LE(ratio.maxCoeff(), 1.1);
+  EXPECT_GT(ratio.maxCoeff() - ratio.minCoeff(), .05);
+  EXPECT_THROW(moe::SparseMixerRouter<double>({.d_model = 6, .num_experts = 5, .input_jitter = 1},
+                                              test_support::random_matrix<double>(5, 6, 1)),
+               std::invalid_argument);
+}
+
 }  // namespace

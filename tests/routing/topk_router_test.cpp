@@ -355,4 +355,15 @@ TEST(TopKRouterLogits, RefuseWeightsThatDoNotFitTheForm) {
   EXPECT_THROW(router_of({.weightless_experts = 6}, {.weight = weight}), std::invalid_argument);
 }
 
+TEST(TopKRouter, RefusesNoiseThatTheRuleDoesNotHave) {
+  const moe::TopKRouter<double> router({.d_model = 4, .num_experts = 3, .top_k = 1},
+                                       {.weight = random_matrix<double>(3, 4, 1)});
+  const auto x = random_matrix<double>(2, 4, 2);
+  const auto noise = random_matrix<double>(2, 3, 3);
+  moe::Routing<double> routing;
+  EXPECT_THROW(router.route(x, {.jitter = x}, {.training = true}, routing), std::invalid_argument);
+  EXPECT_THROW(router.route(x, {.noise = noise}, {.training = true}, routing),
+               std::invalid_argument);
+}
+
 }  // namespace

@@ -9,6 +9,7 @@
 
 #include "moe/core/config.hpp"
 #include "moe/core/dispatch_plan.hpp"
+#include "moe/core/growing_matrix.hpp"
 #include "moe/core/routing.hpp"
 #include "moe/core/scratch.hpp"
 #include "moe/core/types.hpp"
@@ -44,6 +45,23 @@ concept Router = requires(const R& r, MatrixView<const typename R::Scalar> x, Ro
   { r.top_k() } -> std::convertible_to<Index>;
   { r.route(x, options, routing) } -> std::same_as<void>;
 };
+
+namespace detail {
+
+/// What the experts see in place of x (T, D): what `router.hidden_states` says, which a router may
+/// have and may write to `buffer`, or x itself.
+template <Router RouterT>
+MatrixView<const typename RouterT::Scalar> hidden_states(
+    const RouterT& router, MatrixView<const typename RouterT::Scalar> x,
+    const RouteOptions& options, GrowingMatrix<typename RouterT::Scalar>& buffer) {
+  if constexpr (requires { router.hidden_states(x, options, buffer); }) {
+    return router.hidden_states(x, options, buffer);
+  } else {
+    return x;
+  }
+}
+
+}  // namespace detail
 
 /// What a bank of experts works on: row r of the plan is token plan.rows[r].token of x, times that
 /// slot's entry of `scales` if there are any, times `factor`.

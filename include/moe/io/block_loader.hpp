@@ -86,7 +86,8 @@ class BlockReader {
     if (config_.family == Family::phimoe)
       return SparseMixerRouter<Scalar>({.d_model = config_.d_model,
                                         .num_experts = experts,
-                                        .jitter = config_.sparse_mixer_jitter},
+                                        .jitter = config_.sparse_mixer_jitter,
+                                        .input_jitter = config_.input_jitter},
                                        std::move(weights.weight));
     if (config_.family == Family::gpt_oss)
       weights.bias = tensors_.vector<Scalar>(name("router.bias"), experts);

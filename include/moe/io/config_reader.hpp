@@ -32,6 +32,9 @@ class ConfigReader {
   /// False where the field is absent or null.
   bool has(const char* key) const { return json_.contains(key) && !json_.at(key).is_null(); }
 
+  /// True where the field is there and null.
+  bool is_null(const char* key) const { return json_.contains(key) && json_.at(key).is_null(); }
+
   const nlohmann::json& operator[](const char* key) const {
     if (!has(key)) fail(moe::detail::text_of("the configuration has no '", key, "'"));
     return json_.at(key);

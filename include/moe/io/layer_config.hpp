@@ -39,6 +39,7 @@ struct LayerConfig {
   Index shared_d_ff = 0;  ///< width of all shared experts together, stored as one; 0 for none
   RoutingRule rule = {};  ///< of all families but phimoe
   double sparse_mixer_jitter = 0.01;  ///< of phimoe
+  double input_jitter = 0;            ///< of phimoe, in training
   CheckpointActivation activation = CheckpointActivation::silu;
   ClampedSwiGlu clamp = {};  ///< of gpt_oss
   bool router_bias = false;  ///< of switch_transformers and nllb_moe; gpt_oss has one always
@@ -105,10 +106,12 @@ inline void read_dbrx(const ConfigReader& config, LayerConfig& layer) {
   layer.d_ff = ffn.positive("ffn_hidden_size");
   layer.num_experts = ffn.positive("moe_num_experts");
   layer.top_k = ffn.positive("moe_top_k");
-  // Null means no renormalisation, and so does its absence from the file: transformers' default is
-  // 1, which it writes.
-  const auto p = ffn.get<double>("moe_normalize_expert_weights", 0.0);
-  layer.rule = p > 0 ? presets::dbrx(p) : RoutingRule{};
+  // An absent field has transformers' default; null means no renormalisation.
+  const double p = ffn.is_null("moe_normalize_expert_weights")
+                       ? 0.0
+                       : ffn.get<double>("moe_normalize_expert_weights", 1.0);
+  layer.rule = presets::dbrx(p, ffn.get<double>("moe_jitter_eps", 0.0));
+  if (!(p > 0)) layer.rule.renormalization = {};
   if (ffn.has("ffn_act_fn")) {
     const ConfigReader activation(ffn["ffn_act_fn"], config.source());
     layer.activation = activation_of(ffn, "ffn_act_fn", activation.get<std::string>("name"));
@@ -131,8 +134,11 @@ inline void read_switch(const ConfigReader& config, LayerConfig& layer) {
 
 inline void read_nllb(const ConfigReader& config, LayerConfig& layer) {
   layer.d_ff = config.positive("encoder_ffn_dim");
+  if (config.get<Index>("decoder_ffn_dim", layer.d_ff) != layer.d_ff)
+    config.fail("'decoder_ffn_dim' other than 'encoder_ffn_dim' is not supported");
   layer.num_experts = config.positive("num_experts");
   layer.top_k = 2;
+  require_value(config, "second_expert_policy", "all");
   layer.activation = activation_of(config, "activation_function",
                                    config.get<std::string>("activation_function", "relu"));
   layer.router_bias = config.get<bool>("router_bias", false);
@@ -145,6 +151,9 @@ inline void read_nllb(const ConfigReader& config, LayerConfig& layer) {
   if (share > 0) {
     layer.capacity.formula = CapacityFormula::token_share;
     layer.capacity.factor = share;
+  } else if (config.is_null("expert_capacity")) {  // 2 ceil(T / E)
+    layer.capacity.formula = CapacityFormula::tutel;
+    layer.capacity.factor = 1;
   } else {
     layer.capacity.formula = CapacityFormula::fixed;
     layer.capacity.fixed_rows = config.get<Index>("expert_capacity", 64);
@@ -203,6 +212,7 @@ inline void read_family(const ConfigReader& config, LayerConfig& layer) {
       return read_deepseek(config, layer);
     case Family::phimoe:
       layer.sparse_mixer_jitter = config.get<double>("router_jitter_noise", 0.01);
+      layer.input_jitter = config.get<double>("input_jitter_noise", 0.0);
       if (layer.top_k != 2) config.fail("'num_experts_per_tok' must be 2");
       break;
     case Family::llama4:

@@ -106,13 +106,28 @@ class MixtureOfDepths {
   template <class Block>
   std::vector<Index> forward(MatrixView<const Scalar> x, MatrixView<Scalar> y, Block&& block,
                              DepthsChoice choice = DepthsChoice::top) const {
+    const Vector<Scalar> r = scores(x);
+    std::vector<Index> chosen = choose(r, choice);
+    forward(x, y, r, chosen, block);
+    return chosen;
+  }
+
+  /// The same on tokens that the caller chose, by a predictor of their own for example.
+  ///
+  /// Shapes  r (T), as of `scores`; chosen: numbers of tokens, rising.
+  /// Throws  as above; std::invalid_argument if a chosen token is out of range or out of order.
+  template <class Block>
+  void forward(MatrixView<const Scalar> x, MatrixView<Scalar> y, const Vector<Scalar>& r,
+               const std::vector<Index>& chosen, Block&& block) const {
     constexpr const char* where = "MixtureOfDepths::forward";
     detail::check_size(where, "x.cols()", d_model(), x.cols());
     detail::check_size(where, "y.rows()", x.rows(), y.rows());
     detail::check_size(where, "y.cols()", d_model(), y.cols());
+    detail::check_size(where, "r.size()", x.rows(), r.size());
     detail::check(!detail::overlap(x, y), where, "y overlaps x");
-    const Vector<Scalar> r = scores(x);
-    std::vector<Index> chosen = choose(r, choice);
+    for (std::size_t i = 0; i < chosen.size(); ++i)
+      detail::check(chosen[i] >= 0 && chosen[i] < x.rows() && (i == 0 || chosen[i] > chosen[i - 1]),
+                    where, "a chosen token is out of range or out of order");
     Matrix<Scalar> in(static_cast<Index>(chosen.size()), d_model());   // (N, D)
     Matrix<Scalar> out(static_cast<Index>(chosen.size()), d_model());  // (N, D)
     for (std::size_t i = 0; i < chosen.size(); ++i)
@@ -121,7 +136,6 @@ class MixtureOfDepths {
     y.map() = x.map();
     for (std::size_t i = 0; i < chosen.size(); ++i)
       y.map().row(chosen[i]) += r[chosen[i]] * out.row(static_cast<Index>(i));
-    return chosen;
   }
 
   /// The loss that teaches r to tell which tokens are among the best without later ones: binary
@@ -131,7 +145,11 @@ class MixtureOfDepths {
   static double choice_loss(const Vector<Scalar>& r, const std::vector<Index>& chosen) {
     double loss = 0;
     std::vector<bool> is_chosen(static_cast<std::size_t>(r.size()), false);
-    for (const Index t : chosen) is_chosen.at(static_cast<std::size_t>(t)) = true;
+    for (const Index t : chosen) {
+      detail::check(t >= 0 && t < r.size(), "MixtureOfDepths::choice_loss",
+                    "a chosen token is out of range");
+      is_chosen[static_cast<std::size_t>(t)] = true;
+    }
     for (Index t = 0; t < r.size(); ++t) {
       const auto z = static_cast<double>(r[t]);
       loss += softplus(is_chosen[static_cast<std::size_t>(t)] ? -z : z);

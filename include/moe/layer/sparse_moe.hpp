@@ -99,9 +99,8 @@ class SparseMoe {
   const Routing<Scalar>& forward(MatrixView<const Scalar> x, MatrixView<Scalar> y,
                                  Workspace<Scalar>& workspace, RouteOptions options = {}) const {
     check_views(x, y);
-    MatrixView<const Scalar> hidden = x;
-    if constexpr (requires { router_.hidden_states(x, options, workspace.hidden); })
-      hidden = router_.hidden_states(x, options, workspace.hidden);
+    const MatrixView<const Scalar> hidden =
+        detail::hidden_states(router_, x, options, workspace.hidden);
     router_.route(hidden, options, workspace.routing);
     run(hidden, workspace.routing, y, workspace);
     return workspace.routing;

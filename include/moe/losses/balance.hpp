@@ -20,9 +20,11 @@ namespace moe::inline MOE_ABI::losses {
 /// The scale of the load-balancing loss. With c_e the choices of expert e over all slots, c1_e its
 /// first choices, and P_e its mean probability over the tokens:
 enum class BalanceScale {
-  per_choice,    ///< E / (T K) sum c_e P_e,  1 at balance: Megatron, MegaBlocks, DeepSeek
+  per_choice,    ///< E / (T K) sum c_e P_e,  1 at balance: Megatron, MegaBlocks, DeepSeek,
+                 ///< DeepSpeed for K from 3 on
   per_token,     ///< E / T     sum c_e P_e,  K at balance: transformers' Mixtral family, flaxformer
-  first_choice,  ///< E / T     sum c1_e P_e, 1 at balance: Switch; GShard's code; Tutel
+  first_choice,  ///< E / T     sum c1_e P_e, 1 at balance: Switch; GShard's code; Tutel; DeepSpeed
+                 ///< for K = 1 and 2
   gshard_paper,  ///< 1 / (E T) sum c1_e P_e, 1 / E^2 at balance: GShard's text
   unscaled,      ///< 1 / T     sum c_e P_e,  K / E at balance: llm-baselines
 };
@@ -149,8 +151,9 @@ Scalar load_balancing(const Routing<Scalar>& routing, BalanceScale scale = Balan
 ///
 /// Values  as for all tokens together.
 /// Throws  as above; std::invalid_argument if group_tokens is not positive.
-/// Source  per group: Mesh TensorFlow, flaxformer; per sequence: transformers' Switch, `seq_aux` of
-///         DeepSeek-V2.
+/// Source  per group: Mesh TensorFlow, lingvo (first_choice), flaxformer (per_token); per sequence:
+///         transformers' Switch, `seq_aux` of DeepSeek-V2, DeepSeek-V3 (per_choice). DeepSeek-V3's
+///         text counts the K best scores without bias, which `choices_by_score` gives.
 template <class Scalar>
 Scalar load_balancing_by_group(const Routing<Scalar>& routing, Index group_tokens,
                                BalanceScale scale = BalanceScale::per_choice, TokenMask mask = {}) {

@@ -67,7 +67,9 @@ Vector<double> expert_importance(const Routing<Scalar>& routing, TokenMask mask 
 ///
 /// Values  0 at balance; 0 where no token counts.
 /// Throws  ShapeError if the mask is not T long.
-/// Source  Shazeer et al. (2017), eq. 6-7, arXiv:1701.06538; Tensor2Tensor `cv_squared`.
+/// Source  Shazeer et al. (2017), eq. 6-7, arXiv:1701.06538; Tensor2Tensor `cv_squared`; fastmoe.
+/// Differs from vmoe and Tutel, which sum the softmax over all experts instead of the weights of
+/// the chosen: `variation(balance_sums(routing).probabilities)`.
 template <class Scalar>
 Scalar importance(const Routing<Scalar>& routing, Variance variance = Variance::population,
                   TokenMask mask = {}) {
@@ -77,7 +79,7 @@ Scalar importance(const Routing<Scalar>& routing, Variance variance = Variance::
 /// How an expert's chance to be among the K best is estimated.
 enum class LoadThreshold {
   excluding,  ///< P = Phi((z - t) / sigma), t the K-th best noisy logit of the others: Shazeer
-  kth,        ///< P = Phi((z - t) / sigma), t the K-th best noisy logit of all: vmoe
+  kth,        ///< P = Phi((z - t) / sigma), t the K-th best noisy logit of all: vmoe, Tutel
 };
 
 /// Smooth load: for each expert, the sum over the tokens of the probability that it would be chosen
@@ -126,7 +128,8 @@ Vector<double> smooth_load(const Logits& logits,
 /// The load loss: the variation of `smooth_load`.
 ///
 /// Values  0 at balance. See `variation` and `smooth_load`, whose arguments these are.
-/// Source  Shazeer et al. (2017), eq. 11, arXiv:1701.06538.
+/// Source  Shazeer et al. (2017), eq. 11, arXiv:1701.06538. Tutel's loss is the mean of this and of
+///         importance.
 template <class Logits, class Scalar = typename Logits::Scalar>
 double load(const Logits& logits, std::type_identity_t<MatrixView<const Scalar>> noisy_logits,
             std::type_identity_t<MatrixView<const Scalar>> deviation, Index top_k,

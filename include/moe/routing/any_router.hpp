@@ -78,11 +78,7 @@ class AnyRouter {
     }
     MatrixView<const Scalar> hidden_states(MatrixView<const Scalar> x, const RouteOptions& options,
                                            GrowingMatrix<Scalar>& buffer) const override {
-      if constexpr (requires { router.hidden_states(x, options, buffer); }) {
-        return router.hidden_states(x, options, buffer);
-      } else {
-        return x;
-      }
+      return detail::hidden_states(router, x, options, buffer);
     }
     RouterT router;
   };

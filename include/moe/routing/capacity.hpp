@@ -28,15 +28,18 @@ enum class CapacityFormula {
   tutel,         ///< K floor(|factor| ceil(T / E))
   fastmoe,       ///< floor(ceil(factor T) K / E)
   token_share,   ///< ceil(factor T): transformers' NLLB outside of training
-  fixed,         ///< `fixed_rows`: transformers' Switch and NLLB
+  fixed,         ///< `fixed_rows` as they are, whatever minimum and multiple say: transformers'
+                 ///< Switch and NLLB
 };
 
 /// Which choices an expert keeps when it has too many. Equal ones keep the order of the tokens.
 enum class DropOrder {
-  token_major,     ///< the earliest tokens', an earlier slot of the same token first: MegaBlocks
-  slot_major,      ///< first choices before second ones, then the earliest tokens': GShard
+  token_major,     ///< the earliest tokens', an earlier slot of the same token first: MegaBlocks,
+                   ///< fastmoe, Megatron's and DeepSpeed's 'position'
+  slot_major,      ///< first choices before second ones, then the earliest tokens': GShard, Mesh
+                   ///< TensorFlow, lingvo, flaxformer, Tutel, NLLB, DeepSpeed for K = 2
   batch_priority,  ///< first choices before second ones, then the surest tokens' (by the largest
-                   ///< score): V-MoE
+                   ///< score): V-MoE, Tutel and NLLB where asked
   by_weight,       ///< the largest weights: DeepSpeed's and Megatron's 'probs'
   random,          ///< the largest of uniform noise: DeepSpeed's random token selection
 };
@@ -54,7 +57,7 @@ enum class SlotStart {
 /// Source  the systems named at CapacityFormula and DropOrder.
 struct Capacity {
   double factor = 0;   ///< 0 for no limit
-  Index minimum = 0;   ///< the limit is never less than this
+  Index minimum = 0;   ///< the computed limit is never less than this
   Index multiple = 1;  ///< the limit is rounded up to a multiple of this
   CapacityFormula formula = CapacityFormula::choices_ceil;
   Index fixed_rows = 0;

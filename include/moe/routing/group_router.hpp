@@ -13,6 +13,7 @@
 #include "moe/core/concepts.hpp"
 #include "moe/core/config.hpp"
 #include "moe/core/contracts.hpp"
+#include "moe/core/growing_matrix.hpp"
 #include "moe/core/routing.hpp"
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
@@ -40,8 +41,12 @@ class GroupRouter {
   /// Shapes  x (T, D), options.token_groups (T) or empty; routing becomes (T, K).
   /// Throws  ShapeError if sizes disagree; std::invalid_argument if a group is negative.
   void route(MatrixView<const Scalar> x, RouteOptions options, Routing<Scalar>& routing) const {
-    const std::vector<Index> group = groups_of(x, options);
-    const Index groups = group.empty() ? 0 : *std::max_element(group.begin(), group.end()) + 1;
+    std::vector<Index> group = groups_of(x, options);
+    std::vector<Index> names = group;  // However large, names need no rows between them.
+    std::sort(names.begin(), names.end());
+    names.erase(std::unique(names.begin(), names.end()), names.end());
+    for (Index& g : group) g = std::lower_bound(names.begin(), names.end(), g) - names.begin();
+    const auto groups = static_cast<Index>(names.size());
     Matrix<Scalar> means = Matrix<Scalar>::Zero(groups, d_model());  // (G, D)
     std::vector<Index> counts(static_cast<std::size_t>(groups), 0);
     for (Index t = 0; t < x.rows(); ++t) {
@@ -64,6 +69,12 @@ class GroupRouter {
     for (const Index g : group)
       detail::check(g < group_inputs.rows(), where, "a token's group has no input");
     spread(group_inputs, group, options, routing);
+  }
+
+  /// What the experts see in place of x (T, D): the router's word.
+  MatrixView<const Scalar> hidden_states(MatrixView<const Scalar> x, const RouteOptions& options,
+                                         GrowingMatrix<Scalar>& buffer) const {
+    return detail::hidden_states(router_, x, options, buffer);
   }
 
  private:

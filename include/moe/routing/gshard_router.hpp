@@ -13,6 +13,7 @@
 #include "moe/core/concepts.hpp"
 #include "moe/core/config.hpp"
 #include "moe/core/contracts.hpp"
+#include "moe/core/growing_matrix.hpp"
 #include "moe/core/routing.hpp"
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
@@ -91,6 +92,12 @@ class GShardRouter {
     }
     if (!options.keep_logits) routing.logits.resize(0, 0);
     if (!options.keep_scores) routing.scores.resize(0, 0);
+  }
+
+  /// As TopKRouter.
+  MatrixView<const Scalar> hidden_states(MatrixView<const Scalar> x, const RouteOptions& options,
+                                         GrowingMatrix<Scalar>& buffer) const {
+    return router_.hidden_states(x, options, buffer);
   }
 
  private:

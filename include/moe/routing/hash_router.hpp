@@ -58,9 +58,12 @@ Matrix<ExpertIndex> random_hash_table(Index vocabulary, Index num_experts, Index
 /// taken by falling count, each goes to the expert with the least so far.
 ///
 /// Shapes  counts (V), how often each id occurs; result (V, 1).
+/// Throws  std::invalid_argument if a count is negative, or E is not positive.
 /// Source  Roller et al. (2021), section 3.1, arXiv:2106.04426.
 inline Matrix<ExpertIndex> balanced_hash_table(std::span<const Index> counts, Index num_experts) {
   detail::check(num_experts > 0, "balanced_hash_table", "num_experts must be positive");
+  for (const Index count : counts)
+    detail::check(count >= 0, "balanced_hash_table", "a count is negative");
   std::vector<std::size_t> ids(counts.size());
   std::iota(ids.begin(), ids.end(), std::size_t{0});
   std::stable_sort(ids.begin(), ids.end(),
@@ -85,7 +88,7 @@ class HashRouter {
  public:
   using Scalar = ScalarT;
 
-  /// Shapes  table (V, K), entries 0 .. E-1.
+  /// Shapes  table (V, K), entries 0 .. E-1, those of a row distinct.
   /// Throws  std::invalid_argument if a size or an entry makes no sense.
   HashRouter(Index d_model, Index num_experts, Matrix<ExpertIndex> table)
       : d_model_(d_model), num_experts_(num_experts), table_(std::move(table)) {
@@ -93,9 +96,17 @@ class HashRouter {
     detail::check(d_model_ > 0, where, "d_model must be positive");
     detail::check(num_experts_ > 0, where, "num_experts must be positive");
     detail::check(table_.rows() > 0 && table_.cols() > 0, where, "the table is empty");
-    for (Index i = 0; i < table_.size(); ++i)
-      detail::check(table_.data()[i] >= 0 && table_.data()[i] < num_experts_, where,
-                    "the table names an expert that is out of range");
+    std::vector<Index> last_row(static_cast<std::size_t>(num_experts_), -1);  // that named it
+    for (Index v = 0; v < table_.rows(); ++v) {
+      for (Index k = 0; k < table_.cols(); ++k) {
+        const ExpertIndex expert = table_(v, k);
+        detail::check(expert >= 0 && expert < num_experts_, where,
+                      "the table names an expert that is out of range");
+        Index& last = last_row[static_cast<std::size_t>(expert)];
+        detail::check(last != v, where, "the table names an expert twice in a row");
+        last = v;
+      }
+    }
   }
 
   /// Shapes  weight (E, D).

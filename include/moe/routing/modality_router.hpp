@@ -14,6 +14,7 @@
 #include "moe/core/concepts.hpp"
 #include "moe/core/config.hpp"
 #include "moe/core/contracts.hpp"
+#include "moe/core/growing_matrix.hpp"
 #include "moe/core/routing.hpp"
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
@@ -65,11 +66,7 @@ class ModalityRouter {
   void route(MatrixView<const Scalar> x, RouteOptions options, Routing<Scalar>& routing) const {
     constexpr const char* where = "ModalityRouter::route";
     detail::check_size(where, "x.cols()", d_model(), x.cols());
-    detail::check_size(where, "options.token_types.size()", x.rows(),
-                       static_cast<Index>(options.token_types.size()));
-    for (const std::int32_t type : options.token_types)
-      detail::check(type >= 0 && static_cast<std::size_t>(type) < subsets_.size(), where,
-                    "a token type is out of range");
+    check_types(where, x, options);
     routing.resize(x.rows(), num_experts(), top_k(), options);
     routing.experts.setConstant(no_expert);
     routing.weights.setZero();
@@ -93,7 +90,38 @@ class ModalityRouter {
     }
   }
 
+  /// What the experts see in place of x (T, D): for each token the word of its type's router.
+  MatrixView<const Scalar> hidden_states(MatrixView<const Scalar> x, const RouteOptions& options,
+                                         GrowingMatrix<Scalar>& buffer) const {
+    check_types("ModalityRouter::hidden_states", x, options);
+    GrowingMatrix<Scalar> of_type;
+    bool differs = false;
+    for (std::size_t type = 0; type < subsets_.size(); ++type) {
+      const MatrixView<const Scalar> seen =
+          detail::hidden_states(subsets_[type].router, x, options, of_type);
+      if (seen.data() == x.data()) continue;
+      if (!differs) {
+        buffer.resize(x.rows(), x.cols());
+        MatrixView<Scalar>(buffer).map() = x.map();
+        differs = true;
+      }
+      for (Index t = 0; t < x.rows(); ++t)
+        if (options.token_types[static_cast<std::size_t>(t)] == static_cast<std::int32_t>(type))
+          std::copy_n(seen.row(t), x.cols(), MatrixView<Scalar>(buffer).row(t));
+    }
+    return differs ? MatrixView<const Scalar>(buffer) : x;
+  }
+
  private:
+  void check_types(const char* where, MatrixView<const Scalar> x,
+                   const RouteOptions& options) const {
+    detail::check_size(where, "options.token_types.size()", x.rows(),
+                       static_cast<Index>(options.token_types.size()));
+    for (const std::int32_t type : options.token_types)
+      detail::check(type >= 0 && static_cast<std::size_t>(type) < subsets_.size(), where,
+                    "a token type is out of range");
+  }
+
   void route_subset(MatrixView<const Scalar> x, const std::vector<Index>& tokens,
                     const Subset& subset, const RouteOptions& options,
                     Routing<Scalar>& part) const {

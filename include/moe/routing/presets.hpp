@@ -29,7 +29,8 @@ constexpr RoutingRule grok_1() {
   return {};
 }
 
-/// Softmax over all experts, the K best, divided by their p-norm (p = 1 in the published model).
+/// Softmax over all experts, the K best, divided by their p-norm (p = 1 in the published model). In
+/// training the hidden states are multiplied by noise of `jitter` (`moe_jitter_eps`).
 /// Source  Databricks (2024), dbrx; transformers `dbrx`, `moe_normalize_expert_weights`.
 constexpr RoutingRule dbrx(double p = 1, double jitter = 0) {
   return {.renormalization = {.kind = Renormalization::p_norm, .p = p},
@@ -69,7 +70,8 @@ struct GroupedSoftmax {
 /// 0; divided by sum + 1e-20 with `norm_topk_prob` and K > 1, and then not scaled; else times
 /// `scale`. This is the code published with DeepSeek-V2.
 /// Source  DeepSeek-AI (2024), arXiv:2405.04434; `modeling_deepseek.py` of DeepSeek-V2.
-/// Differs from `deepseek_v2_scaled` and `deepseek_v2_transformers` with `norm_topk_prob`.
+/// Differs from `deepseek_v2_scaled` and `deepseek_v2_transformers` with `norm_topk_prob`; from
+/// DeepSpeed's AutoEP, which always scales and fills other groups with -infinity.
 constexpr RoutingRule deepseek_v2(const GroupedSoftmax& options = {}) {
   RoutingRule rule{.groups = {.count = options.groups,
                               .kept = options.groups_kept,
@@ -112,7 +114,9 @@ struct BiasedSigmoid {
 /// weight is the score without the bias, divided by the sum of the chosen, times `scale`.
 /// This is DeepSeek's own inference code: experts of other groups cannot be chosen, and no epsilon.
 /// Source  DeepSeek-AI (2024), arXiv:2412.19437; DeepSeek-V3 `inference/model.py`.
-/// Differs from `deepseek_v3_transformers` where a selection score is negative.
+/// Differs from `deepseek_v3_transformers` where a selection score is negative; from Megatron,
+/// whose groups score by the sum of their best K / topk_group, which is 2 in the published model,
+/// and which adds 1e-20; from ik_llama.cpp, which ignores the groups unless told otherwise.
 constexpr RoutingRule deepseek_v3(const BiasedSigmoid& options = {}) {
   return {.score = ScoreFunction::sigmoid,
           .groups = {.count = options.groups,
@@ -155,7 +159,10 @@ constexpr RoutingRule minimax_m2() {
 
 /// Square roots of softplus scores, selection by score plus bias, divided by their sum, times
 /// `scale`. The first layers of the model choose by a table instead: HashRouter.
-/// Source  DeepSeek-V4, as llama.cpp runs it.
+/// Source  DeepSeek-V4, as llama.cpp and ik_llama.cpp run it. llama.cpp clamps the sum from below
+/// at
+///         6.1035e-5, half precision's least normal number, as it does for all families; here the
+///         sum is as it is.
 constexpr RoutingRule deepseek_v4(double scale = 1) {
   return {.score = ScoreFunction::sqrt_softplus,
           .renormalization = {.kind = Renormalization::sum},
@@ -205,10 +212,13 @@ constexpr RoutingRule longcat_flash(double scale = 6) {
 
 /// Softmax over all experts, the last of which is the zero expert: its weight is set to 0 before
 /// the weights are divided by their sum. The logits of the previous layer come in by
-/// `RouterWeights::residual`. Inputs of the experts are multiplied by K = 2.
+/// `RouterWeights::residual`. Inputs of the experts are multiplied by K = 2, which is not what
+/// multiplying their outputs by 2 would give.
 /// Source  Jin et al. (2024), arXiv:2410.07348; SkyworkAI `moe_plus_plus_layer.py`, with its
 /// options
 ///         at the defaults but the gate of one layer (see LogitForm::two_layer for the other).
+/// Differs from the paper, which has no such factor, and capacities of another size for experts
+/// without a cost.
 constexpr RoutingRule moe_plus_plus() {
   return {
       .weightless_experts = 1, .renormalization = {.kind = Renormalization::sum}, .input_scale = 2};
@@ -216,14 +226,16 @@ constexpr RoutingRule moe_plus_plus() {
 
 /// Softmax over all experts, the best one, weighted by its probability. In training the router's
 /// input is multiplied by noise of `jitter`. Capacity: tokens_floor, minimum 4, by position.
-/// Source  Fedus et al. (2021), arXiv:2101.03961; transformers `switch_transformers`.
-/// Differs from fastmoe, which adds the noise.
+/// Source  Fedus et al. (2021), arXiv:2101.03961; Mesh TensorFlow `moe.py`.
+/// Differs from flaxformer, which rounds the capacity (tokens_round); from transformers, whose
+/// capacity is a fixed number of rows in every sequence; from fastmoe, which adds the noise.
 constexpr RoutingRule switch_transformer(double jitter = 1e-2) {
   return {.jitter = {.target = JitterTarget::router_input, .epsilon = jitter}};
 }
 
 /// Softmax over all experts, the two best, divided by sum + 1e-9 before any drop. Capacity:
-/// tokens_floor, slot_major; the second expert may be kept at random: GShardRouter.
+/// tokens_floor, slot_major, at least 4 and a multiple of 4 in lingvo, neither in Mesh TensorFlow;
+/// the second expert may be kept at random: GShardRouter.
 /// Source  Lepikhin et al. (2020), arXiv:2006.16668; lingvo `gshard_layers.py`.
 /// Differs from fastmoe, whose softmax is over the chosen.
 constexpr RoutingRule gshard() {
@@ -243,9 +255,10 @@ constexpr RoutingRule st_moe(double jitter = 1e-2) {
 }
 
 /// Softmax over all experts, the two best, divided by max(sum, 1.2e-7) of those that the capacity
-/// kept, or of both with `before_drop`; times 1 - `token_dropout` outside of training. Capacity:
-/// fixed, slot_major.
-/// Source  Costa-jussa et al. (2022), arXiv:2207.04672; transformers `nllb_moe`.
+/// kept, or of both with `before_drop`; times 1 - `token_dropout`, which transformers does outside
+/// of training only (in training it drops experts' outputs at random instead: pass 0 there).
+/// Capacity: fixed in training, token_share outside of it; slot_major. Source  Costa-jussa et al.
+/// (2022), arXiv:2207.04672; transformers `nllb_moe`.
 constexpr RoutingRule nllb_moe(bool before_drop = false, double token_dropout = 0) {
   return {.renormalization = {.kind = Renormalization::clamped_sum,
                               .epsilon = 0x1p-23,
@@ -261,7 +274,8 @@ constexpr RoutingRule v_moe(double noise = 0) {
 }
 
 /// DeepSpeed's gates: the best as it is for K = 1, else divided by max(sum, 1.2e-7) of those that
-/// the capacity kept. Capacity: deepspeed, random for K = 1, slot_major for 2, by_weight from 3 on.
+/// the capacity kept. Capacity: deepspeed, minimum 4; random for K = 1 (or by position), slot_major
+/// for 2; from 3 on by_weight ('probs') or token_major ('position').
 /// Source  Rajbhandari et al. (2022), arXiv:2201.05596; DeepSpeed `sharded_moe.py`.
 constexpr RoutingRule deepspeed() {
   return {.renormalization = {.kind = Renormalization::clamped_sum,

@@ -14,6 +14,7 @@
 #include "moe/core/concepts.hpp"
 #include "moe/core/config.hpp"
 #include "moe/core/contracts.hpp"
+#include "moe/core/growing_matrix.hpp"
 #include "moe/core/routing.hpp"
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
@@ -28,7 +29,8 @@ namespace moe::inline MOE_ABI {
 struct SparseMixerConfig {
   Index d_model = 0;
   Index num_experts = 0;
-  double jitter = 0.01;  ///< experts further than twice this from the best do not take part
+  double jitter = 0.01;     ///< experts further than twice this from the best do not take part
+  double input_jitter = 0;  ///< of the hidden states in training, which the experts see as well
 };
 
 /// Noise that a caller supplies for training.
@@ -64,6 +66,8 @@ class SparseMixerRouter {
     detail::check(config_.num_experts >= 2, where, "num_experts must be at least 2");
     detail::check(std::isfinite(config_.jitter) && config_.jitter >= 0, where,
                   "jitter must be finite and not negative");
+    detail::check(config_.input_jitter >= 0 && config_.input_jitter < 1, where,
+                  "input_jitter must be at least 0 and below 1");
     detail::check_size(where, "weight.rows()", config_.num_experts, weight_.outputs());
     detail::check_size(where, "weight.cols()", config_.d_model, weight_.inner());
   }
@@ -72,6 +76,7 @@ class SparseMixerRouter {
   Index num_experts() const noexcept { return config_.num_experts; }
   Index top_k() const noexcept { return 2; }
   double jitter() const noexcept { return config_.jitter; }
+  double input_jitter() const noexcept { return config_.input_jitter; }
   const Matrix<Scalar>& weight() const noexcept { return weight_.weight(); }
 
   /// Shapes  x (T, D); routing becomes (T, 2) and, where `options` keeps them, (T, E).
@@ -95,6 +100,16 @@ class SparseMixerRouter {
       if (routing.scores.size() != 0) softmax(z, num_experts(), routing.scores.row(t).data());
       route_token(t, z, noise, options, routing);
     });
+  }
+
+  /// What the router and the experts see in place of x (T, D): x itself, or `buffer` with x
+  /// jittered by `input_jitter` in training.
+  MatrixView<const Scalar> hidden_states(MatrixView<const Scalar> x, const RouteOptions& options,
+                                         GrowingMatrix<Scalar>& buffer) const {
+    if (!options.training || config_.input_jitter == 0) return x;
+    buffer.resize(x.rows(), x.cols());
+    moe::jitter<Scalar>(x, config_.input_jitter, options.seed, buffer);
+    return buffer;
   }
 
  private:

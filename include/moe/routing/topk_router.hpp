@@ -121,7 +121,7 @@ class TopKRouter {
   /// Ties    lower expert index first; NaN as for `choose_experts`.
   /// Cost    2 T E D flop, parallel over blocks of tokens.
   /// Throws  ShapeError if x is not D wide or an input has another shape than RouteInputs says;
-  ///         std::invalid_argument if previous logits are missing or not expected.
+  ///         std::invalid_argument if noise or jitter is given that the rule does not have.
   void route(MatrixView<const Scalar> x, RouteOptions options, Routing<Scalar>& routing) const {
     route(x, {}, options, routing);
   }
@@ -136,6 +136,10 @@ class TopKRouter {
                         d_model());
     detail::check_noise(where, "noise.rows()", "noise.cols()", inputs.noise, x.rows(),
                         num_experts());
+    detail::check(inputs.jitter.empty() || rule.jitter.target == JitterTarget::router_input, where,
+                  "the rule has no jitter of the router's input");
+    detail::check(inputs.noise.empty() || rule.logits.noise > 0, where,
+                  "the rule has no noise of the logits");
     // The first layer of a model has no previous one.
     if (inputs.previous_logits.cols() != 0) {
       detail::check_size(where, "previous_logits.rows()", x.rows(), inputs.previous_logits.rows());
