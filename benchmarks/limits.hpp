@@ -5,6 +5,7 @@
 // with it.
 #pragma once
 
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -13,13 +14,17 @@ namespace benchmarks {
 /// One way to reach a limit.
 struct LimitForm {
   std::string name;
-  double per_second = 0;  // operations or bytes
+  double per_second = 0;          // operations or bytes
+  std::function<double()> again;  // measures it once more
 };
 
 /// The forms that were tried; the limit is the best of them. 0 where the machine has none.
 struct Limit {
   std::vector<LimitForm> forms;
   double best() const;
+  /// What the best two forms reach now: a machine that is shared gives more and less of its memory
+  /// from minute to minute, and a benchmark is held against what there was when it ran.
+  double now() const;
 };
 
 /// Single-precision operations, a fused multiply-add counted as two: all threads.

@@ -4,7 +4,8 @@
 #
 # Builds and runs the benchmarks. Arguments go to Google Benchmark
 # (benchmarks/run.sh --benchmark_filter=forward/olmoe). With --table first, the libraries to compare
-# with are installed, too, and the README's table is printed. Only the program's output is on stdout.
+# with are installed, too, and the README's table is printed; ggml takes part where CMake finds it,
+# onnxruntime where MOE_ONNXRUNTIME names its folder. Only the program's output is on stdout.
 set -euo pipefail
 # shellcheck source=cmake/setup.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../cmake/setup.sh"
@@ -17,5 +18,5 @@ if [ "${1:-}" = --table ]; then
   name=table
 fi
 moe_build $name moe_benchmarks -DCMAKE_CXX_FLAGS="-O2 -DNDEBUG" -DMOE_BUILD_TESTS=OFF \
-  -DMOE_BUILD_EXAMPLES=OFF -DMOE_BENCHMARK_PEERS=$peers
+  -DMOE_BUILD_EXAMPLES=OFF -DMOE_BENCHMARK_PEERS=$peers -DMOE_ONNXRUNTIME="${MOE_ONNXRUNTIME:-}"
 exec "$MOE_BUILD/$name/benchmarks/moe_benchmarks" "$@"

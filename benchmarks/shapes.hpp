@@ -140,10 +140,18 @@ inline std::size_t copies_needed(double bank_bytes) {
   return static_cast<std::size_t>(std::ceil(8 * last_level_cache() / bank_bytes));
 }
 
+/// What the machine can do now.
+inline moe::MachineLimits limits_now() {
+  return {fma_limit().now(), read_limit().now()};
+}
+
 /// Reports a benchmark by the second of real time. The clock starts here and stops at `report`.
 class Report {
  public:
-  explicit Report(benchmark::State& state) : state_(state) {}
+  /// `before`: the limits right before, if it is held against them; those right after are measured
+  /// too, and the larger ones count.
+  explicit Report(benchmark::State& state, const moe::MachineLimits& before = {})
+      : state_(state), limits_(before), start_(std::chrono::steady_clock::now()) {}
 
   /// What one iteration does; `weight_bytes` are read from memory.
   void operator()(double tokens, double flop, double weight_bytes) {
@@ -151,10 +159,17 @@ class Report {
     state_.counters["tokens/s"] = tokens / seconds;
     if (flop > 0) state_.counters["flops"] = flop / seconds;
     if (weight_bytes > 0) state_.counters["bytes"] = weight_bytes / seconds;
-    if (flop > 0 && weight_bytes > 0)
-      state_.counters["roofline"] =
-          std::max(weight_bytes / read_limit().best(), flop / fma_limit().best()) / seconds;
+    if (limits_.bytes_per_second == 0) return;
+    const moe::MachineLimits after = limits_now();
+    limits_.flop_per_second = std::max(limits_.flop_per_second, after.flop_per_second);
+    limits_.bytes_per_second = std::max(limits_.bytes_per_second, after.bytes_per_second);
+    state_.counters["limit_bytes"] = limits_.bytes_per_second;
+    state_.counters["roofline"] =
+        std::max(weight_bytes / limits_.bytes_per_second, flop / limits_.flop_per_second) / seconds;
   }
+
+  /// What the benchmark was held against, after the report.
+  const moe::MachineLimits& limits() const { return limits_; }
 
   void bytes(double moved) { state_.counters["bytes"] = moved / seconds_per_iteration(); }
 
@@ -167,7 +182,8 @@ class Report {
   }
 
   benchmark::State& state_;
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  moe::MachineLimits limits_;
+  std::chrono::steady_clock::time_point start_;
   double seconds_ = 0;
 };
 

@@ -7,6 +7,7 @@
 // skew/<skew>/<shape>/<weights>/T:<tokens>  the same on other routings
 // dense/<shape>/<weights>/T:<tokens>        its dense twin on the same kernels: one expert as wide
 //                                           as the K active ones together, for every token
+#include <cmath>
 #include <memory>
 #include <random>
 #include <string>
@@ -72,10 +73,23 @@ void forward(benchmark::State& state, const Shape& shape, Index tokens, Skew ske
     ++turn;
   };
   run();  // Takes the workspace's memory.
-  Report report(state);
+  Report report(state, limits_now());
   for (auto _ : state) run();
-  report(static_cast<double>(tokens), flop_of(shape, tokens),
-         set.mean_touched * bank_bytes(shape, 1, sizeof(typename Bank::Storage)));
+  const double flop = flop_of(shape, tokens);
+  const double bytes = set.mean_touched * bank_bytes(shape, 1, sizeof(typename Bank::Storage));
+  report(static_cast<double>(tokens), flop, bytes);
+  // What the layer says of itself, against what the shape says and against the time.
+  double explained_flop = 0;
+  double explained_bytes = 0;
+  const auto count = static_cast<double>(set.routings.size());
+  for (const moe::Routing<float>& routing : set.routings) {
+    const moe::Explanation explained = layers[0].explain(routing, report.limits());
+    explained_flop += explained.flop / count;
+    explained_bytes += explained.weight_bytes / count;
+    state.counters["explained_ms"] += explained.roofline_seconds() * 1e3 / count;
+  }
+  if (std::abs(explained_flop / flop - 1) > 1e-9 || std::abs(explained_bytes / bytes - 1) > 1e-9)
+    state.SkipWithError("the layer explains other work than its shape says");
 }
 
 template <class Bank>
@@ -102,7 +116,7 @@ void dense(benchmark::State& state, const Shape& shape, Index tokens) {
     benchmark::DoNotOptimize(y.data());
   };
   run();
-  Report report(state);
+  Report report(state, limits_now());
   for (auto _ : state) run();
   report(static_cast<double>(tokens), flop_of(shape, tokens), bytes);
 }

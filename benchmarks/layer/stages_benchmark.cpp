@@ -124,7 +124,7 @@ void products(benchmark::State& state, const Shape& shape, Index tokens, bool up
     });
   };
   run();
-  Report report(state);
+  Report report(state, limits_now());
   for (auto _ : state) run();
   const double of_all =
       static_cast<double>(shape.d_model * shape.d_ff) * (!up                             ? 1

@@ -5,11 +5,14 @@
 // expert gather, products, activation, scatter.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include <moe/moe.hpp>
+
+#include "shapes.hpp"
 
 namespace benchmarks {
 
@@ -25,7 +28,23 @@ class PeerProduct {
   virtual void run(const float* x, moe::Index rows, float* y) const = 0;
 };
 
-/// A library.
+/// A whole block of a library that has one.
+class PeerBlock {
+ public:
+  PeerBlock() = default;
+  PeerBlock(const PeerBlock&) = delete;
+  PeerBlock& operator=(const PeerBlock&) = delete;
+  virtual ~PeerBlock() = default;
+
+  /// Shapes  x, y (T, D); routing (T, K).
+  virtual void forward(const moe::Matrix<float>& x, const moe::Routing<float>& routing,
+                       moe::Matrix<float>& y) = 0;
+};
+
+/// The matrices of one expert, by its number.
+using ExpertSource = std::function<moe::ExpertMatrices<float>(moe::Index)>;
+
+/// A library: one that has products, or one that has blocks.
 class Peer {
  public:
   Peer() = default;
@@ -35,11 +54,19 @@ class Peer {
 
   virtual std::string name() const = 0;
 
+  /// A block of its own, or null where it is built from products.
+  virtual std::unique_ptr<PeerBlock> block(const Shape& /*shape*/,
+                                           const ExpertSource& /*experts*/) const {
+    return nullptr;
+  }
+
   /// Takes over a copy of the weights, packed where the library can.
-  virtual std::unique_ptr<PeerProduct> prepare(const moe::Matrix<float>& weights) const = 0;
+  virtual std::unique_ptr<PeerProduct> prepare(const moe::Matrix<float>& /*weights*/) const {
+    return nullptr;
+  }
 
   /// How many threads one product may use from now on.
-  virtual void set_threads(int threads) const = 0;
+  virtual void set_threads(int /*threads*/) const {}
 };
 
 /// Those that this program was built with.
@@ -49,5 +76,7 @@ std::unique_ptr<Peer> make_eigen();
 std::unique_ptr<Peer> make_openblas();
 std::unique_ptr<Peer> make_onednn();
 std::unique_ptr<Peer> make_torch();
+std::unique_ptr<Peer> make_ggml();
+std::unique_ptr<Peer> make_onnxruntime();
 
 }  // namespace benchmarks

@@ -3,7 +3,8 @@
 //
 // peer:<library>/<shape>/f32/T:<tokens>  the block of forward/<shape>/f32/T:<tokens> on another
 //                                        library's products, the faster of experts one after the
-//                                        other with all threads each, and side by side with one
+//                                        other with all threads each, and side by side with one;
+//                                        or in the library's own block, where it has one
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -52,7 +53,8 @@ class PeerLayer {
     const Bank bank = Bank::random(
         {.num_experts = shape.num_experts, .d_model = shape.d_model, .d_ff = shape.d_ff}, rng);
     peer.set_threads(omp_get_max_threads());
-    for (Index e = 0; e < shape.num_experts; ++e) {
+    block_ = peer.block(shape, [&](Index e) { return bank.expert(e); });
+    for (Index e = 0; e < shape.num_experts && !block_; ++e) {
       const moe::ExpertMatrices<float> m = bank.expert(e);
       PeerExpert expert;
       if (shape.gating == Gating::gated) expert.gate = peer.prepare(m.gate);
@@ -63,8 +65,11 @@ class PeerLayer {
     check(bank);
   }
 
+  bool has_block() const { return block_ != nullptr; }
+
   void forward(const Matrix<float>& x, const moe::Routing<float>& routing, Matrix<float>& y,
                bool side_by_side) {
+    if (block_) return block_->forward(x, routing, y);
     const int threads = omp_get_max_threads();
     moe::make_plan(routing, {}, plan_);
     rows_.resize(plan_.num_rows(), shape_.d_model);
@@ -130,6 +135,7 @@ class PeerLayer {
 
   const Peer* peer_;
   Shape shape_;
+  std::unique_ptr<PeerBlock> block_;  // in place of the experts
   std::vector<PeerExpert> experts_;
   std::vector<PeerRows> memory_;
   moe::DispatchPlan plan_;
@@ -157,17 +163,20 @@ void run_peer(benchmark::State& state, const Peer& peer, const Shape& shape, Ind
   double best[2] = {};
   for (const bool side_by_side : {false, true}) {
     best[side_by_side] = 1e300;
+    if (side_by_side && layer.has_block()) break;
     run(side_by_side);
     for (int i = 0; i < 3; ++i)
       best[side_by_side] = std::min(best[side_by_side], seconds_of([&] { run(side_by_side); }));
   }
   const bool faster = best[true] < best[false];
-  Report report(state);
+  Report report(state, limits_now());
   for (auto _ : state) run(faster);
   const auto weights = static_cast<double>(shape.weights_per_expert());
   report(static_cast<double>(tokens), 2 * static_cast<double>(tokens * shape.top_k) * weights,
          set.mean_touched * weights * sizeof(float));
-  state.SetLabel(faster ? "experts side by side" : "experts one after the other");
+  state.SetLabel(layer.has_block() ? "the library's own block"
+                 : faster          ? "experts side by side"
+                                   : "experts one after the other");
 }
 
 template <class Bank>
@@ -198,6 +207,12 @@ std::vector<std::unique_ptr<Peer>> make_peers() {
 #endif
 #if defined(MOE_PEER_TORCH)
   peers.push_back(make_torch());
+#endif
+#if defined(MOE_PEER_GGML)
+  peers.push_back(make_ggml());
+#endif
+#if defined(MOE_PEER_ONNXRUNTIME)
+  peers.push_back(make_onnxruntime());
 #endif
   return peers;
 }
