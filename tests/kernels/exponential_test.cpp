@@ -53,12 +53,18 @@ double worst_error(Function function, Exact exact) {
   return worst;
 }
 
+Function exponential() {
+  return moe::kernels::map_kernel<float, moe::kernels::MapKind::exponential>();
+}
+Function error_function() {
+  return moe::kernels::map_kernel<float, moe::kernels::MapKind::error_function>();
+}
+
 class Exponential : public test_support::EachLevel {};
 MOE_FOR_EACH_LEVEL(Exponential);
 
 TEST_P(Exponential, IsWithinTwoUlp) {
-  const double worst = worst_error(moe::kernels::row_kernels<float>().exponential_of,
-                                   [](double x) { return std::exp(x); });
+  const double worst = worst_error(exponential(), [](double x) { return std::exp(x); });
   EXPECT_LE(worst, 2);
   EXPECT_GT(worst, 0.4);  // Or nothing was measured.
 }
@@ -67,7 +73,7 @@ TEST_P(Exponential, HasItsLimits) {
   constexpr float infinity = std::numeric_limits<float>::infinity();
   const float x[] = {0, -0.0F, infinity, -infinity, 1, 89, -104, 88.72F};
   float y[8];
-  moe::kernels::row_kernels<float>().exponential_of(x, 8, y);
+  exponential()(x, 8, y);
   EXPECT_EQ(y[0], 1);
   EXPECT_EQ(y[1], 1);
   EXPECT_EQ(y[2], infinity);
@@ -78,8 +84,7 @@ TEST_P(Exponential, HasItsLimits) {
 }
 
 TEST_P(Exponential, ErrorFunctionIsWithinFourUlp) {
-  const double worst = worst_error(moe::kernels::row_kernels<float>().error_function_of,
-                                   [](double x) { return std::erf(x); });
+  const double worst = worst_error(error_function(), [](double x) { return std::erf(x); });
   EXPECT_LE(worst, 4);
   EXPECT_GT(worst, 0.4);
 }
@@ -87,8 +92,7 @@ TEST_P(Exponential, ErrorFunctionIsWithinFourUlp) {
 TEST_P(Exponential, GivesTheSameBitsInBodiesAndTails) {
   std::vector<float> x(67);
   for (std::size_t i = 0; i < x.size(); ++i) x[i] = 0.37F * static_cast<float>(i) - 11;
-  for (const Function function : {moe::kernels::row_kernels<float>().exponential_of,
-                                  moe::kernels::row_kernels<float>().error_function_of}) {
+  for (const Function function : {exponential(), error_function()}) {
     std::vector<float> together(x.size());
     function(x.data(), 67, together.data());
     for (std::size_t i = 0; i < x.size(); ++i) {

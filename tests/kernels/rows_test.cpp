@@ -37,9 +37,9 @@ class Rows : public test_support::EachLevel {};
 MOE_FOR_EACH_LEVEL(Rows);
 
 /// Compares the plain and the gated kernel of an activation with its function object.
-template <class Activation>
-void check_activation(ActivationKind kind, const Activation& activation) {
-  const moe::kernels::ActivationRule<float> rule{.kind = kind};
+template <ActivationKind kind, class Activation>
+void check_activation(const Activation& activation) {
+  const moe::kernels::ActivationRule<float> rule;
   for (const std::ptrdiff_t rows : {1, 2, 7, 14}) {
     std::vector<float> sums = uniform(rows * panel_width, 1, 12);
     const float special[] = {0, -0.0F, infinity, -infinity, nan, 1e30F, -1e30F, -100};
@@ -65,11 +65,13 @@ void check_activation(ActivationKind kind, const Activation& activation) {
         return static_cast<double>(added == nullptr ? s : s + added[o]);
       };
       std::vector<float> hidden(static_cast<std::size_t>(rows * panel_width));
-      kernels().plain(rule, sums.data(), added, rows, hidden.data());
+      moe::kernels::activation_kernel<float, kind, false>()(rule, sums.data(), added, rows,
+                                                            hidden.data());
       for (std::ptrdiff_t r = 0; r < rows; ++r)
         for (std::ptrdiff_t i = 0; i < panel_width; ++i)
           expect(hidden[static_cast<std::size_t>(i * rows + r)], sum(r, i), 1);
-      kernels().gated(rule, sums.data(), added, rows, hidden.data());
+      moe::kernels::activation_kernel<float, kind, true>()(rule, sums.data(), added, rows,
+                                                           hidden.data());
       for (std::ptrdiff_t r = 0; r < rows; ++r)
         for (std::ptrdiff_t i = 0; i < gated_width; ++i)
           expect(hidden[static_cast<std::size_t>(i * rows + r)], sum(r, i),
@@ -79,10 +81,10 @@ void check_activation(ActivationKind kind, const Activation& activation) {
 }
 
 TEST_P(Rows, ActivationsAgreeWithTheirFunctionObjects) {
-  check_activation(ActivationKind::relu, moe::Relu{});
-  check_activation(ActivationKind::silu, moe::Silu{});
-  check_activation(ActivationKind::gelu, moe::Gelu{});
-  check_activation(ActivationKind::gelu_tanh, moe::GeluTanh{});
+  check_activation<ActivationKind::relu>(moe::Relu{});
+  check_activation<ActivationKind::silu>(moe::Silu{});
+  check_activation<ActivationKind::gelu>(moe::Gelu{});
+  check_activation<ActivationKind::gelu_tanh>(moe::GeluTanh{});
 }
 
 TEST_P(Rows, ClampedActivationAgreesWithItsFunctionObject) {
@@ -96,7 +98,8 @@ TEST_P(Rows, ClampedActivationAgreesWithItsFunctionObject) {
       sums[panel_width + gated_width + i] = special[i];  // ups
     }
     std::vector<float> hidden(3 * gated_width);
-    kernels().gated(rule, sums.data(), nullptr, 3, hidden.data());
+    moe::kernels::activation_kernel<float, ActivationKind::clamped, true>()(
+        rule, sums.data(), nullptr, 3, hidden.data());
     for (std::size_t r = 0; r < 3; ++r) {
       for (std::size_t i = 0; i < gated_width; ++i) {
         const float gate = sums[r * panel_width + i];

@@ -93,40 +93,39 @@ struct ClampedSwiGlu {
 namespace detail {
 
 /// The kernel of an activation. Others, such as a user's own, are called value by value.
-template <class Scalar>
-kernels::ActivationRule<Scalar> kernel_rule(const Relu& /*activation*/) noexcept {
-  return {.kind = kernels::ActivationKind::relu};
-}
-template <class Scalar>
-kernels::ActivationRule<Scalar> kernel_rule(const Silu& /*activation*/) noexcept {
-  return {.kind = kernels::ActivationKind::silu};
-}
-template <class Scalar>
-kernels::ActivationRule<Scalar> kernel_rule(const Gelu& /*activation*/) noexcept {
-  return {.kind = kernels::ActivationKind::gelu};
-}
-template <class Scalar>
-kernels::ActivationRule<Scalar> kernel_rule(const GeluTanh& /*activation*/) noexcept {
-  return {.kind = kernels::ActivationKind::gelu_tanh};
-}
-template <class Scalar, class PlainActivationT>
-auto kernel_rule(const GatedBy<PlainActivationT>& gated) noexcept
-    -> decltype(kernel_rule<Scalar>(gated.activation)) {
-  return kernel_rule<Scalar>(gated.activation);
-}
-template <class Scalar>
-kernels::ActivationRule<Scalar> kernel_rule(const ClampedSwiGlu& clamped) noexcept {
-  return {.kind = kernels::ActivationKind::clamped,
-          .alpha = static_cast<Scalar>(clamped.alpha),
-          .limit = static_cast<Scalar>(clamped.limit),
-          .offset = static_cast<Scalar>(clamped.offset),
-          .clamps_gate_below = clamped.clamps_gate_below};
-}
-
-template <class A, class Scalar>
-concept HasKernel = requires(const A& activation) {
-  { kernel_rule<Scalar>(activation) } -> std::same_as<kernels::ActivationRule<Scalar>>;
+template <class ActivationT>
+struct KernelOf {
+  static constexpr bool exists = false;
 };
+template <kernels::ActivationKind of>
+struct KnownKernel {
+  static constexpr bool exists = true;
+  static constexpr kernels::ActivationKind kind = of;
+};
+template <>
+struct KernelOf<Relu> : KnownKernel<kernels::ActivationKind::relu> {};
+template <>
+struct KernelOf<Silu> : KnownKernel<kernels::ActivationKind::silu> {};
+template <>
+struct KernelOf<Gelu> : KnownKernel<kernels::ActivationKind::gelu> {};
+template <>
+struct KernelOf<GeluTanh> : KnownKernel<kernels::ActivationKind::gelu_tanh> {};
+template <>
+struct KernelOf<ClampedSwiGlu> : KnownKernel<kernels::ActivationKind::clamped> {};
+template <class PlainActivationT>
+struct KernelOf<GatedBy<PlainActivationT>> : KernelOf<PlainActivationT> {};
+
+template <class Scalar, class ActivationT>
+kernels::ActivationRule<Scalar> kernel_rule(const ActivationT& activation) noexcept {
+  if constexpr (std::same_as<ActivationT, ClampedSwiGlu>) {
+    return {.alpha = static_cast<Scalar>(activation.alpha),
+            .limit = static_cast<Scalar>(activation.limit),
+            .offset = static_cast<Scalar>(activation.offset),
+            .clamps_gate_below = activation.clamps_gate_below};
+  } else {
+    return {};
+  }
+}
 
 }  // namespace detail
 

@@ -276,10 +276,9 @@ class FeedForwardExperts final : public detail::StagedBank<ScalarT> {
 
   /// Shapes  sums (count, 32), bias (32) or null, hidden (hidden values of a panel, count).
   void activate(const Scalar* sums, const Scalar* bias, Index count, Scalar* hidden) const {
-    if constexpr (detail::HasKernel<ActivationT, Scalar>) {
-      const auto& kernel = kernels::row_kernels<Scalar>();
-      (is_gated ? kernel.gated : kernel.plain)(detail::kernel_rule<Scalar>(activation_), sums, bias,
-                                               count, hidden);
+    if constexpr (detail::KernelOf<ActivationT>::exists) {
+      kernels::activation_kernel<Scalar, detail::KernelOf<ActivationT>::kind, is_gated>()(
+          detail::kernel_rule<Scalar>(activation_), sums, bias, count, hidden);
     } else {
       for (Index r = 0; r < count; ++r) {
         const auto value = [&](Index o) {

@@ -58,51 +58,66 @@ class ScopedIsa {
 
 namespace kernels {
 
+/// `name` of the active level's namespace.
+#if MOE_ARCH_X86_64
+#define MOE_OF_LEVEL(...)                                           \
+  switch (active_isa()) {                                           \
+    case Isa::avx512:                                               \
+    case Isa::avx512_vnni: /* Which differs in integer products. */ \
+      return avx512::__VA_ARGS__;                                   \
+    case Isa::avx2:                                                 \
+      return avx2::__VA_ARGS__;                                     \
+    default:                                                        \
+      return scalar::of_float::__VA_ARGS__;                         \
+  }
+#elif MOE_ARCH_AARCH64
+#define MOE_OF_LEVEL(...) \
+  return active_isa() == Isa::neon ? neon::__VA_ARGS__ : scalar::of_float::__VA_ARGS__;
+#else
+#define MOE_OF_LEVEL(...) return scalar::of_float::__VA_ARGS__;
+#endif
+
 /// The tile products of the active level, for weights stored as `Storage`.
 template <class Scalar, class Storage>
 const TileKernels<Scalar, Storage>& tile_kernels() {
   if constexpr (std::is_same_v<Scalar, double>) {
     return scalar::of_double::tiles<Storage>;
   } else {
-    switch (active_isa()) {
-#if MOE_ARCH_X86_64
-      case Isa::avx512:
-      case Isa::avx512_vnni:  // Which differs in products of integers only.
-        return avx512::tiles<Storage>;
-      case Isa::avx2:
-        return avx2::tiles<Storage>;
-#elif MOE_ARCH_AARCH64
-      case Isa::neon:
-        return neon::tiles<Storage>;
-#endif
-      default:
-        return scalar::of_float::tiles<Storage>;
-    }
+    MOE_OF_LEVEL(tiles<Storage>)
   }
 }
 
-/// The other loops of the active level.
+/// Loops over rows and over experts of the active level.
 template <class Scalar>
 const RowKernels<Scalar>& row_kernels() {
   if constexpr (std::is_same_v<Scalar, double>) {
     return scalar::of_double::rows;
   } else {
-    switch (active_isa()) {
-#if MOE_ARCH_X86_64
-      case Isa::avx512:
-      case Isa::avx512_vnni:
-        return avx512::rows;
-      case Isa::avx2:
-        return avx2::rows;
-#elif MOE_ARCH_AARCH64
-      case Isa::neon:
-        return neon::rows;
-#endif
-      default:
-        return scalar::of_float::rows;
-    }
+    MOE_OF_LEVEL(rows)
   }
 }
+
+/// An activation of the active level.
+template <class Scalar, ActivationKind kind, bool gated>
+ActivationKernel<Scalar> activation_kernel() {
+  if constexpr (std::is_same_v<Scalar, double>) {
+    return &scalar::of_double::activation<kind, gated>;
+  } else {
+    MOE_OF_LEVEL(activation<kind, gated>)
+  }
+}
+
+/// A function of the active level.
+template <class Scalar, MapKind kind>
+MapKernel<Scalar> map_kernel() {
+  if constexpr (std::is_same_v<Scalar, double>) {
+    return &scalar::of_double::map<kind>;
+  } else {
+    MOE_OF_LEVEL(map<kind>)
+  }
+}
+
+#undef MOE_OF_LEVEL
 
 }  // namespace kernels
 }  // namespace moe::inline MOE_ABI

@@ -16,13 +16,15 @@ namespace moe::inline MOE_ABI::kernels {
 /// Rows that no level's tile exceeds.
 inline constexpr int most_tile_rows = 14;
 
-/// The activations that have a kernel.
+/// The activations that have a kernel; `clamped` is gated only.
 enum class ActivationKind { relu, silu, gelu, gelu_tanh, clamped };
 
-/// An activation and, for `clamped`, its constants.
+/// Functions that activations and scores are made of: within 2 and 4 ulp in single precision.
+enum class MapKind { exponential, error_function };
+
+/// The constants of `clamped`; other activations have none.
 template <class Scalar>
 struct ActivationRule {
-  ActivationKind kind = ActivationKind::silu;
   Scalar alpha = 1;
   Scalar limit = 0;
   Scalar offset = 0;
@@ -50,19 +52,24 @@ struct TileKernels {
   Tile of_rows[most_tile_rows] = {};  // of_rows[r - 1] for r rows
 };
 
+/// The activation of a tile's sums. A program has those that it names, since each of them for each
+/// level takes its time to compile.
+///
+///   gated  hidden[i][r] = activation(gate, up) of sums + bias, gates in the first half of a panel
+///   plain  hidden[i][r] = activation(sums + bias)
+///
+/// Shapes  sums (rows, 32), bias (32) or null, hidden (16, rows) if gated, (32, rows) if plain.
+template <class Scalar>
+using ActivationKernel = void (*)(const ActivationRule<Scalar>& rule, const Scalar* sums,
+                                  const Scalar* bias, std::ptrdiff_t rows, Scalar* hidden) noexcept;
+
+/// y[i] = f(x[i]).
+template <class Scalar>
+using MapKernel = void (*)(const Scalar* x, std::ptrdiff_t n, Scalar* y) noexcept;
+
 /// What happens to finished sums, and loops over the experts of one token.
 template <class Scalar>
 struct RowKernels {
-  /// hidden[i][r] = activation(gate, up) of sums + bias, gates in the first half of a panel.
-  /// Shapes  sums (rows, 32), bias (32) or null, hidden (16, rows).
-  void (*gated)(const ActivationRule<Scalar>& rule, const Scalar* sums, const Scalar* bias,
-                std::ptrdiff_t rows, Scalar* hidden) noexcept;
-
-  /// hidden[i][r] = activation(sums + bias).
-  /// Shapes  sums (rows, 32), bias (32) or null, hidden (32, rows).
-  void (*plain)(const ActivationRule<Scalar>& rule, const Scalar* sums, const Scalar* bias,
-                std::ptrdiff_t rows, Scalar* hidden) noexcept;
-
   /// out[r][o] = weight[r] * (sums + bias), for the first `columns` of a panel.
   /// Shapes  sums (rows, 32), bias (32) or null, weight (rows) or null, out (rows, columns) with
   ///         rows `stride` apart.
@@ -94,10 +101,6 @@ struct RowKernels {
   /// Shapes  logit, score, bias, key (n); bias may be null.
   void (*selection_keys)(const Scalar* logit, const Scalar* score, const Scalar* bias,
                          std::ptrdiff_t n, Scalar* key) noexcept;
-
-  /// y[i] = exp(x[i]) and y[i] = erf(x[i]): within 2 and 4 ulp in single precision.
-  void (*exponential_of)(const Scalar* x, std::ptrdiff_t n, Scalar* y) noexcept;
-  void (*error_function_of)(const Scalar* x, std::ptrdiff_t n, Scalar* y) noexcept;
 
   /// score[i] = 1 / (1 + exp(-logit[i])), 0 for NaN.
   void (*sigmoids)(const Scalar* logit, std::ptrdiff_t n, Scalar* score) noexcept;

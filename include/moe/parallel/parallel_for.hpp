@@ -27,16 +27,15 @@ inline int available_threads() noexcept {
 #endif
 }
 
-/// Runs body(task, thread) for every task in 0 .. tasks-1, in any order, `thread` in
-/// 0 .. available_threads()-1. Tasks are claimed one by one, so put the largest first.
-///
-/// Throws  the first exception that a task threw; tasks not yet begun are then left out.
-template <class Body>
-void for_each_task(Index tasks, Body&& body) {
+namespace detail {
+
+/// for_each_task for a body of any type: one region for all of them, since a region and its
+/// exceptions take longer to compile than most bodies. `call(body, task, thread)` runs a task.
+inline void run_tasks(Index tasks, void* body, void (*call)(void* body, Index task, int thread)) {
   const Index limit = available_threads();
   const int threads = static_cast<int>(tasks < limit ? tasks : limit);
   if (threads <= 1) {
-    for (Index task = 0; task < tasks; ++task) body(task, 0);
+    for (Index task = 0; task < tasks; ++task) call(body, task, 0);
     return;
   }
 #if defined(_OPENMP)
@@ -50,7 +49,7 @@ void for_each_task(Index tasks, Body&& body) {
       const Index task = next.fetch_add(1, std::memory_order_relaxed);
       if (task >= tasks) break;
       try {
-        body(task, thread);
+        call(body, task, thread);
       } catch (...) {
         // The region's closing barrier orders this write before the rethrow.
         if (!has_error.test_and_set()) error = std::current_exception();
@@ -62,10 +61,23 @@ void for_each_task(Index tasks, Body&& body) {
 #endif
 }
 
+}  // namespace detail
+
+/// Runs body(task, thread) for every task in 0 .. tasks-1, in any order, `thread` in
+/// 0 .. available_threads()-1. Tasks are claimed one by one, so put the largest first.
+///
+/// Throws  the first exception that a task threw; tasks not yet begun are then left out.
+template <class Body>
+void for_each_task(Index tasks, const Body& body) {
+  detail::run_tasks(tasks, const_cast<Body*>(&body), [](void* any, Index task, int thread) {
+    (*static_cast<const Body*>(any))(task, thread);
+  });
+}
+
 /// Runs body(begin, end) over 0 .. count-1 in blocks of `grain` (the last may be shorter). The
 /// blocks do not depend on the number of threads.
 template <class Body>
-void for_each_block(Index count, Index grain, Body&& body) {
+void for_each_block(Index count, Index grain, const Body& body) {
   for_each_task((count + grain - 1) / grain, [&](Index block, int /*thread*/) {
     const Index begin = block * grain;
     body(begin, begin + grain < count ? begin + grain : count);

@@ -265,7 +265,7 @@ class TopKRouter {
 
   /// Calls body(t, row) for every row, in parallel.
   template <class Body>
-  static void for_each_row(MatrixView<Scalar> m, Body&& body) {
+  static void for_each_row(MatrixView<Scalar> m, const Body& body) {
     parallel::for_each_block(m.rows(), detail::router_block_tokens, [&](Index begin, Index end) {
       for (Index t = begin; t < end; ++t) body(t, m.row(t));
     });

@@ -67,56 +67,23 @@ MOE_ALWAYS_INLINE void for_hidden(const Scalar* sums, const Scalar* bias, std::p
   }
 }
 
-template <ActivationKind kind>
-void gated_by(const ActivationRule<Scalar>& rule, const Scalar* sums, const Scalar* bias,
-              std::ptrdiff_t rows, Scalar* hidden) noexcept {
-  for_hidden<gated_width>(sums, bias, rows, hidden, [&](const Scalar* s, const Scalar* b) {
-    const Vec gate = biased(s, b);
-    const Vec up = biased(s + gated_width, b == nullptr ? nullptr : b + gated_width);
-    if constexpr (kind == ActivationKind::clamped) {
-      return activate_clamped(rule, gate, up);
+template <ActivationKind kind, bool gated>
+void activation(const ActivationRule<Scalar>& rule, const Scalar* sums, const Scalar* bias,
+                std::ptrdiff_t rows, Scalar* hidden) noexcept {
+  constexpr std::ptrdiff_t width = gated ? gated_width : panel_width;
+  for_hidden<width>(sums, bias, rows, hidden, [&](const Scalar* s, const Scalar* b) {
+    const Vec z = biased(s, b);
+    if constexpr (!gated) {
+      return activate<kind>(z);
     } else {
-      return multiply(activate<kind>(gate), up);
+      const Vec up = biased(s + gated_width, b == nullptr ? nullptr : b + gated_width);
+      if constexpr (kind == ActivationKind::clamped) {
+        return activate_clamped(rule, z, up);
+      } else {
+        return multiply(activate<kind>(z), up);
+      }
     }
   });
-}
-
-template <ActivationKind kind>
-void plain_by(const Scalar* sums, const Scalar* bias, std::ptrdiff_t rows,
-              Scalar* hidden) noexcept {
-  for_hidden<panel_width>(sums, bias, rows, hidden, [](const Scalar* s, const Scalar* b) {
-    return activate<kind>(biased(s, b));
-  });
-}
-
-inline void gated(const ActivationRule<Scalar>& rule, const Scalar* sums, const Scalar* bias,
-                  std::ptrdiff_t rows, Scalar* hidden) noexcept {
-  switch (rule.kind) {
-    case ActivationKind::relu:
-      return gated_by<ActivationKind::relu>(rule, sums, bias, rows, hidden);
-    case ActivationKind::silu:
-      return gated_by<ActivationKind::silu>(rule, sums, bias, rows, hidden);
-    case ActivationKind::gelu:
-      return gated_by<ActivationKind::gelu>(rule, sums, bias, rows, hidden);
-    case ActivationKind::gelu_tanh:
-      return gated_by<ActivationKind::gelu_tanh>(rule, sums, bias, rows, hidden);
-    case ActivationKind::clamped:
-      return gated_by<ActivationKind::clamped>(rule, sums, bias, rows, hidden);
-  }
-}
-
-inline void plain(const ActivationRule<Scalar>& rule, const Scalar* sums, const Scalar* bias,
-                  std::ptrdiff_t rows, Scalar* hidden) noexcept {
-  switch (rule.kind) {
-    case ActivationKind::silu:
-      return plain_by<ActivationKind::silu>(sums, bias, rows, hidden);
-    case ActivationKind::gelu:
-      return plain_by<ActivationKind::gelu>(sums, bias, rows, hidden);
-    case ActivationKind::gelu_tanh:
-      return plain_by<ActivationKind::gelu_tanh>(sums, bias, rows, hidden);
-    default:
-      return plain_by<ActivationKind::relu>(sums, bias, rows, hidden);
-  }
 }
 
 inline void finish(const Scalar* sums, const Scalar* bias, const Scalar* weight,

@@ -3,7 +3,7 @@
 //
 // Loops over the experts of one token.
 //
-// Uses: Scalar, Vec, `exponential`, `lowest`, `infinity`, `any_above`.
+// Uses: Scalar, Vec, `exponential`, `error_function`, `lowest`, `infinity`, `any_above`.
 
 /// Applies `function` to n values; the rest goes through the same instructions, in a vector of its
 /// own that is filled up with `filling`.
@@ -85,12 +85,15 @@ inline void selection_keys(const Scalar* logit, const Scalar* score, const Scala
   for (std::ptrdiff_t j = 0; i + j < n; ++j) key[i + j] = s[j];
 }
 
-inline void exponential_of(const Scalar* x, std::ptrdiff_t n, Scalar* y) noexcept {
-  map_values(x, n, Scalar(0), y, [](Vec v) { return exponential(v); });
-}
-
-inline void error_function_of(const Scalar* x, std::ptrdiff_t n, Scalar* y) noexcept {
-  map_values(x, n, Scalar(0), y, [](Vec v) { return error_function(v); });
+template <MapKind kind>
+void map(const Scalar* x, std::ptrdiff_t n, Scalar* y) noexcept {
+  map_values(x, n, Scalar(0), y, [](Vec v) {
+    if constexpr (kind == MapKind::exponential) {
+      return exponential(v);
+    } else {
+      return error_function(v);
+    }
+  });
 }
 
 inline std::ptrdiff_t find_above(const Scalar* key, std::ptrdiff_t begin, std::ptrdiff_t n,
@@ -105,8 +108,6 @@ inline std::ptrdiff_t find_above(const Scalar* key, std::ptrdiff_t begin, std::p
 }
 
 inline constexpr RowKernels<Scalar> rows{
-    .gated = &gated,
-    .plain = &plain,
     .finish = &finish,
     .weighted_sum = &weighted_sum,
     .pack = &pack,
@@ -114,8 +115,6 @@ inline constexpr RowKernels<Scalar> rows{
     .largest = &largest,
     .divide_all = &divide_all,
     .selection_keys = &selection_keys,
-    .exponential_of = &exponential_of,
-    .error_function_of = &error_function_of,
     .sigmoids = &sigmoids,
     .find_above = &find_above,
 };
