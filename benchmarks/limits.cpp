@@ -7,7 +7,6 @@
 #include "limits.hpp"
 
 #include <algorithm>
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -29,36 +28,30 @@
 namespace benchmarks {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-/// The most of `amount` per second that `run(thread)`, on all threads at once, reaches.
+/// The amount per second when run(thread) is on all threads at once.
 template <class Run>
-double best_rate(double amount_of_thread, const Run& run) {
-  constexpr int repetitions = 5;
-  double best = 0;
-  for (int repetition = 0; repetition < repetitions; ++repetition) {
-    const auto start = Clock::now();
-    int threads = 1;
+double rate_of(double amount_of_thread, const Run& run) {
+  const auto start = Clock::now();
+  int threads = 1;
 #pragma omp parallel
-    {
+  {
 #pragma omp single
-      threads = omp_get_num_threads();
-      run(omp_get_thread_num());
-    }
-    best = std::max(best, amount_of_thread * threads / seconds_since(start));
+    threads = omp_get_num_threads();
+    run(omp_get_thread_num());
   }
-  return best;
+  return amount_of_thread * threads / seconds_since(start);
 }
 
 template <class Run>
 void add_form(Limit& limit, const char* name, double amount_of_thread, const Run& run) {
-  std::function<double()> again = [=] { return best_rate(amount_of_thread, run); };
-  const double per_second = again();
-  limit.forms.push_back({name, per_second, std::move(again)});
+  limit.forms.push_back({name, 0, [=] { return rate_of(amount_of_thread, run); }});
+}
+
+/// The best of many times for every form. The forms take turns, so that each of them sees the
+/// machine's better moments.
+void measure(Limit& limit) {
+  for (int repetition = 0; repetition < 40; ++repetition)
+    for (LimitForm& form : limit.forms) form.per_second = std::max(form.per_second, form.once());
 }
 
 bool runs(moe::Isa level) {
@@ -66,8 +59,8 @@ bool runs(moe::Isa level) {
   return std::find(levels.begin(), levels.end(), level) != levels.end();
 }
 
-constexpr long rounds = 4'000'000;
-constexpr int chains = 12;  // Above latency times units, below the number of registers.
+constexpr long rounds = 400'000;  // About 2 ms.
+constexpr int chains = 12;        // Above latency times units, below the number of registers.
 
 #if MOE_ARCH_X86_64
 
@@ -200,20 +193,21 @@ void run_limit(benchmark::State& state, const Limit& limit) {
 
 }  // namespace
 
-double Limit::now() const {
-  std::vector<LimitForm> by_rate = forms;
-  std::sort(by_rate.begin(), by_rate.end(),
-            [](const LimitForm& a, const LimitForm& b) { return a.per_second > b.per_second; });
-  double most = 0;
-  for (std::size_t i = 0; i < std::min<std::size_t>(by_rate.size(), 2); ++i)
-    most = std::max(most, by_rate[i].again());
-  return most;
+const LimitForm* Limit::best_form() const {
+  const auto best = std::max_element(
+      forms.begin(), forms.end(),
+      [](const LimitForm& a, const LimitForm& b) { return a.per_second < b.per_second; });
+  return best == forms.end() ? nullptr : &*best;
 }
 
 double Limit::best() const {
-  double most = 0;
-  for (const LimitForm& form : forms) most = std::max(most, form.per_second);
-  return most;
+  const LimitForm* const form = best_form();
+  return form == nullptr ? 0 : form->per_second;
+}
+
+double Limit::now() const {
+  const LimitForm* const form = best_form();
+  return form == nullptr ? 0 : form->once();
 }
 
 const Limit& fma_limit() {
@@ -225,6 +219,7 @@ const Limit& fma_limit() {
     if (runs(moe::Isa::avx2)) add_form(result, "avx2", 8 * per_lane, fma_avx2);
     if (runs(moe::Isa::avx512)) add_form(result, "avx512", 16 * per_lane, fma_avx512);
 #endif
+    measure(result);
     return result;
   }();
   return limit;
@@ -240,6 +235,7 @@ const Limit& vnni_limit() {
       add_form(result, "512_bit", 16 * per_lane, vnni_512);
     }
 #endif
+    measure(result);
     return result;
   }();
   return limit;
@@ -248,20 +244,29 @@ const Limit& vnni_limit() {
 const Limit& read_limit() {
   static const Limit limit = [] {
     Limit result;
+    // Each time another piece of every thread's part, which is long gone from the cache when its
+    // turn comes again.
+    constexpr std::size_t pieces = 4;
     const auto threads = static_cast<std::size_t>(omp_get_max_threads());
-    const auto wanted = static_cast<std::size_t>(8 * last_level_cache()) / threads;
-    const std::size_t part =
-        (std::max<std::size_t>(wanted, std::size_t{1} << 28) + 4095) / 4096 * 4096;
+    const auto wanted = static_cast<std::size_t>(8 * last_level_cache()) / threads / pieces;
+    const std::size_t piece =
+        (std::max<std::size_t>(wanted, std::size_t{1} << 26) + 4095) / 4096 * 4096;
+    const std::size_t part = pieces * piece;
     static moe::AlignedBuffer<std::byte> memory(part * threads + 65536);
+    static std::size_t turn = 0;
 #pragma omp parallel
     {
       const auto thread = static_cast<std::size_t>(omp_get_thread_num());
       std::fill_n(memory.data() + thread * part, part, std::byte{1});
     }
     const auto add = [&](const char* name, auto read) {
-      add_form(result, name, static_cast<double>(part), [part, read](int thread) {
-        read(memory.data() + static_cast<std::size_t>(thread) * part, part);
-      });
+      result.forms.push_back(
+          {name, 0, [=] {
+             const std::size_t first = turn++ % pieces * piece;
+             return rate_of(static_cast<double>(piece), [=](int thread) {
+               read(memory.data() + static_cast<std::size_t>(thread) * part + first, piece);
+             });
+           }});
     };
     add("plain", read_plain);
 #if MOE_ARCH_X86_64
@@ -277,6 +282,7 @@ const Limit& read_limit() {
       add("avx512_1_stream_prefetch", read_avx512<2048>);
     }
 #endif
+    measure(result);
     return result;
   }();
   return limit;

@@ -5,26 +5,37 @@
 // with it.
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <string>
 #include <vector>
 
 namespace benchmarks {
 
+using Clock = std::chrono::steady_clock;
+
+inline double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
 /// One way to reach a limit.
 struct LimitForm {
   std::string name;
-  double per_second = 0;          // operations or bytes
-  std::function<double()> again;  // measures it once more
+  double per_second = 0;         // operations or bytes
+  std::function<double()> once;  // measures it once more, in a few milliseconds
 };
 
 /// The forms that were tried; the limit is the best of them. 0 where the machine has none.
 struct Limit {
   std::vector<LimitForm> forms;
   double best() const;
-  /// What the best two forms reach now: a machine that is shared gives more and less of its memory
-  /// from minute to minute, and a benchmark is held against what there was when it ran.
+  /// What the best form reaches at this moment: a machine that is shared gives more and less of its
+  /// memory from one second to the next, and a benchmark is held against what there was when it
+  /// ran.
   double now() const;
+
+ private:
+  const LimitForm* best_form() const;
 };
 
 /// Single-precision operations, a fused multiply-add counted as two: all threads.

@@ -5,7 +5,6 @@
 #pragma once
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <functional>
@@ -140,52 +139,78 @@ inline std::size_t copies_needed(double bank_bytes) {
   return static_cast<std::size_t>(std::ceil(8 * last_level_cache() / bank_bytes));
 }
 
-/// What the machine can do now.
-inline moe::MachineLimits limits_now() {
-  return {fma_limit().now(), read_limit().now()};
+/// What one iteration does.
+struct Work {
+  double tokens = 0;
+  double flop = 0;
+  double weight_bytes = 0;  // read from memory
+  double moved_bytes = 0;   // read and written, wherever they are
+};
+
+/// Runs run() for every iteration and reports by the second of real time.
+template <class Run>
+void measure(benchmark::State& state, const Work& work, const Run& run) {
+  const Clock::time_point start = Clock::now();
+  for (auto _ : state) run();
+  const double seconds = seconds_since(start) / static_cast<double>(state.iterations());
+  if (work.tokens > 0) state.counters["tokens/s"] = work.tokens / seconds;
+  if (work.flop > 0) state.counters["flops"] = work.flop / seconds;
+  const double bytes = work.weight_bytes + work.moved_bytes;
+  if (bytes > 0) state.counters["bytes"] = bytes / seconds;
 }
 
-/// Reports a benchmark by the second of real time. The clock starts here and stops at `report`.
-class Report {
- public:
-  /// `before`: the limits right before, if it is held against them; those right after are measured
-  /// too, and the larger ones count.
-  explicit Report(benchmark::State& state, const moe::MachineLimits& before = {})
-      : state_(state), limits_(before), start_(std::chrono::steady_clock::now()) {}
+inline double median(std::vector<double> values) {
+  if (values.empty()) return 0;
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
 
-  /// What one iteration does; `weight_bytes` are read from memory.
-  void operator()(double tokens, double flop, double weight_bytes) {
-    const double seconds = seconds_per_iteration();
-    state_.counters["tokens/s"] = tokens / seconds;
-    if (flop > 0) state_.counters["flops"] = flop / seconds;
-    if (weight_bytes > 0) state_.counters["bytes"] = weight_bytes / seconds;
-    if (limits_.bytes_per_second == 0) return;
-    const moe::MachineLimits after = limits_now();
-    limits_.flop_per_second = std::max(limits_.flop_per_second, after.flop_per_second);
-    limits_.bytes_per_second = std::max(limits_.bytes_per_second, after.bytes_per_second);
-    state_.counters["limit_bytes"] = limits_.bytes_per_second;
-    state_.counters["roofline"] =
-        std::max(weight_bytes / limits_.bytes_per_second, flop / limits_.flop_per_second) / seconds;
+/// The same, held against the machine's limits: what memory gives is measured before and after
+/// every 20 ms or more of iterations, and the counters `roofline`, the share of the limit, and
+/// `median_ms` are the medians over these samples. Returns the limits over the whole run.
+template <class Run>
+moe::MachineLimits measure_against_limits(benchmark::State& state, const Work& work,
+                                          const Run& run) {
+  constexpr double seconds_of_sample = 0.02;
+  std::vector<double> times;  // of an iteration, by sample
+  std::vector<double> reads;
+  moe::MachineLimits limits{fma_limit().best(), 0};
+  double read = read_limit().now();
+  double seconds = 0;
+  double iterations = 0;
+  const auto close = [&] {
+    const double after = read_limit().now();
+    limits.flop_per_second = std::max(limits.flop_per_second, fma_limit().now());
+    times.push_back(seconds / iterations);
+    reads.push_back((read + after) / 2);
+    read = after;
+    seconds = iterations = 0;
+  };
+  for (auto _ : state) {
+    const Clock::time_point start = Clock::now();
+    run();
+    seconds += seconds_since(start);
+    ++iterations;
+    if (seconds < seconds_of_sample) continue;
+    state.PauseTiming();
+    close();
+    state.ResumeTiming();
   }
-
-  /// What the benchmark was held against, after the report.
-  const moe::MachineLimits& limits() const { return limits_; }
-
-  void bytes(double moved) { state_.counters["bytes"] = moved / seconds_per_iteration(); }
-
- private:
-  double seconds_per_iteration() {
-    if (seconds_ == 0)
-      seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count() /
-                 static_cast<double>(state_.iterations());
-    return seconds_;
-  }
-
-  benchmark::State& state_;
-  moe::MachineLimits limits_;
-  std::chrono::steady_clock::time_point start_;
-  double seconds_ = 0;
-};
+  if (times.empty()) close();
+  std::vector<double> shares;
+  for (std::size_t i = 0; i < times.size(); ++i)
+    shares.push_back(std::max(work.weight_bytes / reads[i], work.flop / limits.flop_per_second) /
+                     times[i]);
+  limits.bytes_per_second = median(reads);
+  const double time = median(times);
+  state.counters["tokens/s"] = work.tokens / time;
+  state.counters["flops"] = work.flop / time;
+  state.counters["bytes"] = work.weight_bytes / time;
+  state.counters["limit_bytes"] = limits.bytes_per_second;
+  state.counters["median_ms"] = time * 1e3;
+  state.counters["roofline"] = median(shares);
+  return limits;
+}
 
 /// The last object asked for, kept while consecutive benchmarks ask for the same one: weights of
 /// one shape and precision are in memory at a time.

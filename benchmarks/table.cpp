@@ -10,13 +10,7 @@
 namespace benchmarks {
 namespace {
 
-double median(std::vector<double> values) {
-  if (values.empty()) return 0;
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
-
-/// Three significant digits.
+/// Two or three significant digits.
 std::string digits(double value) {
   char text[32];
   std::snprintf(text, sizeof text, value >= 100 ? "%.0f" : value >= 10 ? "%.1f" : "%.2f", value);
@@ -44,9 +38,9 @@ void TableReporter::ReportRuns(const std::vector<Run>& runs) {
     }
     if (std::find(kinds_.begin(), kinds_.end(), kind) == kinds_.end()) kinds_.push_back(kind);
     Times& times = times_[kind][shape][tokens];
-    const double ms = run.real_accumulated_time / static_cast<double>(run.iterations) * 1e3;
+    const double ms = run.counters.at("median_ms");
     times.milliseconds.push_back(ms);
-    times.limits.push_back(ms * run.counters.at("roofline"));
+    times.shares.push_back(run.counters.at("roofline"));
     std::fprintf(stderr, "%-48s %10.3f ms\n", name.c_str(), ms);
   }
 }
@@ -74,17 +68,18 @@ void TableReporter::Finalize() {
                                                 : "… " + kind.substr(5);
       print(row, [&](moe::Index t) { return digits(time(kind, t)); });
     }
+    const auto share = [&](const std::string& kind, moe::Index t) {
+      return median(times_[kind][shape.name][t].shares);
+    };
     print("… limit",
-          [&](moe::Index t) { return digits(median(times_["forward"][shape.name][t].limits)); });
-    print("… share of the limit", [&](moe::Index t) {
-      return digits(median(times_["forward"][shape.name][t].limits) / time("forward", t));
-    });
+          [&](moe::Index t) { return digits(share("forward", t) * time("forward", t)); });
+    print("… share of the limit", [&](moe::Index t) { return digits(share("forward", t)); });
+    // By shares, so that memory which was slower while one of the two ran doesn't count.
     print("… faster than the best peer", [&](moe::Index t) {
       double best = 0;
       for (const std::string& kind : kinds_)
-        if (kind.rfind("peer:", 0) == 0 && time(kind, t) > 0)
-          best = best == 0 ? time(kind, t) : std::min(best, time(kind, t));
-      return digits(best / time("forward", t)) + "x";
+        if (kind.rfind("peer:", 0) == 0) best = std::max(best, share(kind, t));
+      return best == 0 ? "" : digits(share("forward", t) / best) + "x";
     });
   }
 }

@@ -26,7 +26,7 @@ class TableReporter : public benchmark::BenchmarkReporter {
  private:
   struct Times {
     std::vector<double> milliseconds;
-    std::vector<double> limits;
+    std::vector<double> shares;
   };
   /// "forward", "dense" or "peer:name", then shape, then tokens.
   std::map<std::string, std::map<std::string, std::map<long, Times>>> times_;

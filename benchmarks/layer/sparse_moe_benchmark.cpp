@@ -73,17 +73,16 @@ void forward(benchmark::State& state, const Shape& shape, Index tokens, Skew ske
     ++turn;
   };
   run();  // Takes the workspace's memory.
-  Report report(state, limits_now());
-  for (auto _ : state) run();
   const double flop = flop_of(shape, tokens);
   const double bytes = set.mean_touched * bank_bytes(shape, 1, sizeof(typename Bank::Storage));
-  report(static_cast<double>(tokens), flop, bytes);
+  const moe::MachineLimits limits = measure_against_limits(
+      state, {.tokens = static_cast<double>(tokens), .flop = flop, .weight_bytes = bytes}, run);
   // What the layer says of itself, against what the shape says and against the time.
   double explained_flop = 0;
   double explained_bytes = 0;
   const auto count = static_cast<double>(set.routings.size());
   for (const moe::Routing<float>& routing : set.routings) {
-    const moe::Explanation explained = layers[0].explain(routing, report.limits());
+    const moe::Explanation explained = layers[0].explain(routing, limits);
     explained_flop += explained.flop / count;
     explained_bytes += explained.weight_bytes / count;
     state.counters["explained_ms"] += explained.roofline_seconds() * 1e3 / count;
@@ -116,9 +115,11 @@ void dense(benchmark::State& state, const Shape& shape, Index tokens) {
     benchmark::DoNotOptimize(y.data());
   };
   run();
-  Report report(state, limits_now());
-  for (auto _ : state) run();
-  report(static_cast<double>(tokens), flop_of(shape, tokens), bytes);
+  measure_against_limits(state,
+                         {.tokens = static_cast<double>(tokens),
+                          .flop = flop_of(shape, tokens),
+                          .weight_bytes = bytes},
+                         run);
 }
 
 template <class Bank>

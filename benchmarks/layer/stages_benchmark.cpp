@@ -37,25 +37,23 @@ void router(benchmark::State& state, const Shape& shape, Index tokens) {
   const Matrix<float> x = Matrix<float>::Random(tokens, shape.d_model);  // (T, D)
   moe::Routing<float> routing;
   router.route(x, {}, routing);
-  Report report(state);
-  for (auto _ : state) {
-    router.route(x, {}, routing);
-    benchmark::DoNotOptimize(routing.experts.data());
-  }
-  report(static_cast<double>(tokens),
-         2 * static_cast<double>(tokens * shape.d_model * shape.num_experts), 0);
+  measure(state,
+          {.tokens = static_cast<double>(tokens),
+           .flop = 2 * static_cast<double>(tokens * shape.d_model * shape.num_experts)},
+          [&] {
+            router.route(x, {}, routing);
+            benchmark::DoNotOptimize(routing.experts.data());
+          });
 }
 
 void plan(benchmark::State& state, const Shape& shape, Index tokens) {
   const moe::Routing<float> routing = make_routing(shape, tokens, Skew::uniform, 1);
   moe::DispatchPlan made;
   moe::make_plan(routing, {}, made);
-  Report report(state);
-  for (auto _ : state) {
+  measure(state, {.tokens = static_cast<double>(tokens)}, [&] {
     moe::make_plan(routing, {}, made);
     benchmark::DoNotOptimize(made.rows.data());
-  }
-  report(static_cast<double>(tokens), 0, 0);
+  });
 }
 
 /// One bank and what its steps work on: `rows` tokens in blocks, as every expert's.
@@ -124,14 +122,16 @@ void products(benchmark::State& state, const Shape& shape, Index tokens, bool up
     });
   };
   run();
-  Report report(state, limits_now());
-  for (auto _ : state) run();
   const double of_all =
       static_cast<double>(shape.d_model * shape.d_ff) * (!up                             ? 1
                                                          : shape.gating == Gating::gated ? 2
                                                                                          : 1);
-  report(static_cast<double>(tokens), 2 * of_all * static_cast<double>(tokens * shape.top_k),
-         of_all * static_cast<double>(touched_experts(routing)) * sizeof(float));
+  measure_against_limits(
+      state,
+      {.tokens = static_cast<double>(tokens),
+       .flop = 2 * of_all * static_cast<double>(tokens * shape.top_k),
+       .weight_bytes = of_all * static_cast<double>(touched_experts(routing)) * sizeof(float)},
+      run);
 }
 
 void pack(benchmark::State& state, const Shape& shape, Index tokens) {
@@ -151,9 +151,7 @@ void pack(benchmark::State& state, const Shape& shape, Index tokens) {
         });
   };
   run();
-  Report report(state);
-  for (auto _ : state) run();
-  report.bytes(bytes_of_rows(shape, 2 * made.num_rows()));
+  measure(state, {.moved_bytes = bytes_of_rows(shape, 2 * made.num_rows())}, run);
 }
 
 void dispatch(benchmark::State& state, const Shape& shape, Index tokens) {
@@ -161,12 +159,10 @@ void dispatch(benchmark::State& state, const Shape& shape, Index tokens) {
   moe::make_plan(make_routing(shape, tokens, Skew::uniform, 1), {}, made);
   const Matrix<float> x = Matrix<float>::Random(tokens, shape.d_model);  // (T, D)
   Matrix<float> rows(made.num_rows(), shape.d_model);                    // (N, D)
-  Report report(state);
-  for (auto _ : state) {
+  measure(state, {.moved_bytes = bytes_of_rows(shape, 2 * made.num_rows())}, [&] {
     moe::dispatch<float>(x, made, rows);
     benchmark::DoNotOptimize(rows.data());
-  }
-  report.bytes(bytes_of_rows(shape, 2 * made.num_rows()));
+  });
 }
 
 void combine(benchmark::State& state, const Shape& shape, Index tokens) {
@@ -175,12 +171,10 @@ void combine(benchmark::State& state, const Shape& shape, Index tokens) {
   moe::make_plan(routing, {}, made);
   const Matrix<float> rows = Matrix<float>::Random(made.num_rows(), shape.d_model);  // (N, D)
   Matrix<float> y(tokens, shape.d_model);                                            // (T, D)
-  Report report(state);
-  for (auto _ : state) {
+  measure(state, {.moved_bytes = bytes_of_rows(shape, made.num_rows() + tokens)}, [&] {
     moe::combine<float>(rows, made, routing.weights, y);
     benchmark::DoNotOptimize(y.data());
-  }
-  report.bytes(bytes_of_rows(shape, made.num_rows() + tokens));
+  });
 }
 
 using Stage = void (*)(benchmark::State&, const Shape&, Index);

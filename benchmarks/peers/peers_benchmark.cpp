@@ -6,8 +6,8 @@
 //                                        other with all threads each, and side by side with one;
 //                                        or in the library's own block, where it has one
 #include <algorithm>
-#include <chrono>
 #include <cmath>
+#include <deque>
 #include <memory>
 #include <omp.h>
 #include <random>
@@ -143,40 +143,48 @@ class PeerLayer {
 };
 
 double seconds_of(const std::function<void()>& run) {
-  const auto start = std::chrono::steady_clock::now();
+  const Clock::time_point start = Clock::now();
   run();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return seconds_since(start);
 }
 
 template <class Bank>
 void run_peer(benchmark::State& state, const Peer& peer, const Shape& shape, Index tokens) {
-  auto& layer = Kept::get<PeerLayer<Bank>>("peer:" + peer.name() + "/" + shape.name,
-                                           [&] { return PeerLayer<Bank>(peer, shape); });
+  const auto weights = static_cast<double>(shape.weights_per_expert());
+  // As many copies as of our own layer, used in turn.
+  auto& layers =
+      Kept::get<std::deque<PeerLayer<Bank>>>("peer:" + peer.name() + "/" + shape.name, [&] {
+        std::deque<PeerLayer<Bank>> copies;
+        const double bytes = static_cast<double>(shape.num_experts) * weights * sizeof(float);
+        for (std::size_t i = 0; i < copies_needed(bytes); ++i) copies.emplace_back(peer, shape);
+        return copies;
+      });
   const RoutingSet set(shape, tokens, Skew::uniform);
   const Matrix<float> x = Matrix<float>::Random(tokens, shape.d_model);
   Matrix<float> y(tokens, shape.d_model);
   std::size_t turn = 0;
   const auto run = [&](bool side_by_side) {
-    layer.forward(x, set.at(turn++), y, side_by_side);
+    layers[turn % layers.size()].forward(x, set.at(turn), y, side_by_side);
+    ++turn;
     benchmark::DoNotOptimize(y.data());
   };
   double best[2] = {};
   for (const bool side_by_side : {false, true}) {
     best[side_by_side] = 1e300;
-    if (side_by_side && layer.has_block()) break;
+    if (side_by_side && layers[0].has_block()) break;
     run(side_by_side);
     for (int i = 0; i < 3; ++i)
       best[side_by_side] = std::min(best[side_by_side], seconds_of([&] { run(side_by_side); }));
   }
   const bool faster = best[true] < best[false];
-  Report report(state, limits_now());
-  for (auto _ : state) run(faster);
-  const auto weights = static_cast<double>(shape.weights_per_expert());
-  report(static_cast<double>(tokens), 2 * static_cast<double>(tokens * shape.top_k) * weights,
-         set.mean_touched * weights * sizeof(float));
-  state.SetLabel(layer.has_block() ? "the library's own block"
-                 : faster          ? "experts side by side"
-                                   : "experts one after the other");
+  measure_against_limits(state,
+                         {.tokens = static_cast<double>(tokens),
+                          .flop = 2 * static_cast<double>(tokens * shape.top_k) * weights,
+                          .weight_bytes = set.mean_touched * weights * sizeof(float)},
+                         [&] { run(faster); });
+  state.SetLabel(layers[0].has_block() ? "the library's own block"
+                 : faster              ? "experts side by side"
+                                       : "experts one after the other");
 }
 
 template <class Bank>
