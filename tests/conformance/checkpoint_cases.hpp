@@ -69,9 +69,17 @@ inline moe::Capacity nllb_capacity(const GoldenCase& golden) {
   capacity.order =
       golden.flag("bpr", false) ? moe::DropOrder::batch_priority : moe::DropOrder::slot_major;
   const double share = golden.number("eval_frac", 0);
-  capacity.formula = share > 0 ? moe::CapacityFormula::token_share : moe::CapacityFormula::fixed;
-  capacity.factor = share;
-  capacity.fixed_rows = golden.size("capacity", 0);
+  const std::string rows = golden.text("capacity", "None");
+  if (share > 0) {
+    capacity.formula = moe::CapacityFormula::token_share;
+    capacity.factor = share;
+  } else if (rows == "None" || rows == "none") {  // 2 ceil(T / E)
+    capacity.formula = moe::CapacityFormula::tutel;
+    capacity.factor = 1;
+  } else {
+    capacity.formula = moe::CapacityFormula::fixed;
+    capacity.fixed_rows = golden.size("capacity");
+  }
   return capacity;
 }
 

@@ -63,7 +63,10 @@ class Comparison {
   void compare_exactly(const std::string& name, const Actual& actual) {
     using Integer = typename Actual::Scalar;
     if (!expects(name)) return fail("there is no expected " + name);
-    if (golden_.matrix<Integer>("expected." + name) != actual) fail(name + " differs");
+    const Matrix<Integer> expected = golden_.matrix<Integer>("expected." + name);
+    if (expected.rows() != actual.rows() || expected.cols() != actual.cols())
+      return fail(name + " has another shape");
+    if (expected != actual) fail(name + " differs");
   }
 
   void fail(const std::string& problem) {
@@ -71,12 +74,19 @@ class Comparison {
   }
 
   /// Fails if anything that the case expects was left out, but the gradients, which need a backward
-  /// pass, and the loss that they belong to.
-  void check_that_all_is_compared() {
+  /// pass, and the loss that they belong to; and if a weight was not used. `block` tells the
+  /// tensors that a loader has checked for itself. Noise may be there beside a rule that draws
+  /// none: the summary says so.
+  void check_that_all_is_used(const std::string& block) {
     for (const std::string& name : golden_.tensors().names()) {
-      const bool is_gradient = name.find("grad") != std::string::npos || name == "expected.loss";
-      if (name.starts_with("expected.") && !is_gradient && compared_.count(name) == 0)
-        fail(name + " was not compared");
+      if (name.starts_with("expected.")) {
+        if (!is_gradient(name) && compared_.count(name) == 0) fail(name + " was not compared");
+      } else if (name != "grad_output" && name != "attention_mask" && !golden_.has_used(name) &&
+                 (block.empty() || !name.starts_with(block))) {
+        const bool is_noise = name == "noise" || name == "gumbel_noise" || name == "rts_uniform";
+        if (!is_noise) fail(name + " was not used");
+        note_ += "; " + name + " was not used";
+      }
     }
   }
 
@@ -86,10 +96,17 @@ class Comparison {
     if (!problem_.empty()) return problem_;
     char text[96];
     std::snprintf(text, sizeof text, "%.3f of the tolerance (%s)", worst_, worst_in_.c_str());
-    return text;
+    return text + note_;
   }
 
  private:
+  static bool is_gradient(const std::string& name) {
+    for (const char* const kind : {"expected.grad.", "expected.nll_grad."})
+      if (name.starts_with(kind)) return true;
+    return name == "expected.grad_input" || name == "expected.nll_grad_input" ||
+           name == "expected.loss";
+  }
+
   static double largest(const Matrix<double>& m) {
     return m.size() == 0 ? 0 : m.cwiseAbs().maxCoeff();
   }
@@ -117,6 +134,7 @@ class Comparison {
   double worst_ = 0;
   std::string worst_in_ = "all equal";
   std::string problem_;
+  std::string note_;
   std::set<std::string> compared_;
 };
 

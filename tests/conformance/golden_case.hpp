@@ -4,6 +4,8 @@
 // One file of reference data: weights, input and expected values of one MoE block.
 #pragma once
 
+#include <cstddef>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -39,6 +41,10 @@ class GoldenCase {
   std::string family() const { return text("family"); }
   std::string weights_prefix() const { return text("weights_prefix"); }
   bool has(const std::string& tensor) const { return tensors_.contains(tensor); }
+  /// Whether a tensor has been read.
+  bool has_used(const std::string& tensor) const { return used_.count(tensor) != 0; }
+  /// Tells that it is read in another way than by `matrix`.
+  void use(const std::string& tensor) const { used_.insert(tensor); }
   bool has_entry(const std::string& key) const { return tensors_.metadata().count(key) != 0; }
 
   /// Metadata entries.
@@ -51,11 +57,17 @@ class GoldenCase {
   std::string text(const std::string& key, const std::string& otherwise) const {
     return has_entry(key) ? text(key) : otherwise;
   }
-  Index size(const std::string& key) const { return std::stol(text(key)); }
+  Index size(const std::string& key) const {
+    return parsed<Index>(key,
+                         [](const std::string& t, std::size_t* end) { return std::stol(t, end); });
+  }
   Index size(const std::string& key, Index otherwise) const {
     return has_entry(key) ? size(key) : otherwise;
   }
-  double number(const std::string& key) const { return std::stod(text(key)); }
+  double number(const std::string& key) const {
+    return parsed<double>(key,
+                          [](const std::string& t, std::size_t* end) { return std::stod(t, end); });
+  }
   double number(const std::string& key, double otherwise) const {
     return has_entry(key) ? number(key) : otherwise;
   }
@@ -72,6 +84,7 @@ class GoldenCase {
   /// A tensor as it is stored; all dimensions but the last count as rows, a vector is a column.
   template <class Scalar>
   Matrix<Scalar> matrix(const std::string& tensor) const {
+    use(tensor);
     const std::vector<Index>& shape = tensors_.tensor(tensor).shape;
     if (shape.empty()) return tensors_.matrix<Scalar>(tensor, 1, 1);
     if (shape.size() == 1) return tensors_.matrix<Scalar>(tensor, shape[0], 1);
@@ -87,7 +100,20 @@ class GoldenCase {
   }
 
  private:
+  template <class Value, class Parse>
+  Value parsed(const std::string& key, Parse&& parse) const {
+    const std::string& value = text(key);
+    std::size_t end = 0;
+    try {
+      const Value result = parse(value, &end);
+      if (end == value.size()) return result;
+    } catch (const std::logic_error&) {  // No number, or out of range.
+    }
+    throw std::runtime_error("'" + key + "' is '" + value + "'");
+  }
+
   moe::io::Tensors tensors_;
+  mutable std::set<std::string> used_;
   double output_tolerance_double_ = 0;
   double output_tolerance_float_ = 0;
 };

@@ -56,6 +56,8 @@ moe::AnyExperts<Scalar> biased_experts(const GoldenCase& golden, const std::stri
 template <class Scalar>
 moe::AnyExperts<Scalar> stacked_experts(const GoldenCase& golden, const std::string& up,
                                         const std::string& down) {
+  golden.use(up);
+  golden.use(down);
   return make_experts<Scalar>(golden, golden.size("E"), false, false, [&](Index e) {
     const std::vector<Index>& up_shape = golden.tensors().tensor(up).shape;
     const std::vector<Index>& down_shape = golden.tensors().tensor(down).shape;

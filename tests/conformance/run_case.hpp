@@ -17,6 +17,7 @@
 
 #include "conformance/checkpoint_cases.hpp"
 #include "conformance/comparison.hpp"
+#include "conformance/declarations.hpp"
 #include "conformance/golden_case.hpp"
 #include "conformance/other_cases.hpp"
 
@@ -38,6 +39,7 @@ template <class Scalar>
 Comparison run(const GoldenCase& golden) {
   Comparison comparison(golden, std::is_same_v<Scalar, double>);
   const std::string family = golden.family();
+  check_declarations(golden);
   if (is_checkpoint_family(family)) {
     run_checkpoint_case<Scalar>(comparison);
   } else if (family == "deepspeed") {
@@ -57,7 +59,7 @@ Comparison run(const GoldenCase& golden) {
   } else {
     comparison.fail("the family '" + family + "' is not known");
   }
-  comparison.check_that_all_is_compared();
+  comparison.check_that_all_is_used(is_checkpoint_family(family) ? golden.weights_prefix() : "");
   return comparison;
 }
 
@@ -67,9 +69,9 @@ struct Verdict {
   std::string line;
 };
 
-inline Verdict run_case(const std::string& path, const nlohmann::json& entry) {
+/// Runs a case by its name and entry in the index of `folder`.
+inline Verdict run_case(const std::string& folder, std::string name, const nlohmann::json& entry) {
   Verdict verdict;
-  std::string name = std::filesystem::path(path).stem().string();
   std::string result;
   const auto attempt = [&](const char* precision, auto&& compare) {
     std::string summary;
@@ -84,7 +86,8 @@ inline Verdict run_case(const std::string& path, const nlohmann::json& entry) {
     result += std::string(precision) + " " + summary;
   };
   try {
-    const GoldenCase golden(path, entry);
+    const GoldenCase golden(
+        (std::filesystem::path(folder) / entry.at("file").get<std::string>()).string(), entry);
     name = golden.name();
     attempt("double", [&] { return run<double>(golden); });
     attempt("; float", [&] { return run<float>(golden); });

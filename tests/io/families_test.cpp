@@ -274,6 +274,69 @@ TEST(LayerConfig, HasTheSwitchesOfEveryFamily) {
                moe::FormatError);
 }
 
+TEST(LayerConfig, RefusesValuesThatMeanNothing) {
+  const std::vector<Published> all = published();
+  const auto refuses = [&](const char* file, const nlohmann::json& fields, const char* named) {
+    for (const Published& model : all) {
+      if (std::string(model.file) != file) continue;
+      nlohmann::json config = model.config;
+      nlohmann::json& inner = config.contains("ffn_config") ? config["ffn_config"] : config;
+      inner.update(fields);
+      try {
+        moe::io::layer_config(config, "");
+      } catch (const moe::FormatError& error) {
+        EXPECT_NE(std::string(error.what()).find(named), std::string::npos) << error.what();
+        return;
+      }
+      ADD_FAILURE() << file << " takes " << fields;
+    }
+  };
+  refuses("nllb_moe_drop_grad", {{"expert_capacity", -3}}, "expert_capacity");
+  refuses("nllb_moe_drop_grad", {{"moe_token_dropout", 7.0}}, "moe_token_dropout");
+  refuses("switch_drop_grad", {{"expert_capacity", -3}}, "expert_capacity");
+  refuses("switch_drop_grad", {{"router_jitter_noise", 1.5}}, "router_jitter_noise");
+  refuses("granitemoe_basic", {{"shared_intermediate_size", -5}}, "shared_intermediate_size");
+  refuses("phimoe_basic", {{"router_jitter_noise", -1.0}}, "router_jitter_noise");
+  refuses("mixtral_odd_t1", {{"router_jitter_noise", -1.0}}, "router_jitter_noise");
+  refuses("dbrx_l2", {{"moe_normalize_expert_weights", -1.0}}, "moe_normalize_expert_weights");
+  refuses("dbrx_l2", {{"uniform_expert_assignment", true}}, "uniform_expert_assignment");
+  refuses("ernie45_shared_grad", {{"use_bias", true}}, "use_bias");
+}
+
+TEST(LayerConfig, NoSharedExpertsMayBeNull) {
+  for (const Published& model : published()) {
+    if (model.family != Family::glm4_moe) continue;
+    nlohmann::json config = model.config;
+    config["n_shared_experts"] = nullptr;
+    EXPECT_EQ(moe::io::layer_config(config, "").shared_d_ff, 0);
+  }
+}
+
+TEST(PublishedCheckpoints, WithATensorThatIsNoneOfTheBlocksAreRefused) {
+  SafetensorsWriter writer;
+  const std::string block = "model.layers.0.block_sparse_moe.";
+  writer.add(block + "gate.weight", random_matrix<float>(2, 4, 1));
+  for (const char* const expert : {"experts.0.", "experts.1."}) {
+    writer.add(block + expert + "w1.weight", random_matrix<float>(3, 4, 2));
+    writer.add(block + expert + "w2.weight", random_matrix<float>(4, 3, 3));
+    writer.add(block + expert + "w3.weight", random_matrix<float>(3, 4, 4));
+  }
+  const TemporaryFolder folder;
+  const auto open = [&] {
+    return Checkpoint::open(folder.write("m.safetensors", writer.bytes())).layer<float>(0);
+  };
+  EXPECT_NO_THROW(open());
+  writer.add("model.layers.0.input_layernorm.weight", random_matrix<float>(4, 1, 5));
+  EXPECT_NO_THROW(open());
+  writer.add_vector(block + "experts.0.w1.bias", random_matrix<float>(3, 1, 5));
+  try {
+    open();
+    ADD_FAILURE() << "a bias that nobody reads";
+  } catch (const moe::FormatError& error) {
+    EXPECT_NE(std::string(error.what()).find(block + "experts.0.w1.bias"), std::string::npos);
+  }
+}
+
 TEST(LayerConfig, ANormOfNullIsNone) {
   nlohmann::json json;
   for (const Published& model : published())

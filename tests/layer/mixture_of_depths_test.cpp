@@ -65,6 +65,11 @@ TEST(MixtureOfDepths, ChoiceLossIsACrossEntropy) {
   EXPECT_NEAR(Depths::choice_loss(r, {1}),
               -(std::log(sigmoid(-0.0)) + std::log(sigmoid(2)) + std::log(sigmoid(1))) / 3, 1e-15);
   EXPECT_NEAR(Depths::choice_loss(moe::Vector<double>::Zero(5), {0}), std::log(2.0), 1e-15);
+  const std::vector<std::uint8_t> mask{0, 1, 1};
+  EXPECT_NEAR(Depths::choice_loss(r, {1}, mask), -(std::log(sigmoid(2)) + std::log(sigmoid(1))) / 2,
+              1e-15);
+  EXPECT_EQ(Depths::choice_loss(r, {1}, std::vector<std::uint8_t>(3, 0)), 0);
+  EXPECT_THROW(Depths::choice_loss(r, {1}, std::vector<std::uint8_t>(2, 1)), moe::ShapeError);
 }
 
 TEST(MixtureOfDepths, RefusesWhatCannotWork) {

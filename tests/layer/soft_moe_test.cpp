@@ -31,8 +31,9 @@ TEST(SoftMoe, AgreesWithItsDefinition) {
   Matrix<double> exponentials(9, 6);  // (T, slots)
   for (Index t = 0; t < 9; ++t)
     for (Index s = 0; s < 6; ++s)
-      exponentials(t, s) = std::exp(3 * x.row(t).dot(phi.row(s)) / (x.row(t).norm() + 1e-6) /
-                                    (phi.row(s).norm() + 1e-6));
+      exponentials(t, s) =
+          std::exp(3 * x.row(t).dot(phi.row(s)) / std::sqrt(x.row(t).squaredNorm() + 1e-6) /
+                   std::sqrt(phi.row(s).squaredNorm() + 1e-6));
   Matrix<double> expected = Matrix<double>::Zero(9, 6);
   const auto experts = test_support::reference_experts(bank);
   for (Index s = 0; s < 6; ++s) {
@@ -51,6 +52,16 @@ TEST(SoftMoe, AgreesWithItsDefinition) {
   EXPECT_TRUE(y.isApprox(expected, 1e-12));
   for (Index s = 0; s < 6; ++s) EXPECT_NEAR(workspace.dispatch.col(s).sum(), 1, 1e-14);
   for (Index t = 0; t < 9; ++t) EXPECT_NEAR(workspace.combine.row(t).sum(), 1, 1e-14);
+}
+
+TEST(SoftMoe, LogitsOfATokenNearZeroAreSmall) {
+  const Bank bank = test_support::random_bank<Bank>({.num_experts = 1, .d_model = 2, .d_ff = 4}, 1);
+  const moe::SoftMoe<Bank> layer({.phi = (Matrix<double>(1, 2) << 1, 0).finished()}, bank);
+  const Matrix<double> x = (Matrix<double>(1, 2) << 1e-4, 0).finished();
+  Matrix<double> y(1, 2);
+  moe::SoftMoeWorkspace<double> workspace;
+  layer.forward(x, y, workspace);
+  EXPECT_NEAR(workspace.logits(0, 0), 1e-4 / std::sqrt(1e-8 + 1e-6) / std::sqrt(1 + 1e-6), 1e-15);
 }
 
 TEST(SoftMoe, PermutingTokensPermutesTheirOutputs) {

@@ -10,6 +10,7 @@
 #include <moe/losses/conventions.hpp>
 #include <moe/losses/device_balance.hpp>
 #include <moe/losses/metrics.hpp>
+#include <moe/routing/plan.hpp>
 
 #include "support/routings.hpp"
 
@@ -62,6 +63,45 @@ TEST(Conventions, EachIsAtBalanceWhatItSays) {
   }
   // One expert to a device, and every token to two of them.
   EXPECT_NEAR(losses::communication_balance(balanced<double>(4, 2), 4, 2), 1, 1e-14);
+}
+
+TEST(Conventions, TutelsImportanceIsThatOfAllScores) {
+  // Equal scores, but only two of four experts chosen: importance is balanced, the load is not.
+  moe::Matrix<double> logits(2, 4);
+  logits << 1, 1, 1, 1, 2, 2, 2, 2;
+  auto routing = route<double>(logits, 1);
+  routing.experts << 0, 1;
+  const moe::Vector<double> even = moe::Vector<double>::Ones(4);
+  EXPECT_NEAR(losses::tutel_load_importance(routing, even), 0, 1e-15);
+  const moe::Vector<double> load = (moe::Vector<double>(4) << 3, 1, 0, 0).finished();
+  // Mean 1, squares 4 + 0 + 1 + 1 over 3, halved.
+  EXPECT_NEAR(losses::tutel_load_importance(routing, load), 1, 1e-9);
+
+  const auto all = known_routing<double>();
+  const std::vector<std::uint8_t> mask{1, 1, 0, 1};
+  const auto real = test_support::without_padding(all, mask);
+  EXPECT_EQ(losses::tutel_load_importance(all, load, mask),
+            losses::tutel_load_importance(real, load));
+  EXPECT_NE(losses::tutel_load_importance(all, load), losses::tutel_load_importance(real, load));
+}
+
+TEST(Conventions, FastmoesSwitchCountsWhatItsCapacityKept) {
+  moe::Matrix<double> logits(3, 2);
+  logits << 1, 0, 2, 0, 0, 1;
+  const auto routing = route<double>(logits, 1);  // Experts 0, 0, 1.
+  moe::DispatchPlan plan;
+  moe::make_plan(routing, {}, plan);
+  EXPECT_NEAR(losses::fastmoe_switch(routing, plan), losses::switch_transformer(routing), 1e-15);
+  moe::make_plan(routing, {.formula = moe::CapacityFormula::fixed, .fixed_rows = 1}, plan);
+  ASSERT_EQ(plan.dropped.size(), 1U);
+  const double p0 = routing.scores.col(0).sum();
+  const double p1 = routing.scores.col(1).sum();
+  EXPECT_NEAR(losses::fastmoe_switch(routing, plan), 2 * (.5 * p0 / 2 + .5 * p1 / 2), 1e-15);
+  const std::vector<std::uint8_t> mask{1, 0, 1};
+  EXPECT_NEAR(losses::fastmoe_switch(routing, plan, mask),
+              2 * (.5 * (p0 - routing.scores(1, 0)) / 2 + .5 * (p1 - routing.scores(1, 1)) / 2),
+              1e-15);
+  EXPECT_THROW(losses::fastmoe_switch(known_routing<double>(), plan), std::invalid_argument);
 }
 
 TEST(Conventions, DeviceLossesByHand) {

@@ -45,6 +45,9 @@ TYPED_TEST(Metrics, ExpertLoadCountsEveryChoice) {
   const Load load = metrics::expert_load(routing);
   EXPECT_EQ(load, (Load{3, 3, 2, 0}));
   EXPECT_EQ(std::accumulate(load.begin(), load.end(), Index{0}), 8);
+  const std::vector<std::uint8_t> mask{1, 0, 0, 1};
+  EXPECT_EQ(metrics::expert_load(routing, mask), (Load{1, 2, 1, 0})) << "0 and 1, 2 and 1";
+  EXPECT_THROW(metrics::expert_load(routing, std::vector<std::uint8_t>(3, 1)), moe::ShapeError);
   routing.resize(0, 4, 2, {});
   EXPECT_EQ(metrics::expert_load(routing), (Load{0, 0, 0, 0}));
   routing = this->known();

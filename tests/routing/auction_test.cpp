@@ -127,6 +127,12 @@ TEST(Auction, TakesScoresThatAreEqualOrNotFinite) {
   EXPECT_TRUE(moe::balanced_assignment<double>(Matrix<double>(0, 3)).empty());
 }
 
+TEST(Auction, EndsForHugeScoresThatAreEqual) {
+  const Matrix<double> equal = Matrix<double>::Constant(4, 2, 1e30);
+  const auto chosen = moe::balanced_assignment<double>(equal);
+  EXPECT_EQ(std::count(chosen.begin(), chosen.end(), 0), 2);
+}
+
 TEST(Auction, RefusesWhatCannotWork) {
   EXPECT_THROW(moe::balanced_assignment<double>(Matrix<double>(2, 0)), std::invalid_argument);
   EXPECT_THROW(moe::balanced_assignment<double>(Matrix<double>::Zero(2, 2).eval(), -1),

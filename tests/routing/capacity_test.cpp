@@ -1,5 +1,6 @@
 // SPDX-FileCopyrightText: The moe authors
 // SPDX-License-Identifier: Apache-2.0
+#include <limits>
 #include <stdexcept>
 
 #include <gtest/gtest.h>
@@ -33,8 +34,11 @@ TEST(Capacity, EveryFormulaRoundsAsItsSource) {
 }
 
 TEST(Capacity, HalvesRoundToEven) {
-  EXPECT_EQ(rows(CapacityFormula::tokens_round, 1, 10, 1, 4), 2);  // 2.5
-  EXPECT_EQ(rows(CapacityFormula::tokens_round, 1, 14, 1, 4), 4);  // 3.5
+  EXPECT_EQ(rows(CapacityFormula::tokens_round, 1, 10, 1, 4), 2);      // 2.5
+  EXPECT_EQ(rows(CapacityFormula::tokens_round, 1, 14, 1, 4), 4);      // 3.5
+  EXPECT_EQ(rows(CapacityFormula::choices_round, 1, 5, 2, 4), 2);      // 2.5
+  EXPECT_EQ(rows(CapacityFormula::choices_round, 1, 7, 2, 4), 4);      // 3.5
+  EXPECT_EQ(rows(CapacityFormula::choices_round, 1.25, 10, 2, 4), 6);  // 6.25
 }
 
 TEST(Capacity, SinglePrecisionIsPartOfDeepSpeedsFormula) {
@@ -66,6 +70,13 @@ TEST(Capacity, RefusesWhatMakesNoSense) {
   EXPECT_THROW(check({.factor = 1, .multiple = 0}), std::invalid_argument);
   EXPECT_THROW(check({.formula = CapacityFormula::fixed, .fixed_rows = -1}), std::invalid_argument);
   EXPECT_THROW(check({.factor = 1, .group_tokens = -1}), std::invalid_argument);
+  const Index most = std::numeric_limits<Index>::max();
+  EXPECT_THROW(check({.factor = 1, .minimum = most}), std::invalid_argument);
+  EXPECT_THROW(check({.factor = 1, .multiple = most}), std::invalid_argument);
+  constexpr Index large = Index{1} << 61;
+  EXPECT_EQ((Capacity{.factor = 1, .minimum = large, .multiple = large - 1}.rows(3, 1, 2)),
+            2 * (large - 1))
+      << "no sum beyond the range of Index";
 }
 
 }  // namespace

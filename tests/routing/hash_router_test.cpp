@@ -97,6 +97,16 @@ TEST(HashRouter, RefusesWhatCannotWork) {
   EXPECT_THROW(router.route(x, {.token_ids = ids}, routing), std::invalid_argument);
   std::mt19937_64 rng(1);
   EXPECT_THROW(moe::random_hash_table(5, 2, 3, rng), std::invalid_argument);
+  // A rule of what a table has no place for.
+  const auto weight = random_matrix<float>(4, 6, 2);
+  EXPECT_NO_THROW(moe::HashRouter<float>(weight, {}, table));
+  for (const moe::RoutingRule& rule :
+       {moe::RoutingRule{.logits = {.form = moe::LogitForm::cosine}},
+        moe::RoutingRule{.logits = {.standard_deviation = 1}},
+        moe::RoutingRule{.logits = {.noise = 1}},
+        moe::RoutingRule{.limit = {.kind = moe::ChoiceLimitKind::top_p, .value = .5}},
+        moe::RoutingRule{.jitter = {.target = moe::JitterTarget::router_input, .epsilon = .1}}})
+    EXPECT_THROW(moe::HashRouter<float>(weight, rule, table), std::invalid_argument);
 }
 
 TEST(HashRouter, LeavesItToTheDropToRenormaliseWhereTheRuleSaysSo) {

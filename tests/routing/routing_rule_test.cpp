@@ -29,6 +29,9 @@ TEST(RoutingRule, ThatMakesSenseIsAccepted) {
 }
 
 TEST(RoutingRule, ThatCannotWorkIsRefusedByName) {
+  EXPECT_EQ(complaint({.logits = {.temperature = 2}}),
+            "f: logits.temperature belongs to cosine logits");
+  EXPECT_EQ(complaint({.jitter = {.epsilon = .1}}), "f: jitter.epsilon needs a target");
   EXPECT_EQ(complaint({.groups = {.count = 0}}), "f: groups.count must be positive");
   EXPECT_EQ(complaint({.groups = {.count = 4, .kept = 0}}),
             "f: groups.kept must be from 1 to groups.count");

@@ -298,9 +298,12 @@ TEST(TopKRouterLogits, OfTwoLayersAResidualAndADeviation) {
   for (Index t = 0; t < 7; ++t) {
     const moe::Vector<double> hidden = (projection * x.row(t).transpose()).array().tanh();
     moe::Vector<double> z = weight * hidden + residual * previous.row(t).transpose();
+    for (Index e = 0; e < 5; ++e)
+      EXPECT_NEAR(routing.logits(t, e), z[e], 1e-13) << "what a next layer adds is not scaled";
     const double deviation = std::sqrt((z.array() - z.mean()).square().sum() / 4);
     z *= 2 / deviation;
-    for (Index e = 0; e < 5; ++e) EXPECT_NEAR(routing.logits(t, e), z[e], 1e-13);
+    const double sum = z.array().exp().sum();
+    for (Index e = 0; e < 5; ++e) EXPECT_NEAR(routing.scores(t, e), std::exp(z[e]) / sum, 1e-13);
   }
   EXPECT_NO_THROW(router.route(x, {}, routing)) << "the first layer has no previous one";
   EXPECT_THROW(router.route(x, {.previous_logits = x}, {}, routing), moe::ShapeError);

@@ -54,9 +54,16 @@ void renormalize(const RenormalizationRule& rule, Index top_k, Scalar* weight, I
   const auto epsilon = static_cast<Scalar>(rule.epsilon);
   const auto p = static_cast<Scalar>(rule.p);
   const bool is_norm = rule.kind == Renormalization::p_norm;
+  Scalar largest = 1;  // Powers are of weights over the largest, since those of small ones vanish.
+  if (is_norm && p != 1) {
+    largest = 0;
+    for (Index k = 0; k < n; ++k) largest = std::fmax(largest, std::fabs(weight[k]));
+    if (!(largest > 0)) largest = 1;
+  }
   Scalar divisor = 0;
-  for (Index k = 0; k < n; ++k) divisor += is_norm ? std::pow(std::fabs(weight[k]), p) : weight[k];
-  if (is_norm) divisor = std::pow(divisor, 1 / p);
+  for (Index k = 0; k < n; ++k)
+    divisor += is_norm ? std::pow(std::fabs(weight[k]) / largest, p) : weight[k];
+  if (is_norm) divisor = largest * std::pow(divisor, 1 / p);
   if (rule.kind == Renormalization::sum) divisor += epsilon;
   if (rule.kind == Renormalization::clamped_sum) divisor = std::fmax(divisor, epsilon);
   for (Index k = 0; k < n; ++k) weight[k] = divisor != 0 ? weight[k] / divisor : Scalar(0);

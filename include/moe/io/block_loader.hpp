@@ -4,6 +4,7 @@
 // load_block: one MoE block from a family's tensors. (optional: needs nlohmann_json)
 #pragma once
 
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -130,6 +131,16 @@ class BlockReader {
         std::move(gate));
   }
 
+  /// Throws FormatError if the block has a tensor that none of the parts above uses: what it means
+  /// for the output is not known.
+  void check_that_all_is_read() const {
+    for (const std::string& tensor : tensors_.names_below(prefix_))
+      if (used_.count(tensor) == 0)
+        throw FormatError(
+            tensors_.path(), tensor, tensors_.tensor(tensor).offset,
+            moe::detail::text_of("is no part of a block of the family ", traits_.model_type));
+  }
+
   /// JetMoE adds a bias to the block's output.
   Vector<Scalar> output_bias() const {
     if (config_.family != Family::jetmoe) return {};
@@ -139,7 +150,7 @@ class BlockReader {
  private:
   template <class... Parts>
   std::string name(const Parts&... parts) const {
-    return moe::detail::text_of(prefix_, parts...);
+    return *used_.insert(moe::detail::text_of(prefix_, parts...)).first;
   }
 
   bool is_plain() const {
@@ -299,14 +310,15 @@ class BlockReader {
   const LayerConfig& config_;
   const FamilyTraits& traits_;
   std::string prefix_;
+  mutable std::set<std::string> used_;
 };
 
 }  // namespace detail
 
 /// Loads the MoE block whose tensor names begin with `prefix`, widened to Scalar expert by expert.
 ///
-/// Throws  FormatError naming the tensor that is missing or has another shape;
-///         std::invalid_argument if the rule cannot work for the sizes.
+/// Throws  FormatError naming the tensor that is missing, has another shape, or is none of the
+///         family's; std::invalid_argument if the rule cannot work for the sizes.
 template <class Scalar>
 CheckpointLayer<Scalar> load_block(const Tensors& tensors, const LayerConfig& config,
                                    const std::string& prefix) {
@@ -314,6 +326,7 @@ CheckpointLayer<Scalar> load_block(const Tensors& tensors, const LayerConfig& co
   CheckpointLayer<Scalar> layer(reader.router(), reader.experts(), reader.shared(),
                                 config.capacity);
   layer.set_output_bias(reader.output_bias());
+  reader.check_that_all_is_read();
   return layer;
 }
 

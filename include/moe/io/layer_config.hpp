@@ -62,12 +62,38 @@ inline void require_value(const ConfigReader& config, const char* key, const std
     config.fail(moe::detail::text_of("'", key, "' is '", value, "', which is not supported"));
 }
 
+/// Rows of an expert that a configuration may ask for.
+inline constexpr Index most_rows = Index{1} << 31;
+
 /// Shared experts of the families that store `count` of them as one.
 inline Index shared_width(const ConfigReader& config, const char* key, Index otherwise,
                           Index width) {
+  if (config.is_null(key)) return 0;
   const auto count = config.get<Index>(key, otherwise);
   if (config.has(key)) config.check(count >= 0 && count <= 1024, key);
   return count * width;
+}
+
+/// A number from `least` to `most`, or `otherwise` where the field is absent.
+template <class Value>
+Value number_within(const ConfigReader& config, const char* key, Value otherwise, Value least,
+                    Value most) {
+  const auto value = config.get<Value>(key, otherwise);
+  if (config.has(key)) config.check(value >= least && value <= most, key);
+  return value;
+}
+
+/// Fails where a field that is false by default is true.
+inline void require_absent(const ConfigReader& config, const char* key) {
+  if (config.get<bool>(key, false))
+    config.fail(moe::detail::text_of("'", key, "' is true, which is not supported"));
+}
+
+/// Noise multiplies by 1 +- this much.
+inline double jitter_within(const ConfigReader& config, const char* key, double otherwise) {
+  const auto value = config.get<double>(key, otherwise);
+  if (config.has(key)) config.check(value >= 0 && value < 1, key);
+  return value;
 }
 
 inline void read_deepseek(const ConfigReader& config, LayerConfig& layer) {
@@ -107,11 +133,13 @@ inline void read_dbrx(const ConfigReader& config, LayerConfig& layer) {
   layer.num_experts = ffn.positive("moe_num_experts");
   layer.top_k = ffn.positive("moe_top_k");
   // An absent field has transformers' default; null means no renormalisation.
-  const double p = ffn.is_null("moe_normalize_expert_weights")
-                       ? 0.0
-                       : ffn.get<double>("moe_normalize_expert_weights", 1.0);
-  layer.rule = presets::dbrx(p, ffn.get<double>("moe_jitter_eps", 0.0));
-  if (!(p > 0)) layer.rule.renormalization = {};
+  const bool normalizes = !ffn.is_null("moe_normalize_expert_weights");
+  const auto p = ffn.get<double>("moe_normalize_expert_weights", 1.0);
+  if (ffn.has("moe_normalize_expert_weights"))
+    ffn.check(p > 0 && p <= 1024, "moe_normalize_expert_weights");
+  layer.rule = presets::dbrx(p, jitter_within(ffn, "moe_jitter_eps", 0.0));
+  if (!normalizes) layer.rule.renormalization = {};
+  require_absent(ffn, "uniform_expert_assignment");
   if (ffn.has("ffn_act_fn")) {
     const ConfigReader activation(ffn["ffn_act_fn"], config.source());
     layer.activation = activation_of(ffn, "ffn_act_fn", activation.get<std::string>("name"));
@@ -124,11 +152,11 @@ inline void read_switch(const ConfigReader& config, LayerConfig& layer) {
   layer.top_k = 1;
   layer.activation =
       activation_of(config, "dense_act_fn", config.get<std::string>("dense_act_fn", "relu"));
-  if (config.get<bool>("is_gated_act", false)) config.fail("gated experts are not supported");
+  require_absent(config, "is_gated_act");
   layer.router_bias = config.get<bool>("router_bias", false);
-  layer.rule = presets::switch_transformer(config.get<double>("router_jitter_noise", 0.01));
+  layer.rule = presets::switch_transformer(jitter_within(config, "router_jitter_noise", 0.01));
   layer.capacity = {.formula = CapacityFormula::fixed,
-                    .fixed_rows = config.get<Index>("expert_capacity", 64),
+                    .fixed_rows = number_within<Index>(config, "expert_capacity", 64, 0, most_rows),
                     .order = DropOrder::slot_major};
 }
 
@@ -143,11 +171,12 @@ inline void read_nllb(const ConfigReader& config, LayerConfig& layer) {
                                    config.get<std::string>("activation_function", "relu"));
   layer.router_bias = config.get<bool>("router_bias", false);
   layer.rule = presets::nllb_moe(config.get<bool>("normalize_router_prob_before_dropping", false),
-                                 config.get<double>("moe_token_dropout", 0.2));
+                                 number_within(config, "moe_token_dropout", 0.2, 0.0, 1.0));
   layer.capacity.order = config.get<bool>("batch_prioritized_routing", false)
                              ? DropOrder::batch_priority
                              : DropOrder::slot_major;
-  const auto share = config.get<double>("moe_eval_capacity_token_fraction", 1.0);
+  const double share =
+      number_within(config, "moe_eval_capacity_token_fraction", 1.0, -1.0, 1e9);  // -1: none
   if (share > 0) {
     layer.capacity.formula = CapacityFormula::token_share;
     layer.capacity.factor = share;
@@ -156,7 +185,7 @@ inline void read_nllb(const ConfigReader& config, LayerConfig& layer) {
     layer.capacity.factor = 1;
   } else {
     layer.capacity.formula = CapacityFormula::fixed;
-    layer.capacity.fixed_rows = config.get<Index>("expert_capacity", 64);
+    layer.capacity.fixed_rows = number_within<Index>(config, "expert_capacity", 64, 0, most_rows);
   }
 }
 
@@ -191,7 +220,7 @@ inline void read_family(const ConfigReader& config, LayerConfig& layer) {
   }
   switch (layer.family) {
     case Family::mixtral:
-      layer.rule = presets::mixtral(config.get<double>("router_jitter_noise", 0.0));
+      layer.rule = presets::mixtral(jitter_within(config, "router_jitter_noise", 0.0));
       break;
     case Family::qwen2_moe:
       layer.shared_d_ff = config.positive("shared_expert_intermediate_size");
@@ -211,8 +240,8 @@ inline void read_family(const ConfigReader& config, LayerConfig& layer) {
     case Family::glm4_moe:
       return read_deepseek(config, layer);
     case Family::phimoe:
-      layer.sparse_mixer_jitter = config.get<double>("router_jitter_noise", 0.01);
-      layer.input_jitter = config.get<double>("input_jitter_noise", 0.0);
+      layer.sparse_mixer_jitter = jitter_within(config, "router_jitter_noise", 0.01);
+      layer.input_jitter = jitter_within(config, "input_jitter_noise", 0.0);
       if (layer.top_k != 2) config.fail("'num_experts_per_tok' must be 2");
       break;
     case Family::llama4:
@@ -229,9 +258,11 @@ inline void read_family(const ConfigReader& config, LayerConfig& layer) {
       break;
     case Family::granitemoe:
       layer.rule = presets::granitemoe();
-      layer.shared_d_ff = config.get<Index>("shared_intermediate_size", 0);
+      layer.shared_d_ff =
+          number_within<Index>(config, "shared_intermediate_size", 0, 0, Index{1} << 31);
       break;
     case Family::ernie4_5_moe:
+      require_absent(config, "use_bias");
       layer.shared_d_ff = shared_width(config, "moe_num_shared_experts", 2, layer.d_ff);
       layer.rule = presets::ernie4_5_moe(config.get<double>("moe_norm_min", 1e-12));
       break;
@@ -293,8 +324,9 @@ inline std::string block_parent(std::string_view prefix) {
                                              : prefix);
 }
 
-/// What the names and shapes of a block alone tell; the rest are the defaults of the family's
-/// published models.
+/// What the names and shapes of a block alone tell; the rest is what a config.json without those
+/// fields stands for, and the K of the family's best known model. Where models of one family differ
+/// (scale, groups, K), give their config.json.
 ///
 /// Throws  FormatError naming a tensor that is missing or has too few dimensions.
 inline LayerConfig layer_config_of_block(const Tensors& tensors, const FoundBlock& block) {

@@ -118,10 +118,15 @@ class Tensors {
 
   bool contains(std::string_view name) const { return entries_.find(name) != entries_.end(); }
 
-  std::vector<std::string> names() const {
-    std::vector<std::string> all;
-    for (const auto& entry : entries_) all.push_back(entry.first);
-    return all;
+  std::vector<std::string> names() const { return names_below(""); }
+
+  /// The names that begin with `prefix`.
+  std::vector<std::string> names_below(std::string_view prefix) const {
+    std::vector<std::string> found;
+    for (auto entry = entries_.lower_bound(prefix);
+         entry != entries_.end() && entry->first.starts_with(prefix); ++entry)
+      found.push_back(entry->first);
+    return found;
   }
 
   /// Throws  FormatError naming the tensor if there is none of that name.

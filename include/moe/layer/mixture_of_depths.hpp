@@ -15,6 +15,7 @@
 #include "moe/core/contracts.hpp"
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
+#include "moe/losses/token_mask.hpp"
 #include "moe/routing/linear_map.hpp"
 #include "moe/routing/scores.hpp"
 
@@ -139,10 +140,16 @@ class MixtureOfDepths {
   }
 
   /// The loss that teaches r to tell which tokens are among the best without later ones: binary
-  /// cross-entropy of sigmoid(r) against having been chosen, mean over the tokens.
+  /// cross-entropy of sigmoid(r) against having been chosen, mean over the tokens that count.
   ///
-  /// Values  ln 2 for r of 0; 0 for T = 0.
-  static double choice_loss(const Vector<Scalar>& r, const std::vector<Index>& chosen) {
+  /// Values  ln 2 for r of 0; 0 where no token counts.
+  /// Throws  ShapeError if the mask is not T long; std::invalid_argument if a chosen token is out
+  /// of
+  ///         range.
+  static double choice_loss(const Vector<Scalar>& r, const std::vector<Index>& chosen,
+                            losses::TokenMask mask = {}) {
+    const Index counted =
+        losses::detail::count_tokens("MixtureOfDepths::choice_loss", mask, r.size());
     double loss = 0;
     std::vector<bool> is_chosen(static_cast<std::size_t>(r.size()), false);
     for (const Index t : chosen) {
@@ -151,10 +158,11 @@ class MixtureOfDepths {
       is_chosen[static_cast<std::size_t>(t)] = true;
     }
     for (Index t = 0; t < r.size(); ++t) {
+      if (!losses::detail::counts(mask, t)) continue;
       const auto z = static_cast<double>(r[t]);
       loss += softplus(is_chosen[static_cast<std::size_t>(t)] ? -z : z);
     }
-    return r.size() > 0 ? loss / static_cast<double>(r.size()) : 0;
+    return counted > 0 ? loss / static_cast<double>(counted) : 0;
   }
 
  private:

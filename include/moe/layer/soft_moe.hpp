@@ -44,8 +44,11 @@ struct SoftMoeWorkspace {
 /// expert runs on its p slots; y = combine outputs. Nothing is dropped, and no loss is needed. A
 /// token's output depends on all tokens of the call, which are one sequence.
 ///
-/// Values  norms have 1e-6 added to them. T = 0 gives nothing.
+/// Values  a norm is the root of the sum of squares + 1e-6, so that tokens near 0 have small
+/// logits.
+///         T = 0 gives nothing.
 /// Source  Puigcerver et al. (2023), arXiv:2308.00951; vmoe `projects/soft_moe/router.py`.
+/// Differs from the paper's algorithm 2, which adds the epsilon to the norm.
 template <ExpertBank BankT>
 class SoftMoe {
  public:
@@ -91,7 +94,8 @@ class SoftMoe {
  private:
   static Matrix<Scalar> normalized(MatrixView<const Scalar> m) {
     Matrix<Scalar> result = m.map();
-    for (Index r = 0; r < result.rows(); ++r) result.row(r) /= result.row(r).norm() + Scalar(1e-6);
+    for (Index r = 0; r < result.rows(); ++r)
+      result.row(r) /= std::sqrt(result.row(r).squaredNorm() + Scalar(1e-6));
     return result;
   }
 

@@ -102,7 +102,7 @@ class SparseMoe {
     const MatrixView<const Scalar> hidden =
         detail::hidden_states(router_, x, options, workspace.hidden);
     router_.route(hidden, options, workspace.routing);
-    run(hidden, workspace.routing, y, workspace);
+    run(hidden, workspace.routing, y, workspace, options.seed);
     return workspace.routing;
   }
 
@@ -194,14 +194,17 @@ class SparseMoe {
     detail::check(!detail::overlap(x, y), forward_name, "y overlaps x");
   }
 
+  /// `seed` is the call's, so that random drops differ from step to step.
   void run(MatrixView<const Scalar> x, const Routing<Scalar>& routing, MatrixView<Scalar> y,
-           Workspace<Scalar>& workspace) const {
+           Workspace<Scalar>& workspace, std::uint64_t seed = 0) const {
     check_routing_sizes(x, routing);
-    detail::make_plan<Scalar>(forward_name, routing, capacity_, workspace.plan);
-    if (capacity_.reroute && !workspace.plan.dropped.empty()) {
+    Capacity capacity = capacity_;
+    capacity.seed ^= seed;
+    detail::make_plan<Scalar>(forward_name, routing, capacity, workspace.plan);
+    if (capacity.reroute && !workspace.plan.dropped.empty()) {
       if (&routing != &workspace.routing) workspace.routing = routing;
-      reroute_dropped(workspace.plan, capacity_, workspace.routing);
-      detail::make_plan<Scalar>(forward_name, workspace.routing, capacity_, workspace.plan);
+      reroute_dropped(workspace.plan, capacity, workspace.routing);
+      detail::make_plan<Scalar>(forward_name, workspace.routing, capacity, workspace.plan);
       return run_plan(x, workspace.routing, workspace.plan, y, workspace);
     }
     run_plan(x, routing, workspace.plan, y, workspace);

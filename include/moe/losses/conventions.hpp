@@ -6,6 +6,7 @@
 
 #include "moe/core/config.hpp"
 #include "moe/core/contracts.hpp"
+#include "moe/core/dispatch_plan.hpp"
 #include "moe/core/routing.hpp"
 #include "moe/core/types.hpp"
 #include "moe/losses/balance.hpp"
@@ -78,15 +79,42 @@ Scalar tutel(const Routing<Scalar>& routing, TokenMask mask = {}) {
   return load_balancing(routing, BalanceScale::first_choice, mask);
 }
 
-/// (importance + load) / 2 with unbiased variances: 0 at balance.
+/// E / T'^2 sum c'_e (sum_t p_te), with the T' tokens whose choice the capacity kept, and c'_e of
+/// them: 1 at balance without drops, more with them; 0 where nothing was kept. For K = 1.
 ///
-/// Shapes  load (E), of `smooth_load`.
+/// Throws  ShapeError if routing and plan differ in size; std::invalid_argument unless K is 1, or
+/// if
+///         the routing was made without scores.
+/// Source  fastmoe `SwitchGate`. Its `GShardGate` has `gshard_code`, if all experts are local.
+template <class Scalar>
+Scalar fastmoe_switch(const Routing<Scalar>& routing, const DispatchPlan& plan,
+                      TokenMask mask = {}) {
+  constexpr const char* where = "fastmoe_switch";
+  moe::detail::check(routing.top_k() == 1, where, "top_k must be 1");
+  moe::detail::check_size(where, "plan.tokens", routing.tokens(), plan.tokens);
+  moe::detail::check_size(where, "plan.top_k", routing.top_k(), plan.top_k);
+  BalanceSums sums = detail::balance_sums(where, routing, mask);
+  for (const TokenSlot dropped : plan.dropped) {
+    if (!detail::counts(mask, dropped.token)) continue;
+    sums.first_choices[routing.experts(dropped.token, 0)] -= 1;
+    sums.tokens -= 1;
+  }
+  return static_cast<Scalar>(load_balancing(sums, BalanceScale::first_choice));
+}
+
+/// (importance + load) / 2 with unbiased variances, where importance is that of the scores of all
+/// experts, not of the chosen alone: 0 at balance.
+///
+/// Shapes  load (E), of `smooth_load` by LoadThreshold::kth, which Tutel gives scores for logits.
+/// Throws  std::invalid_argument if the routing was made without scores.
 /// Source  Tutel `load_importance_loss`.
 template <class Scalar>
 Scalar tutel_load_importance(const Routing<Scalar>& routing, const Vector<double>& load,
                              TokenMask mask = {}) {
-  const auto of_load = static_cast<Scalar>(variation(load, Variance::unbiased));
-  return (importance(routing, Variance::unbiased, mask) + of_load) / 2;
+  const BalanceSums sums = detail::balance_sums("tutel_load_importance", routing, mask);
+  return static_cast<Scalar>(
+      (variation(sums.probabilities, Variance::unbiased) + variation(load, Variance::unbiased)) /
+      2);
 }
 
 /// sum f_e P_e with f_e = E c_e / (K T): 1 at balance. The expert-level loss.

@@ -20,18 +20,21 @@
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
 #include "moe/losses/probabilities.hpp"
+#include "moe/losses/token_mask.hpp"
 
 namespace moe::inline MOE_ABI::metrics {
 
 /// How many choices each expert got, before any drop.
 ///
-/// Shapes  (E); the values sum to the used slots, T * K if all are.
+/// Shapes  (E); the values sum to the used slots of the tokens that count, T * K if all are.
+/// Throws  ShapeError if the mask is not T long.
 template <class Scalar>
-std::vector<Index> expert_load(const Routing<Scalar>& routing) {
+std::vector<Index> expert_load(const Routing<Scalar>& routing, losses::TokenMask mask = {}) {
   detail::check_routing("expert_load", routing);
+  losses::detail::count_tokens("expert_load", mask, routing.tokens());
   std::vector<Index> load(static_cast<std::size_t>(routing.num_experts), 0);
   for (Index t = 0; t < routing.tokens(); ++t)
-    for (Index k = 0; k < routing.top_k(); ++k)
+    for (Index k = 0; k < routing.top_k() && losses::detail::counts(mask, t); ++k)
       if (routing.experts(t, k) != no_expert)
         ++load[static_cast<std::size_t>(routing.experts(t, k))];
   return load;

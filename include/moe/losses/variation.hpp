@@ -79,7 +79,8 @@ Scalar importance(const Routing<Scalar>& routing, Variance variance = Variance::
 /// How an expert's chance to be among the K best is estimated.
 enum class LoadThreshold {
   excluding,  ///< P = Phi((z - t) / sigma), t the K-th best noisy logit of the others: Shazeer
-  kth,        ///< P = Phi((z - t) / sigma), t the K-th best noisy logit of all: vmoe, Tutel
+  kth,  ///< P = Phi((z - t) / sigma), t the K-th best noisy logit of all: vmoe; Tutel, where z
+        ///< is the softmax of the logits
 };
 
 /// Smooth load: for each expert, the sum over the tokens of the probability that it would be chosen

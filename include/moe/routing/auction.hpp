@@ -80,7 +80,7 @@ std::vector<ExpertIndex> balanced_assignment(MatrixView<const Scalar> score, dou
     for (Index e = 0; e < experts; ++e) {
       const auto raw = static_cast<double>(score(t, e));
       const double value =
-          (std::isfinite(raw) ? raw : least) - places[static_cast<std::size_t>(e)].top().price;
+          (std::isfinite(raw) ? raw - least : 0) - places[static_cast<std::size_t>(e)].top().price;
       if (value > best) {
         second = best;
         best = value;

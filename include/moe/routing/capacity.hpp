@@ -18,18 +18,19 @@ namespace moe::inline MOE_ABI {
 /// The limit of an expert for T tokens with K choices each among E experts, before `minimum` and
 /// `multiple`. Each formula rounds where its source rounds.
 enum class CapacityFormula {
-  choices_ceil,  ///< ceil(factor T K / E): V-MoE, with multiple = 4
-  tokens_floor,  ///< floor(factor T / E): Mesh TensorFlow, lingvo with minimum = multiple = 4
-  tokens_round,  ///< factor T / E rounded, halves to even: flaxformer
-  tokens_ceil,   ///< ceil(factor T / E)
-  deepspeed,     ///< ceil(T / E * (factor K)), in single precision
-  megatron,      ///< ceil(T K / E * factor)
-  megablocks,    ///< floor(factor K T / E), where 0 stands for no limit
-  tutel,         ///< K floor(|factor| ceil(T / E))
-  fastmoe,       ///< floor(ceil(factor T) K / E)
-  token_share,   ///< ceil(factor T): transformers' NLLB outside of training
-  fixed,         ///< `fixed_rows` as they are, whatever minimum and multiple say: transformers'
-                 ///< Switch and NLLB
+  choices_ceil,   ///< ceil(factor T K / E): V-MoE, with multiple = 4
+  choices_round,  ///< factor T K / E rounded, halves to even: V-MoE, where its flag says 'round'
+  tokens_floor,   ///< floor(factor T / E): Mesh TensorFlow, lingvo with minimum = multiple = 4
+  tokens_round,   ///< factor T / E rounded, halves to even: flaxformer
+  tokens_ceil,    ///< ceil(factor T / E)
+  deepspeed,      ///< ceil(T / E * (factor K)), in single precision
+  megatron,       ///< ceil(T K / E * factor)
+  megablocks,     ///< floor(factor K T / E), where 0 stands for no limit
+  tutel,          ///< K floor(|factor| ceil(T / E))
+  fastmoe,        ///< floor(ceil(factor T) K / E)
+  token_share,    ///< ceil(factor T): transformers' NLLB outside of training
+  fixed,          ///< `fixed_rows` as they are, whatever minimum and multiple say: transformers'
+                  ///< Switch and NLLB
 };
 
 /// Which choices an expert keeps when it has too many. Equal ones keep the order of the tokens.
@@ -65,7 +66,7 @@ struct Capacity {
   SlotStart slot_start = SlotStart::undropped;
   Index group_tokens = 0;  ///< tokens of a group with limits of its own, 0 for all in one
   bool reroute = false;    ///< dropped choices go to the next best expert with room
-  std::uint64_t seed = 0;  ///< of the random order
+  std::uint64_t seed = 0;  ///< of the random order; a layer mixes RouteOptions::seed into it
 
   static constexpr Index unlimited = std::numeric_limits<Index>::max();
 
@@ -83,7 +84,7 @@ struct Capacity {
     if (formula == CapacityFormula::fixed) return fixed_rows;
     const double limit = unrounded(static_cast<double>(tokens), static_cast<double>(top_k),
                                    static_cast<double>(num_experts));
-    if (!(limit < 0x1p62)) return unlimited;
+    if (!(limit < 0x1p61)) return unlimited;
     auto result = static_cast<Index>(limit);
     if (formula == CapacityFormula::megablocks && result == 0) return unlimited;
     result = std::max(result, minimum);
@@ -97,6 +98,8 @@ struct Capacity {
         return std::floor(factor * tokens / experts);
       case CapacityFormula::tokens_round:
         return std::nearbyint(factor * tokens / experts);
+      case CapacityFormula::choices_round:
+        return std::nearbyint(factor * (tokens * top_k) / experts);
       case CapacityFormula::tokens_ceil:
         return std::ceil(factor * tokens / experts);
       case CapacityFormula::deepspeed:
@@ -125,8 +128,12 @@ inline void check_capacity(const char* where, const Capacity& capacity) {
   check(std::isfinite(capacity.factor) &&
             (capacity.factor >= 0 || capacity.formula == CapacityFormula::tutel),
         where, "capacity.factor must be finite and not negative");
-  check(capacity.minimum >= 0, where, "capacity.minimum must not be negative");
-  check(capacity.multiple > 0, where, "capacity.multiple must be positive");
+  // Bounds far above any number of tokens, so that sums of both stay in range.
+  constexpr Index most = Index{1} << 61;
+  check(capacity.minimum >= 0 && capacity.minimum <= most, where,
+        "capacity.minimum must be from 0 to 2^61");
+  check(capacity.multiple > 0 && capacity.multiple <= most, where,
+        "capacity.multiple must be from 1 to 2^61");
   check(capacity.fixed_rows >= 0, where, "capacity.fixed_rows must not be negative");
   check(capacity.group_tokens >= 0, where, "capacity.group_tokens must not be negative");
 }

@@ -67,6 +67,8 @@ inline std::string described_choice(const RoutingRule& rule, bool has_selection_
       text += text_of(", those above ", short_number(rule.limit.value), " of the best");
       break;
   }
+  if (rule.limit.kind != ChoiceLimitKind::none && rule.limit.minimum != 1)
+    text += text_of(", at least ", rule.limit.minimum);
   return text;
 }
 
@@ -74,7 +76,7 @@ inline std::string described_weights(const RoutingRule& rule) {
   std::string text;
   switch (rule.weights_from) {
     case WeightSource::scores:
-      text = rule.renormalization.kind == Renormalization::none ? "; as they are" : "; ";
+      text = "; as they are";
       break;
     case WeightSource::softmax_of_chosen:
       text = "; softmax over the chosen";
@@ -86,11 +88,15 @@ inline std::string described_weights(const RoutingRule& rule) {
       text = "; weights 1";
       break;
   }
-  if (rule.weightless_experts > 0)
-    text += text_of("0 for the last ", rule.weightless_experts, ", then ");
   const RenormalizationRule& norm = rule.renormalization;
-  if (norm.kind == Renormalization::none) return text;
-  if (rule.weights_from != WeightSource::scores) text += ", ";
+  const bool renormalizes = norm.kind != Renormalization::none;
+  if (renormalizes && rule.weights_from == WeightSource::scores) text.clear();
+  if (rule.weightless_experts > 0)
+    text += text_of(text.empty() ? "; " : ", ", "0 for the last ", rule.weightless_experts,
+                    renormalizes ? ", then " : "");
+  else if (renormalizes)
+    text += text.empty() ? "; " : ", ";
+  if (!renormalizes) return text;
   const std::string epsilon = short_number(norm.epsilon);
   switch (norm.kind) {
     case Renormalization::sum:
@@ -116,7 +122,9 @@ inline std::string describe(const RoutingRule& rule, bool has_selection_bias = f
   std::string text = detail::described_logits(rule) +
                      detail::described_choice(rule, has_selection_bias) +
                      detail::described_weights(rule);
-  if (rule.scale != 1) text += detail::text_of("; times ", detail::short_number(rule.scale));
+  if (rule.scale != 1)
+    text += detail::text_of(rule.scales_renormalized ? "; times " : ", else times ",
+                            detail::short_number(rule.scale));
   if (rule.weight_target == WeightTarget::input) text += "; on the expert's input";
   if (rule.input_scale != 1)
     text += detail::text_of("; inputs times ", detail::short_number(rule.input_scale));

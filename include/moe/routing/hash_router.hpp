@@ -80,7 +80,8 @@ inline Matrix<ExpertIndex> balanced_hash_table(std::span<const Index> counts, In
 
 /// Experts of a token by the table's row of its vocabulary id, which `RouteOptions::token_ids`
 /// gives. Weights are 1 / K; or, where the router has a weight, those that a RoutingRule makes of
-/// its scores for the experts of the table (no selection bias takes part).
+/// its scores for the experts of the table (no selection bias takes part, nor do the rule's
+/// groups).
 ///
 /// Source  Roller et al. (2021), arXiv:2106.04426; with weights: the first layers of DeepSeek-V4.
 template <class ScalarT>
@@ -110,9 +111,17 @@ class HashRouter {
   }
 
   /// Shapes  weight (E, D).
+  /// Throws  as above; std::invalid_argument if the rule has another form of logits than linear, or
+  ///         noise, jitter or a limit, which have no place here.
   HashRouter(Matrix<Scalar> weight, const RoutingRule& rule, Matrix<ExpertIndex> table)
       : HashRouter(weight.cols(), weight.rows(), std::move(table)) {
-    detail::check_rule("HashRouter", rule, num_experts_, top_k());
+    constexpr const char* where = "HashRouter";
+    detail::check_rule(where, rule, num_experts_, top_k());
+    detail::check(rule.logits.form == LogitForm::linear && rule.logits.standard_deviation == 0 &&
+                      rule.logits.noise == 0,
+                  where, "logits are linear, without scaling and noise");
+    detail::check(rule.jitter.target == JitterTarget::none, where, "there is no jitter");
+    detail::check(rule.limit.kind == ChoiceLimitKind::none, where, "the table has no limit");
     weight_ = detail::LinearMap<Scalar>(std::move(weight));
     rule_ = rule;
   }

@@ -151,6 +151,10 @@ inline void check_rule(const char* where, const RoutingRule& rule, Index num_exp
   check(!compares_scores || rule.score != ScoreFunction::identity, where,
         "a share of the scores needs scores that are not logits");
   check(std::isfinite(rule.input_scale), where, "input_scale must be finite");
+  check(logits.form == LogitForm::cosine || logits.temperature == 1, where,
+        "logits.temperature belongs to cosine logits");
+  check(rule.jitter.target != JitterTarget::none || rule.jitter.epsilon == 0, where,
+        "jitter.epsilon needs a target");
   check(rule.jitter.epsilon >= 0 && rule.jitter.epsilon < 1, where,
         "jitter.epsilon must be at least 0 and below 1");
   check(std::isfinite(rule.scale), where, "scale must be finite");

@@ -79,6 +79,8 @@ class TopKRouter {
     detail::check(config_.top_k > 0, where, "top_k must be positive");
     detail::check(config_.top_k <= config_.num_experts, where, "top_k must not exceed num_experts");
     detail::check_rule(where, config_.rule, config_.num_experts, config_.top_k);
+    detail::check(config_.rule.logits.standard_deviation == 0 || config_.num_experts > 1, where,
+                  "a single expert's logits have no deviation");
     detail::check(std::isfinite(static_cast<Scalar>(config_.rule.scale)), where,
                   "scale is too large for the scalar type");
     check_weights();
@@ -117,7 +119,8 @@ class TopKRouter {
   /// Routes every token.
   ///
   /// Shapes  x (T, D); routing becomes (T, K) and, where `options` keeps them, (T, E). Logits are
-  ///         kept as they are before noise.
+  ///         kept as they are before they are scaled to a deviation and before noise: so MoE++
+  ///         gives them to its next layer.
   /// Ties    lower expert index first; NaN as for `choose_experts`.
   /// Cost    2 T E D flop, parallel over blocks of tokens.
   /// Throws  ShapeError if x is not D wide or an input has another shape than RouteInputs says;
@@ -187,14 +190,14 @@ class TopKRouter {
   /// so the calling thread has it for all.
   struct ChoiceMemory {
     std::vector<TokenChoiceScratch<Scalar>> scratch;  // (threads)
-    std::vector<Scalar> values;                       // (threads, 2 E)
+    std::vector<Scalar> values;                       // (threads, 3 E)
 
     void resize(int threads, const RoutingRule& rule, Index num_experts) {
       const auto count = static_cast<std::size_t>(threads);
       if (scratch.size() < count) scratch.resize(count);
       for (TokenChoiceScratch<Scalar>& of_thread : scratch) of_thread.resize(rule, num_experts);
-      if (values.size() < count * 2 * static_cast<std::size_t>(num_experts))
-        values.resize(count * 2 * static_cast<std::size_t>(num_experts));
+      if (values.size() < count * 3 * static_cast<std::size_t>(num_experts))
+        values.resize(count * 3 * static_cast<std::size_t>(num_experts));
     }
   };
 
@@ -259,8 +262,6 @@ class TopKRouter {
         for (Index e = 0; e < num_experts(); ++e) row[e] += weights_.bias[e];
       });
     if (inputs.previous_logits.cols() != 0) residual_.run(inputs.previous_logits, logits, true);
-    if (rule.logits.standard_deviation > 0)
-      for_each_row(logits, [&](Index /*t*/, Scalar* row) { standardize(row); });
   }
 
   /// Calls body(t, row) for every row, in parallel.
@@ -295,27 +296,34 @@ class TopKRouter {
       logits[e] /= of_token * norm(weights_.weight.row(e).data(), map_.inner());
   }
 
-  void standardize(Scalar* logits) const {
+  /// What brings logits to the rule's deviation. Equal logits stay as they are.
+  Scalar scale_of(const Scalar* logits) const {
     Scalar mean = 0;
     Scalar squares = 0;
     for (Index e = 0; e < num_experts(); ++e) mean += logits[e];
     mean /= static_cast<Scalar>(num_experts());
     for (Index e = 0; e < num_experts(); ++e) squares += (logits[e] - mean) * (logits[e] - mean);
     const Scalar deviation = std::sqrt(squares / static_cast<Scalar>(num_experts() - 1));
-    if (!(deviation > 0)) return;  // Equal logits stay as they are.
-    const Scalar factor = static_cast<Scalar>(config_.rule.logits.standard_deviation) / deviation;
-    for (Index e = 0; e < num_experts(); ++e) logits[e] *= factor;
+    if (!(deviation > 0)) return 1;
+    return static_cast<Scalar>(config_.rule.logits.standard_deviation) / deviation;
   }
 
   void choose(const Scalar* logits, const RouteInputs<Scalar>& inputs, const RouteOptions& options,
               Index t, ChoiceMemory& memory, int thread, Routing<Scalar>& routing) const {
-    Scalar* const scores = memory.values.data() + 2 * thread * num_experts();
-    Scalar* const noisy = scores + num_experts();
-    if (options.training && config_.rule.logits.noise > 0) {
+    Scalar* const scores = memory.values.data() + 3 * thread * num_experts();
+    Scalar* const scaled = scores + num_experts();
+    Scalar* const noisy = scaled + num_experts();
+    const LogitRule& rule = config_.rule.logits;
+    if (rule.standard_deviation > 0) {
+      const Scalar factor = scale_of(logits);
+      for (Index e = 0; e < num_experts(); ++e) scaled[e] = factor * logits[e];
+      logits = scaled;
+    }
+    if (options.training && rule.noise > 0) {
       const std::uint64_t seed = detail::stream_seed(options.seed, detail::NoiseStream::logits);
       detail::noise_row(inputs.noise, Noise::normal, seed, t, num_experts(), noisy);
       for (Index e = 0; e < num_experts(); ++e)
-        noisy[e] = logits[e] + static_cast<Scalar>(config_.rule.logits.noise) * noisy[e];
+        noisy[e] = logits[e] + static_cast<Scalar>(rule.noise) * noisy[e];
       logits = noisy;
     }
     choose_experts(config_.rule, logits,
