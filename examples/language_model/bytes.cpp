@@ -6,10 +6,13 @@
 
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <iterator>
 #include <stdexcept>
+#include <sys/stat.h>
 #include <system_error>
+#include <unistd.h>
 
 namespace language_model {
 namespace {
@@ -55,14 +58,24 @@ bool is_same_file(const std::string& a, const std::string& b) {
 }
 
 OutputFile::OutputFile(const std::string& path)
-    : path_(std::filesystem::weakly_canonical(path).string()), partial_path_(path_ + ".part") {
+    : path_(std::filesystem::weakly_canonical(path).string()) {
   // Renaming would find this out too late.
   if (std::filesystem::is_directory(path_)) {
     errno = EISDIR;
     fail(path_, "cannot be written");
   }
-  if (std::filesystem::exists(path_) && !std::filesystem::is_regular_file(path_))
+  if (std::filesystem::exists(path_) && !std::filesystem::is_regular_file(path_)) {
     partial_path_ = path_;
+  } else {
+    // A new name, so that no other file is touched.
+    partial_path_ = path_ + ".part-XXXXXX";
+    const int file = mkstemp(partial_path_.data());
+    if (file < 0) fail(path_, "cannot be written");
+    const mode_t mask = umask(0);
+    umask(mask);
+    fchmod(file, 0666 & ~mask);  // As an ordinary new file has it.
+    close(file);
+  }
   errno = 0;
   stream_.open(partial_path_, std::ios::binary | std::ios::trunc);
   if (!stream_) fail(path_, "cannot be written");

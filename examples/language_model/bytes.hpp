@@ -24,9 +24,9 @@ std::string read_file(const std::string& path);
 /// Whether both paths name one file that exists.
 bool is_same_file(const std::string& a, const std::string& b);
 
-/// A file that appears under its name only when it is complete. Until then it has the suffix
-/// `.part`, and it goes away if it is never committed. A link is followed; what is no ordinary file
-/// (a pipe, a device) is written to directly.
+/// A file that appears under its name only when it is complete. Until then it has a name of its own
+/// beside it, and it goes away if it is never committed. A link is followed; what is no ordinary
+/// file (a pipe, a device) is written to directly.
 class OutputFile {
  public:
   /// Throws  std::system_error naming the path if the file cannot be created.

@@ -71,6 +71,10 @@ void read_family(const ConfigReader& fields, ModelConfig& config) {
 }  // namespace
 
 ModelConfig read_config(const nlohmann::json& json, const std::string& source) {
+  if (json.is_null())
+    throw moe::FormatError(source, "", 0,
+                           "there is neither a config.json beside it nor a metadata entry "
+                           "'config'");
   const ConfigReader fields(json, source);
   ModelConfig config;
   config.model_type = fields.get<std::string>("model_type");

@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 #include <unistd.h>
+#include <vector>
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -62,9 +63,12 @@ void run_generate(const Options& options) {
 }
 
 void run_evaluate(const Options& options) {
-  const Model<float> model = load_model(options.model);
+  const auto checkpoint = moe::io::Checkpoint::open(options.model);
+  const Model<float> model(checkpoint);
   const std::string text = read_file(options.text);
-  for (const std::string& input : {options.model, options.text})
+  std::vector<std::string> inputs = checkpoint.tensors().files();
+  inputs.insert(inputs.end(), {checkpoint.config_source(), options.text});
+  for (const std::string& input : inputs)
     if (is_same_file(options.json, input))
       throw std::invalid_argument(options.json + ": is an input, so it is not overwritten");
   std::optional<OutputFile> json;  // Opened first: an evaluation may take long.
@@ -118,7 +122,10 @@ void add_commands(CLI::App& app, Options& options) {
   add_common(evaluate, options);
   evaluate.add_option("--text", options.text, "the text file")->required();
   evaluate.add_option("--context", options.context, "bytes of one window")->capture_default_str();
-  evaluate.add_option("--json", options.json, "write the figures to this file, too");
+  evaluate.add_option("--json", options.json, "write the figures to this file, too")
+      ->check([](const std::string& path) {
+        return path.empty() ? std::string("an empty name is none of a file") : std::string();
+      });
 }
 
 int run(int argc, char** argv) {

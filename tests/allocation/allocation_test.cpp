@@ -9,8 +9,13 @@
 #include <random>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <thread>
 #include <unistd.h>
 #include <utility>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
 
 #include <gtest/gtest.h>
 
@@ -22,9 +27,12 @@ namespace {
 
 std::atomic<bool> counting{false};
 std::atomic<int> count{0};
+std::atomic<std::size_t> counted_bytes{0};
 
-void note() {
-  if (counting.load(std::memory_order_relaxed)) count.fetch_add(1, std::memory_order_relaxed);
+void note(std::size_t bytes) {
+  if (!counting.load(std::memory_order_relaxed)) return;
+  count.fetch_add(1, std::memory_order_relaxed);
+  counted_bytes.fetch_add(bytes, std::memory_order_relaxed);
 }
 
 }  // namespace
@@ -37,23 +45,23 @@ void* __libc_realloc(void*, std::size_t);         // NOLINT(bugprone-reserved-id
 void* __libc_memalign(std::size_t, std::size_t);  // NOLINT(bugprone-reserved-identifier)
 
 void* malloc(std::size_t size) {
-  note();
+  note(size);
   return __libc_malloc(size);
 }
 void* calloc(std::size_t n, std::size_t size) {
-  note();
+  note(n * size);
   return __libc_calloc(n, size);
 }
 void* realloc(void* p, std::size_t size) {
-  note();
+  note(size);
   return __libc_realloc(p, size);
 }
 void* aligned_alloc(std::size_t alignment, std::size_t size) {
-  note();
+  note(size);
   return __libc_memalign(alignment, size);
 }
 void* mmap(void* address, std::size_t length, int protection, int flags, int file, off_t offset) {
-  note();
+  note(length);
   return reinterpret_cast<void*>(
       syscall(SYS_mmap, address, length, protection, flags, file, offset));
 }
@@ -68,6 +76,7 @@ using test_support::random_matrix;
 template <class Function>
 int allocations_of(const Function& function) {
   count = 0;
+  counted_bytes = 0;
   counting = true;
   function();
   counting = false;
@@ -87,11 +96,42 @@ void expect_none_when_warm(Layer& layer, Index tokens) {
   const auto warm_up = random_matrix<float>(tokens, width, 1);
   const auto x = random_matrix<float>(tokens, width, 2);
   Matrix<float> y(tokens, width);  // (T, D)
-  for (int i = 0; i < 2; ++i) layer.forward(warm_up, y);
+  moe::Workspace<float> workspace;
+  for (int i = 0; i < 2; ++i) layer.forward(warm_up, y, workspace);
   // Other tokens go to other experts; fewer need less.
   for (const Index fewer : {tokens, tokens / 2 + 1, Index{1}, tokens})
-    EXPECT_EQ(allocations_of([&] { layer.forward(x.topRows(fewer), y.topRows(fewer)); }), 0)
+    EXPECT_EQ(allocations_of([&] { layer.forward(x.topRows(fewer), y.topRows(fewer), workspace); }),
+              0)
         << fewer << " tokens";
+  // All tokens go to the same experts, and back again.
+  const Matrix<float> same = x.row(0).replicate(tokens, 1);
+  EXPECT_EQ(allocations_of([&] { layer.forward(same, y, workspace); }), 0) << "skewed";
+  EXPECT_EQ(allocations_of([&] { layer.forward(x, y, workspace); }), 0) << "no longer skewed";
+  // A workspace is the caller's, not the thread's. OpenMP's own threads belong to the thread that
+  // begins a region, so here it begins none.
+  int elsewhere = -1;
+  std::thread([&] {
+#if defined(_OPENMP)
+    omp_set_num_threads(1);
+#endif
+    layer.forward(warm_up.topRows(1), y.topRows(1), workspace);
+    elsewhere = allocations_of([&] { layer.forward(x, y, workspace); });
+  }).join();
+  EXPECT_EQ(elsewhere, 0) << "from another thread";
+}
+
+/// A first forward takes what the layer said, but for lists of tasks and the like.
+template <class Layer>
+void expect_bytes(const Layer& layer, Index tokens) {
+  const auto x = random_matrix<float>(tokens, layer.d_model(), 1);
+  Matrix<float> y(tokens, layer.d_model());  // (T, D)
+  moe::Workspace<float> warm;
+  layer.forward(x, y, warm);  // OpenMP's own memory.
+  moe::Workspace<float> workspace;
+  allocations_of([&] { layer.forward(x, y, workspace); });
+  const double said = layer.workspace_bytes(tokens);
+  EXPECT_GE(static_cast<double>(counted_bytes), said);
+  EXPECT_LE(static_cast<double>(counted_bytes), 1.02 * said + 131072);
 }
 
 TEST(Allocations, ThereAreNoneInAWarmForward) {
@@ -104,6 +144,7 @@ TEST(Allocations, ThereAreNoneInAWarmForward) {
   moe::SparseMoe layer(std::move(router), std::move(experts),
                        moe::SharedExperts(std::move(shared), random_matrix<float>(2, 64, 3)));
   expect_none_when_warm(layer, 700);
+  expect_bytes(layer, 700);
 }
 
 TEST(Allocations, ThereAreNoneWithLargeBuffersAndStoredHalves) {
@@ -121,7 +162,37 @@ TEST(Allocations, ThereAreNoneUnderACapacity) {
       {.d_model = 32, .num_experts = 8, .top_k = 2, .rule = moe::presets::deepseek_v3()}, rng);
   auto experts =
       moe::SwiGluExperts<float>::random({.num_experts = 8, .d_model = 32, .d_ff = 40}, rng);
-  moe::SparseMoe layer(std::move(router), std::move(experts), {}, {.factor = 0.9});
+  for (const moe::DropOrder order :
+       {moe::DropOrder::token_major, moe::DropOrder::slot_major, moe::DropOrder::batch_priority,
+        moe::DropOrder::by_weight, moe::DropOrder::random}) {
+    for (const bool reroute : {false, true}) {
+      moe::SparseMoe layer(router, experts, {},
+                           {.factor = 0.9, .order = order, .reroute = reroute});
+      expect_none_when_warm(layer, 300);
+    }
+  }
+}
+
+TEST(Allocations, ThereAreNoneWhereTokensUseDifferentNumbersOfExperts) {
+  std::mt19937_64 rng(4);
+  const moe::RoutingRule rule{
+      .limit = {.kind = moe::ChoiceLimitKind::relative_threshold, .value = 0.6}};
+  auto router = moe::TopKRouter<float>::random(
+      {.d_model = 32, .num_experts = 8, .top_k = 4, .rule = rule}, rng);
+  auto experts =
+      moe::SwiGluExperts<float>::random({.num_experts = 8, .d_model = 32, .d_ff = 40}, rng);
+  moe::SparseMoe layer(std::move(router), std::move(experts));
+  expect_none_when_warm(layer, 300);
+}
+
+TEST(Allocations, ThereAreNoneBesideExpertsThatCostNothing) {
+  std::mt19937_64 rng(5);
+  auto router = moe::TopKRouter<float>::random({.d_model = 32, .num_experts = 6, .top_k = 2}, rng);
+  auto experts =
+      moe::SwiGluExperts<float>::random({.num_experts = 4, .d_model = 32, .d_ff = 40}, rng);
+  moe::SparseMoe layer(std::move(router), moe::ZeroCostExperts<moe::SwiGluExperts<float>>(
+                                              std::move(experts), {{moe::ZeroCostKind::identity},
+                                                                   {moe::ZeroCostKind::zero}}));
   expect_none_when_warm(layer, 300);
 }
 

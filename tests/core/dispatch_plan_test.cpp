@@ -1,5 +1,6 @@
 // SPDX-FileCopyrightText: The moe authors
 // SPDX-License-Identifier: Apache-2.0
+#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -54,7 +55,7 @@ TEST(CheckPlan, RefusesWhatLeadsOutside) {
   EXPECT_EQ(after([](auto& p) { p.tokens = -1; }), "f: a size of the plan is negative");
   EXPECT_EQ(after([](auto& p) { p.num_experts = -1; }), "f: a size of the plan is negative");
   EXPECT_EQ(after([](auto& p) { p.offsets.pop_back(); }),
-            "f: plan.offsets.size(): expected 3, got 2");
+            "f: plan.offsets.size() - 1: expected 2, got 1");
   EXPECT_EQ(after([](auto& p) { p.row_of.pop_back(); }),
             "f: plan.row_of.size(): expected 4, got 3");
   EXPECT_EQ(after([](auto& p) { p.offsets[0] = -5; }),
@@ -69,6 +70,17 @@ TEST(CheckPlan, RefusesWhatLeadsOutside) {
   const std::string bad_row_of = "f: plan.row_of names a row that is out of range";
   EXPECT_EQ(after([](auto& p) { p.row_of[0] = 3; }), bad_row_of);
   EXPECT_EQ(after([](auto& p) { p.row_of[0] = -7; }), bad_row_of);
+  const std::string disagree = "f: plan.rows and plan.row_of disagree";
+  EXPECT_EQ(after([](auto& p) { p.rows[1] = p.rows[0]; }), disagree);
+  EXPECT_EQ(after([](auto& p) { p.row_of[0] = moe::DispatchPlan::no_row; }), disagree);
+  EXPECT_EQ(after([](auto& p) { p.row_of[2] = 2; }), disagree);
+  EXPECT_EQ(after([](auto& p) {  // More rows than slots.
+              p.offsets = {0, 30, 60};
+              p.rows.assign(60, {0, 0});
+            }),
+            disagree);
+  EXPECT_EQ(after([](auto& p) { p.first_expert = -1; }), "f: a size of the plan is negative");
+  EXPECT_NE(after([](auto& p) { p.num_experts = std::numeric_limits<moe::Index>::max(); }), "");
   EXPECT_NE(after([](auto& p) { p.tokens = p.top_k = moe::Index{1} << 62; }), "");
   EXPECT_NE(after([](auto& p) { p = {}; }), "");
 }

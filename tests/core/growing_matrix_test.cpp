@@ -37,6 +37,17 @@ TEST(GrowingMatrix, KeepsItsMemoryWhenItGetsSmaller) {
   EXPECT_EQ(m.size(), 0);
 }
 
+TEST(GrowingMatrix, IsEmptyAfterAGrowthThatFailed) {
+  moe::GrowingMatrix<float> m(2, 2);
+  EXPECT_THROW(m.resize(moe::Index{1} << 58, 4), std::bad_alloc);
+  EXPECT_EQ(m.size(), 0);
+  EXPECT_THROW(m.resize(moe::Index{1} << 62, 4), std::invalid_argument);
+  EXPECT_THROW(m.resize(-1, 4), std::invalid_argument);
+  m.resize(3, 3);
+  m.setConstant(1);
+  EXPECT_EQ(m.sum(), 9);
+}
+
 TEST(GrowingMatrix, TakesExpressionsAndTheirSize) {
   GrowingMatrix<int> m(2, 2);
   m << 1, 2, 3, 4;

@@ -204,9 +204,21 @@ TEST(Program, EvaluateRefusesBadRequests) {
   refuse("text", {"--json", folder.file("no_folder/json")}, "no_folder/json: cannot be written");
   refuse("text", {"--json", folder.path()}, "cannot be written");
   refuse("text", {"--json", folder.file("text")}, "is an input");
+  refuse("text", {"--json", ""}, "an empty name");
+  for (const char* const input : {"model.safetensors", "config.json"}) {
+    const TemporaryFolder model;
+    tiny_mixtral().write(model);
+    const std::string before = read_file(model.file(input));
+    expect_refusal(folder,
+                   {"evaluate", "--model", model.path(), "--text", folder.file("text"), "--json",
+                    model.file(input)},
+                   "is an input");
+    EXPECT_EQ(read_file(model.file(input)), before);
+  }
   // A refused request leaves no file behind.
   EXPECT_FALSE(std::filesystem::exists(folder.file("json")));
-  EXPECT_FALSE(std::filesystem::exists(folder.file("json.part")));
+  for (const auto& entry : std::filesystem::directory_iterator(folder.path()))
+    EXPECT_EQ(entry.path().string().find(".part"), std::string::npos) << entry.path();
 }
 
 TEST(Program, WrongCheckpointsAreRefused) {

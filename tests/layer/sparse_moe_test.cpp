@@ -10,6 +10,7 @@
 
 #include <gtest/gtest.h>
 
+#include <moe/experts/zero_cost_experts.hpp>
 #include <moe/fwd.hpp>
 #include <moe/layer/sparse_moe.hpp>
 #include <moe/routing/presets.hpp>
@@ -322,6 +323,15 @@ TEST(SparseMoe, RefusesABadRoutingBeforeItWrites) {
             "SparseMoe::forward: routing.tokens(): expected 4, got 3");
   EXPECT_EQ(with([](auto& r) { r.weights.conservativeResize(4, 1); }),
             "SparseMoe::forward: routing.weights.cols(): expected 2, got 1");
+  EXPECT_EQ(with([](auto& r) { r.input_scale = std::nan(""); }),
+            "SparseMoe::forward: routing.input_scale is not finite");
+  EXPECT_EQ(with([](auto& r) { r.scale_after_drop = std::nan(""); }),
+            "SparseMoe::forward: routing.scale_after_drop is not finite");
+  auto narrow = small_layer<float>({.d_model = 2});
+  Routing<float> own = good;
+  const auto two = random_matrix<float>(4, 2, 3);
+  EXPECT_THROW(narrow.forward(two, own, moe::MatrixView<float>(own.weights)), std::invalid_argument)
+      << "y is where the weights are";
 }
 
 TEST(SparseMoe, RefusesPartsThatDoNotFitEachOther) {
@@ -464,6 +474,85 @@ TEST(SparseMoeOptions, APlanCanBeSupplied) {
   EXPECT_EQ(y, expected);
   plan.top_k = 1;
   EXPECT_THROW(layer.forward(x, routing, plan, y, workspace), moe::ShapeError);
+  plan = layer.plan();
+  plan.first_expert = 1;
+  EXPECT_THROW(layer.forward(x, routing, plan, y, workspace), moe::ShapeError);
+  plan.first_expert = 0;
+  Routing<double> other = routing;
+  other.experts(0, 0) = moe::no_expert;
+  other.weights(0, 0) = 0;
+  EXPECT_THROW(layer.forward(x, other, plan, y, workspace), std::invalid_argument);
+}
+
+/// The same bank by itself and within one that is no part of the layer's stage.
+TEST(SparseMoeOptions, BanksCanHoldBanks) {
+  using Outer = moe::ZeroCostExperts<Bank<double>>;
+  const moe::ExpertsConfig config{.num_experts = 4, .d_model = 13, .d_ff = 6};
+  const auto bank = random_bank<Bank<double>>(config, 9);
+  const auto more = random_bank<Bank<double>>({.num_experts = 2, .d_model = 13, .d_ff = 5}, 3);
+  const auto router = [](Index experts) {
+    std::mt19937_64 rng(1);
+    return moe::TopKRouter<double>::random({.d_model = 13, .num_experts = experts, .top_k = 2},
+                                           rng);
+  };
+  const auto x = random_matrix<double>(30, 13, 3);
+  Matrix<double> y(30, 13);
+  Matrix<double> expected(30, 13);
+  for (int run = 0; run < 2; ++run) {
+    moe::SparseMoe plain(router(4), bank, SharedExperts(more));
+    plain.forward(x, expected);
+    moe::SparseMoe routed(router(4), Outer(bank, {}), SharedExperts(more));
+    routed.forward(x, y);
+    routed.forward(x, y);
+    EXPECT_TRUE(y.isApprox(expected, 1e-14));
+    moe::SparseMoe shared(router(4), bank, SharedExperts(Outer(more, {})));
+    shared.forward(x, y);
+    shared.forward(x, y);
+    EXPECT_TRUE(y.isApprox(expected, 1e-14));
+    moe::SparseMoe both(router(4), Outer(bank, {}), SharedExperts(Outer(more, {})));
+    both.forward(x, y);
+    EXPECT_TRUE(y.isApprox(expected, 1e-14));
+  }
+}
+
+/// As LongCat-Flash has it: some experts give the token back.
+TEST(SparseMoeOptions, SomeExpertsCostNothing) {
+  const moe::ExpertsConfig config{.num_experts = 4, .d_model = 13, .d_ff = 6};
+  const auto bank = random_bank<Bank<double>>(config, 9);
+  std::mt19937_64 rng(1);
+  moe::SparseMoe layer(
+      moe::TopKRouter<double>::random({.d_model = 13, .num_experts = 6, .top_k = 2}, rng),
+      moe::ZeroCostExperts<Bank<double>>(
+          bank, {{moe::ZeroCostKind::identity}, {moe::ZeroCostKind::zero}}));
+  const auto x = random_matrix<double>(40, 13, 3);
+  Matrix<double> y(40, 13);
+  const Routing<double> routing = layer.forward(x, y);
+  const auto experts = test_support::reference_experts(bank);
+  for (Index t = 0; t < 40; ++t) {
+    Matrix<double> expected = Matrix<double>::Zero(1, 13);
+    for (Index k = 0; k < 2; ++k) {
+      const Index e = routing.experts(t, k);
+      if (e == 4) expected += routing.weights(t, k) * x.row(t);
+      if (e >= 4) continue;
+      const auto out = reference::run_expert(experts[static_cast<std::size_t>(e)], reference::silu,
+                                             reference::row_of(x, t));
+      for (Index d = 0; d < 13; ++d)
+        expected(0, d) += routing.weights(t, k) * out[static_cast<std::size_t>(d)];
+    }
+    EXPECT_TRUE(y.row(t).isApprox(expected, 1e-12)) << t;
+  }
+}
+
+TEST(SparseMoeOptions, RandomDropsDifferFromStepToStep) {
+  auto layer = small_layer<double>({.capacity = {.factor = 1, .order = moe::DropOrder::random}});
+  const auto x = random_matrix<double>(64, 13, 3);
+  Matrix<double> y(64, 13);
+  layer.forward(x, y, {.seed = 1});
+  const auto first = layer.plan().dropped;
+  layer.forward(x, y, {.seed = 2});
+  EXPECT_NE(layer.plan().dropped, first);
+  layer.forward(x, y, {.seed = 1});
+  EXPECT_EQ(layer.plan().dropped, first);
 }
 
 TEST(SparseMoeOptions, DownBiasesCanStandBesideTheWeights) {

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -51,10 +52,10 @@ namespace detail {
 /// Throws ShapeError or std::invalid_argument if a plan would lead outside of what it describes.
 /// Plans are plain values, which callers may build by hand. `where` begins the message.
 inline void check_plan(const char* where, const DispatchPlan& plan) {
-  check(plan.tokens >= 0 && plan.top_k >= 0 && plan.num_experts >= 0, where,
-        "a size of the plan is negative");
-  check_size(where, "plan.offsets.size()", plan.num_experts + 1,
-             static_cast<Index>(plan.offsets.size()));
+  check(plan.tokens >= 0 && plan.top_k >= 0 && plan.num_experts >= 0 && plan.first_expert >= 0,
+        where, "a size of the plan is negative");
+  check_size(where, "plan.offsets.size() - 1", plan.num_experts,
+             static_cast<Index>(plan.offsets.size()) - 1);
   check_size(where, "plan.row_of.size()", product(where, plan.tokens, plan.top_k),
              static_cast<Index>(plan.row_of.size()));
   check_size(where, "plan.offsets.front()", 0, plan.offsets.front());
@@ -66,9 +67,43 @@ inline void check_plan(const char* where, const DispatchPlan& plan) {
     is_inside = is_inside && row.token >= 0 && row.token < plan.tokens && row.slot >= 0 &&
                 row.slot < plan.top_k;
   check(is_inside, where, "plan.rows names a token or slot that is out of range");
-  for (const std::int32_t row : plan.row_of)
+  // Each the other's inverse: as many slots with a row as rows, and every row's slot has that row.
+  Index used = 0;
+  for (const std::int32_t row : plan.row_of) {
     is_inside = is_inside && row >= DispatchPlan::no_row && row < plan.num_rows();
+    used += row != DispatchPlan::no_row ? 1 : 0;
+  }
   check(is_inside, where, "plan.row_of names a row that is out of range");
+  bool agrees = used == plan.num_rows();
+  for (Index r = 0; agrees && r < plan.num_rows(); ++r) {
+    const TokenSlot at = plan.rows[static_cast<std::size_t>(r)];
+    agrees = plan.row_of[static_cast<std::size_t>(at.token * plan.top_k + at.slot)] == r;
+  }
+  check(agrees, where, "plan.rows and plan.row_of disagree");
+}
+
+/// restrict_plan into a plan whose memory is reused.
+inline void restrict_plan(const DispatchPlan& plan, Index first, Index last, DispatchPlan& part) {
+  check_plan("restrict_plan", plan);
+  check(0 <= first && first <= last && last <= plan.num_experts, "restrict_plan",
+        "the experts must be a range of the plan's");
+  part.tokens = plan.tokens;
+  part.top_k = plan.top_k;
+  part.num_experts = last - first;
+  part.first_expert = plan.first_expert + first;
+  const Index begin = plan.first_row(first);
+  const Index end = plan.first_row(last);
+  part.dropped.clear();
+  part.offsets.clear();
+  for (Index e = first; e <= last; ++e) part.offsets.push_back(plan.first_row(e) - begin);
+  part.rows.reserve(plan.row_of.size());
+  part.rows.assign(plan.rows.begin() + begin, plan.rows.begin() + end);
+  part.row_of.resize(plan.row_of.size());
+  for (std::size_t i = 0; i < plan.row_of.size(); ++i) {
+    const std::int32_t row = plan.row_of[i];
+    part.row_of[i] =
+        row >= begin && row < end ? static_cast<std::int32_t>(row - begin) : DispatchPlan::no_row;
+  }
 }
 
 }  // namespace detail
@@ -79,22 +114,8 @@ inline void check_plan(const char* where, const DispatchPlan& plan) {
 /// Throws  std::invalid_argument unless 0 <= first <= last <= plan.num_experts, or if the plan
 ///         leads outside of what it describes; ShapeError if its sizes disagree.
 inline DispatchPlan restrict_plan(const DispatchPlan& plan, Index first, Index last) {
-  detail::check_plan("restrict_plan", plan);
-  detail::check(0 <= first && first <= last && last <= plan.num_experts, "restrict_plan",
-                "the experts must be a range of the plan's");
   DispatchPlan part;
-  part.tokens = plan.tokens;
-  part.top_k = plan.top_k;
-  part.num_experts = last - first;
-  part.first_expert = plan.first_expert + first;
-  const Index begin = plan.first_row(first);
-  const Index end = plan.first_row(last);
-  for (Index e = first; e <= last; ++e) part.offsets.push_back(plan.first_row(e) - begin);
-  part.rows.assign(plan.rows.begin() + begin, plan.rows.begin() + end);
-  part.row_of.reserve(plan.row_of.size());
-  for (const std::int32_t row : plan.row_of)
-    part.row_of.push_back(row >= begin && row < end ? static_cast<std::int32_t>(row - begin)
-                                                    : DispatchPlan::no_row);
+  detail::restrict_plan(plan, first, last, part);
   return part;
 }
 

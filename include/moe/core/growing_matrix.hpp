@@ -12,6 +12,7 @@
 
 #include "moe/core/aligned_buffer.hpp"
 #include "moe/core/config.hpp"
+#include "moe/core/contracts.hpp"
 #include "moe/core/types.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -58,15 +59,18 @@ class GrowingMatrix : public Eigen::Map<Matrix<ScalarT>> {
     return *this;
   }
 
-  /// Makes room for `size` values.
+  /// Makes room for `size` values. Where that takes new memory, the matrix has no rows after it.
   void reserve(Index size) {
     if (static_cast<std::size_t>(size) <= values_.size()) return;
+    map(0, 0);  // Before the old memory goes, since taking new memory may throw.
     values_.grow(static_cast<std::size_t>(size));
     map(0, 0);
   }
 
+  /// Throws  std::invalid_argument if a size is negative or their product exceeds Index.
   void resize(Index rows, Index cols) {
-    reserve(rows * cols);
+    detail::check(rows >= 0 && cols >= 0, "GrowingMatrix::resize", "a size is negative");
+    reserve(detail::product("GrowingMatrix::resize", rows, cols));
     map(rows, cols);
   }
 

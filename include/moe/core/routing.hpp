@@ -86,6 +86,8 @@ void check_routing(const char* where, const Routing<Scalar>& routing) {
   const Index experts = routing.num_experts;
   check(routing.top_k() > 0, where, "routing.top_k() must be positive");
   check_renormalization(where, routing.renormalization);
+  check(std::isfinite(routing.input_scale), where, "routing.input_scale is not finite");
+  check(std::isfinite(routing.scale_after_drop), where, "routing.scale_after_drop is not finite");
   check_size(where, "routing.weights.rows()", tokens, routing.weights.rows());
   check_size(where, "routing.weights.cols()", routing.top_k(), routing.weights.cols());
   if (routing.logits.size() != 0) {

@@ -115,11 +115,17 @@ class ExpertStage {
   void clear() noexcept { parts_.clear(); }
   void add(const StagePart<Scalar>& part) { parts_.push_back(part); }
 
-  /// Runs all parts, then combine(task) for every task in 0 .. combine_tasks - 1.
+  /// Runs all parts, then combine(task) for every task in 0 .. combine_tasks - 1. The parts, which
+  /// refer to the caller's values, are forgotten after it.
   ///
   /// Throws  the first exception that a bank or combine threw.
   template <class Combine>
   void run(Index combine_tasks, Combine&& combine) {
+    struct Forget {
+      ExpertStage& stage;
+      ~Forget() { stage.clear(); }
+    };
+    const Forget forget{*this};
     threads_ = parallel::available_threads();
     most_rows_ = kernels::tile_kernels<Scalar, Scalar>().most_rows;
     make_jobs();

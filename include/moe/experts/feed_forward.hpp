@@ -205,7 +205,7 @@ class FeedForwardExperts final : public detail::StagedBank<ScalarT> {
             DispatchPlan::no_row)
           continue;
         const Index expert = routing.experts(first + t, k) - plan.first_expert;
-        if (expert >= num_experts()) continue;  // Of another bank beside this one.
+        if (expert < 0 || expert >= num_experts()) continue;  // Of another bank beside this one.
         const Scalar* const bias = down_bias_.row(expert).data();
         for (Index d = 0; d < d_model(); ++d) y(t, d) += bias[d];
       }

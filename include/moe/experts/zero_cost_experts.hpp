@@ -19,6 +19,7 @@
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
 #include "moe/experts/gather.hpp"
+#include "moe/kernels/dispatch.hpp"
 #include "moe/parallel/parallel_for.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -74,7 +75,11 @@ class ZeroCostExperts {
   /// Throws  ShapeError if input, plan, rows and bank do not fit each other.
   void forward(const ExpertInput<Scalar>& input, MatrixView<Scalar> rows, Scratch& scratch) const {
     detail::check_bank_call("ZeroCostExperts::forward", input, rows, num_experts(), d_model());
-    const DispatchPlan part = restrict_plan(input.plan, 0, bank_.num_experts());
+    struct Part {
+      DispatchPlan plan;
+    };
+    DispatchPlan& part = scratch.kept<Part>().plan;
+    detail::restrict_plan(input.plan, 0, bank_.num_experts(), part);
     bank_.forward({input.x, part, input.scales, input.factor}, rows.middle_rows(0, part.num_rows()),
                   scratch);
     for (std::size_t i = 0; i < others_.size(); ++i) {
@@ -107,7 +112,9 @@ class ZeroCostExperts {
     // softmax of two, without overflow
     const Scalar of_x = 1 / (1 + std::exp(z[1] - z[0]));
     const Scalar of_value = 1 / (1 + std::exp(z[0] - z[1]));
-    for (Index d = 0; d < d_model(); ++d) x[d] = of_x * x[d] + of_value * expert.value[d];
+    const Scalar* const terms[] = {x, expert.value.data()};
+    const Scalar shares[] = {of_x, of_value};
+    kernels::row_kernels<Scalar>().weighted_sum(terms, shares, 2, d_model(), x);
   }
 
   BankT bank_;

@@ -75,6 +75,7 @@ class BlockReader {
         prefix_(std::move(prefix)) {
     moe::detail::product("load_block", moe::detail::product("load_block", 2, config_.d_ff),
                          moe::detail::product("load_block", config_.num_experts, config_.d_model));
+    moe::detail::product("load_block", 2, config_.shared_d_ff);
     tensors_.require(name(traits_.router), config_.num_experts, config_.d_model);
     for (Index e = 0; e < config_.num_experts; ++e) require_expert(e);
     if (config_.shared_d_ff > 0) require_shared();

@@ -288,7 +288,7 @@ inline bool matches(const FamilyTraits& traits, const Tensors& tensors, const st
     return tensors.contains(moe::detail::text_of(layer, name));
   };
   const auto rows = [&](std::string_view name) {
-    return tensors.tensor(moe::detail::text_of(layer, name)).shape.at(0);
+    return tensors.dimension(moe::detail::text_of(layer, name), 0);
   };
   switch (traits.family) {
     case Family::mixtral:

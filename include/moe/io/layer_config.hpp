@@ -332,11 +332,7 @@ inline std::string block_parent(std::string_view prefix) {
 inline LayerConfig layer_config_of_block(const Tensors& tensors, const FoundBlock& block) {
   const detail::FamilyTraits& traits = detail::traits_of(block.family);
   const auto size = [&](std::string_view name, std::size_t dimension) {
-    const std::string full = moe::detail::text_of(block.prefix, name);
-    const TensorView& tensor = tensors.tensor(full);
-    if (dimension >= tensor.shape.size())
-      throw FormatError(tensors.path(), full, tensor.offset, "has too few dimensions");
-    return tensor.shape[dimension];
+    return tensors.dimension(moe::detail::text_of(block.prefix, name), dimension);
   };
   const Index experts = size(traits.router, 0);
   const Index d_model = size(traits.router, 1);
@@ -387,7 +383,7 @@ inline LayerConfig layer_config_of_block(const Tensors& tensors, const FoundBloc
   if (block.family == Family::granitemoe) {  // Beside the block, gate and up fused.
     const std::string fused =
         moe::detail::text_of(block_parent(block.prefix), traits.shared, "input_linear.weight");
-    if (tensors.contains(fused)) layer.shared_d_ff = tensors.tensor(fused).shape.at(0) / 2;
+    if (tensors.contains(fused)) layer.shared_d_ff = tensors.dimension(fused, 0) / 2;
   }
   layer.router_bias = tensors.contains(block.prefix + "router.classifier.bias");
   return layer;

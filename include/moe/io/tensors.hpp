@@ -132,6 +132,23 @@ class Tensors {
   /// Throws  FormatError naming the tensor if there is none of that name.
   const TensorView& tensor(std::string_view name) const { return *entry(name).tensor; }
 
+  /// Throws  FormatError naming the tensor if it is missing or has too few dimensions.
+  Index dimension(std::string_view name, std::size_t i) const {
+    const Entry& found = entry(name);
+    if (i >= found.tensor->shape.size())
+      throw FormatError(found.file->path(), std::string(name), found.tensor->offset,
+                        "has too few dimensions");
+    return found.tensor->shape[i];
+  }
+
+  /// Every file that was opened: the index, where there is one, and all shards.
+  std::vector<std::string> files() const {
+    std::vector<std::string> all{path_};
+    for (const auto& file : files_)
+      if (file->path() != path_) all.push_back(file->path());
+    return all;
+  }
+
   /// Throws  FormatError naming the tensor if it is missing or has another shape than [rows, cols];
   ///         [rows] passes where cols is 1, and [] where rows is 1, too.
   void require(std::string_view name, Index rows, Index cols) const {

@@ -29,7 +29,7 @@ class RowSum {
   /// Writes `out` (n). Without `weighted`, the rows are added as they are.
   RowSum(Scalar* out, Index n, bool weighted) noexcept : out_(out), n_(n), weighted_(weighted) {}
 
-  void add(const Scalar* row, Scalar weight) noexcept {
+  void add(const Scalar* row, Scalar weight) {
     if (count_ == most) {  // Goes on from what is summed up.
       finish();
       rows_[0] = out_;
@@ -40,7 +40,7 @@ class RowSum {
     weight_[count_++] = weight;
   }
 
-  void finish() const noexcept {
+  void finish() const {
     kernels::row_kernels<Scalar>().weighted_sum(rows_, weighted_ ? weight_ : nullptr, count_, n_,
                                                 out_);
   }
@@ -58,7 +58,7 @@ class RowSum {
 /// Adds the rows of token t, in order of its slots.
 template <class Scalar>
 void add_token(MatrixView<const Scalar> rows, const DispatchPlan& plan,
-               MatrixView<const Scalar> weights, Index t, RowSum<Scalar>& sum) noexcept {
+               MatrixView<const Scalar> weights, Index t, RowSum<Scalar>& sum) {
   for (Index k = 0; k < plan.top_k; ++k) {
     const Index row = plan.row_of[static_cast<std::size_t>(t * plan.top_k + k)];
     if (row != DispatchPlan::no_row)

@@ -82,8 +82,7 @@ class SharedExperts {
   }
 
   /// Adds the rows of token t, times their gates.
-  void add_token(const Workspace<Scalar>& workspace, Index t,
-                 detail::RowSum<Scalar>& sum) const noexcept {
+  void add_token(const Workspace<Scalar>& workspace, Index t, detail::RowSum<Scalar>& sum) const {
     const MatrixView<const Scalar> rows = workspace.shared_rows;
     for (Index e = 0; e < bank_->num_experts(); ++e)
       sum.add(rows.row(e * workspace.shared_plan.tokens + t),

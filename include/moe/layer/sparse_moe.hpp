@@ -99,6 +99,7 @@ class SparseMoe {
   const Routing<Scalar>& forward(MatrixView<const Scalar> x, MatrixView<Scalar> y,
                                  Workspace<Scalar>& workspace, RouteOptions options = {}) const {
     check_views(x, y);
+    const detail::ScratchScope scope(workspace.scratch);
     const MatrixView<const Scalar> hidden =
         detail::hidden_states(router_, x, options, workspace.hidden);
     router_.route(hidden, options, workspace.routing);
@@ -118,18 +119,21 @@ class SparseMoe {
   void forward(MatrixView<const Scalar> x, const Routing<Scalar>& routing, MatrixView<Scalar> y,
                Workspace<Scalar>& workspace) const {
     check_views(x, y);
+    const detail::ScratchScope scope(workspace.scratch);
     run(x, routing, y, workspace);
   }
 
   /// What a forward with this routing does, expert by expert, and the least time that it takes a
-  /// machine with these limits.
+  /// machine with these limits. `seed` is the forward's, which random drops depend on.
   ///
   /// Throws  as forward.
   Explanation explain(const Routing<Scalar>& routing,
-                      const MachineLimits& limits = MachineLimits::assumed()) const {
+                      const MachineLimits& limits = MachineLimits::assumed(),
+                      std::uint64_t seed = 0) const {
     check_size_of_experts("SparseMoe::explain", routing);
     DispatchPlan plan;
-    detail::make_plan<Scalar>("SparseMoe::explain", routing, capacity_, plan);
+    Routing<Scalar> changed;
+    make_plan("SparseMoe::explain", routing, seed, changed, plan);
     Explanation explanation;
     explanation.isa = std::is_same_v<Scalar, float> ? active_isa() : Isa::scalar;
     explanation.threads = parallel::available_threads();
@@ -146,9 +150,10 @@ class SparseMoe {
     return explanation;
   }
 
-  /// Bytes of the large buffers of a workspace that has run a forward of so many tokens: the
-  /// routing with its logits and scores, the plan, packed rows, hidden values and results. The same
-  /// for every routing by the layer's router.
+  /// Bytes that a workspace takes for a forward of so many tokens, whatever their routing: the
+  /// routing with its logits and scores, the plan, packed rows, hidden values, results, and what
+  /// each thread works on. Lists of experts and tasks come on top, and what a capacity, jitter or
+  /// noise need, and a bank of the caller's own.
   double workspace_bytes(Index tokens) const {
     const auto t = static_cast<double>(tokens);
     const auto experts = static_cast<double>(experts_.num_experts());
@@ -167,8 +172,11 @@ class SparseMoe {
       if (const auto* const staged = detail::staged_bank(*shared_.bank()))
         bytes += detail::stage_bytes<Scalar>(staged->stage_shape(), static_cast<std::size_t>(rows));
     }
-    return bytes + static_cast<double>(parallel::available_threads()) *
-                       static_cast<double>(detail::stage_sums_size) * sizeof(Scalar);
+    // What each thread works on: sums of the stage, and a tile of tokens of the router's product.
+    constexpr double tile = kernels::most_tile_rows;
+    const double of_thread =
+        static_cast<double>(detail::stage_sums_size) + tile * (kernels::panel_width + width);
+    return bytes + static_cast<double>(parallel::available_threads()) * of_thread * sizeof(Scalar);
   }
 
   /// Runs the layer on a routing and a plan that the caller supplies, such as one made with
@@ -176,11 +184,20 @@ class SparseMoe {
   void forward(MatrixView<const Scalar> x, const Routing<Scalar>& routing, const DispatchPlan& plan,
                MatrixView<Scalar> y, Workspace<Scalar>& workspace) const {
     check_views(x, y);
-    check_routing_sizes(x, routing);
+    check_routing_sizes(x, routing, y);
     detail::check_routing(forward_name, routing);
     detail::check_plan(forward_name, plan);
     detail::check_size(forward_name, "plan.tokens", x.rows(), plan.tokens);
     detail::check_size(forward_name, "plan.top_k", routing.top_k(), plan.top_k);
+    detail::check_size(forward_name, "plan.first_expert", 0, plan.first_expert);
+    for (Index e = 0; e < plan.num_experts; ++e) {
+      for (Index r = plan.first_row(e); r < plan.first_row(e + 1); ++r) {
+        const TokenSlot at = plan.rows[static_cast<std::size_t>(r)];
+        detail::check(routing.experts(at.token, at.slot) == e, forward_name,
+                      "the plan has other experts than the routing");
+      }
+    }
+    const detail::ScratchScope scope(workspace.scratch);
     run_plan(x, routing, plan, y, workspace);
   }
 
@@ -197,24 +214,35 @@ class SparseMoe {
   /// `seed` is the call's, so that random drops differ from step to step.
   void run(MatrixView<const Scalar> x, const Routing<Scalar>& routing, MatrixView<Scalar> y,
            Workspace<Scalar>& workspace, std::uint64_t seed = 0) const {
-    check_routing_sizes(x, routing);
+    check_routing_sizes(x, routing, y);
+    const Routing<Scalar>& final_routing =
+        make_plan(forward_name, routing, seed, workspace.routing, workspace.plan);
+    run_plan(x, final_routing, workspace.plan, y, workspace);
+  }
+
+  /// The plan under the layer's capacity. Gives the routing that it belongs to: `routing`, or
+  /// `changed` with what was re-routed.
+  const Routing<Scalar>& make_plan(const char* where, const Routing<Scalar>& routing,
+                                   std::uint64_t seed, Routing<Scalar>& changed,
+                                   DispatchPlan& plan) const {
     Capacity capacity = capacity_;
     capacity.seed ^= seed;
-    detail::make_plan<Scalar>(forward_name, routing, capacity, workspace.plan);
-    if (capacity.reroute && !workspace.plan.dropped.empty()) {
-      if (&routing != &workspace.routing) workspace.routing = routing;
-      reroute_dropped(workspace.plan, capacity, workspace.routing);
-      detail::make_plan<Scalar>(forward_name, workspace.routing, capacity, workspace.plan);
-      return run_plan(x, workspace.routing, workspace.plan, y, workspace);
-    }
-    run_plan(x, routing, workspace.plan, y, workspace);
+    detail::make_plan<Scalar>(where, routing, capacity, plan);
+    if (!capacity.reroute || plan.dropped.empty()) return routing;
+    if (&routing != &changed) changed = routing;
+    reroute_dropped(plan, capacity, changed);
+    detail::make_plan<Scalar>(where, changed, capacity, plan);
+    return changed;
   }
 
   void check_size_of_experts(const char* where, const Routing<Scalar>& routing) const {
     detail::check_size(where, "routing.num_experts", experts_.num_experts(), routing.num_experts);
   }
 
-  void check_routing_sizes(MatrixView<const Scalar> x, const Routing<Scalar>& routing) const {
+  void check_routing_sizes(MatrixView<const Scalar> x, const Routing<Scalar>& routing,
+                           MatrixView<Scalar> y) const {
+    detail::check(!detail::overlap(MatrixView<const Scalar>(routing.weights), y), forward_name,
+                  "y overlaps the routing's weights");
     detail::check_size(forward_name, "routing.tokens()", x.rows(), routing.tokens());
     check_size_of_experts(forward_name, routing);
   }
@@ -226,6 +254,7 @@ class SparseMoe {
     workspace.rows.resize(plan.num_rows(), d_model());
     const bool on_input = routing.weight_target == WeightTarget::input;
     MatrixView<const Scalar> weights = routing.weights;
+    if (!capacity_.is_unlimited()) workspace.weights.reserve(routing.weights.size());
     if (!plan.dropped.empty() || routing.renormalization.after_drop) {
       final_weights(routing, plan, workspace.weights);
       weights = workspace.weights;
@@ -236,22 +265,22 @@ class SparseMoe {
     MatrixView<const Scalar> left = on_input ? none : weights;  // What combine multiplies by.
     detail::check_bank_call<Scalar>(forward_name, input, workspace.rows, experts_.num_experts(),
                                     d_model());
+    const auto* const staged = detail::staged_bank(experts_);
+    const auto* const staged_shared =
+        shared_.bank() ? detail::staged_bank(*shared_.bank()) : nullptr;
+    // Banks that are no part of the stage come first: they may hold others, which have a stage too.
+    if (staged == nullptr) experts_.forward(input, workspace.rows, workspace.scratch);
+    if (shared_.bank() && staged_shared == nullptr) shared_.run(x, workspace);
     auto& stage = workspace.scratch.template kept<detail::ExpertStage<Scalar>>();
     stage.clear();
-    if (const auto* const staged = detail::staged_bank(experts_)) {
+    if (staged != nullptr) {
       stage.add({staged, &input, workspace.rows, left});
       left = none;
-    } else {
-      experts_.forward(input, workspace.rows, workspace.scratch);
     }
     const ExpertInput<Scalar> shared_input{x, workspace.shared_plan};
-    if (shared_.bank()) {
-      if (const auto* const staged = detail::staged_bank(*shared_.bank())) {
-        shared_.prepare(x, workspace);
-        stage.add({staged, &shared_input, workspace.shared_rows, none});
-      } else {
-        shared_.run(x, workspace);
-      }
+    if (staged_shared != nullptr) {
+      shared_.prepare(x, workspace);
+      stage.add({staged_shared, &shared_input, workspace.shared_rows, none});
     }
     const bool weighted = !left.empty() || (shared_.bank() && shared_.gate().size() != 0);
     constexpr Index block = detail::copy_block_rows;

@@ -95,6 +95,7 @@ void place_by_key(const Routing<Scalar>& routing, const Capacity& capacity,
   };
   std::vector<Choice>& choices = thread_object<Memory>().choices;
   choices.clear();
+  choices.reserve(static_cast<std::size_t>((end - begin) * routing.top_k()));
   const std::uint64_t seed = stream_seed(capacity.seed, NoiseStream::capacity);
   const auto key_of = [&](Index t, Index k, Index e) {
     if (capacity.order == DropOrder::by_weight) return routing.weights(t, k);
@@ -225,7 +226,11 @@ Index reroute_dropped(const DispatchPlan& plan, const Capacity& capacity,
   const Index group = std::max<Index>(capacity.group_size(plan.tokens), 1);
   const Index limit = capacity.rows(group, plan.top_k, plan.num_experts);
   const Index groups = (plan.tokens + group - 1) / group;
-  Matrix<Index> load = Matrix<Index>::Zero(groups, plan.num_experts);
+  struct Load;
+  const MatrixView<Index> load(
+      detail::thread_buffer<Load, Index>(static_cast<std::size_t>(groups * plan.num_experts)),
+      groups, plan.num_experts);
+  std::fill_n(load.data(), groups * plan.num_experts, Index{0});
   for (Index e = 0; e < plan.num_experts; ++e)
     for (Index r = plan.first_row(e); r < plan.first_row(e + 1); ++r)
       ++load(plan.rows[static_cast<std::size_t>(r)].token / group, e);
@@ -234,11 +239,11 @@ Index reroute_dropped(const DispatchPlan& plan, const Capacity& capacity,
   Index moved = 0;
   for (const TokenSlot choice : plan.dropped) {
     const Index t = choice.token;
-    const auto chosen = routing.experts.row(t);
-    const Scalar* const score = routing.scores.row(t).data();
+    const ExpertIndex* const chosen = &routing.experts(t, 0);
+    const Scalar* const score = &routing.scores(t, 0);
     Index best = no_expert;
     for (Index e = 0; e < plan.num_experts; ++e) {
-      const bool is_chosen = (chosen.array() == static_cast<ExpertIndex>(e)).any();
+      const bool is_chosen = std::find(chosen, chosen + plan.top_k, e) != chosen + plan.top_k;
       if (is_chosen || load(t / group, e) >= limit || !(score[e] > least)) continue;
       if (best == no_expert || score[e] > score[best]) best = e;
     }
@@ -246,13 +251,18 @@ Index reroute_dropped(const DispatchPlan& plan, const Capacity& capacity,
     const Index before = routing.experts(t, choice.slot);
     Scalar& weight = routing.weights(t, choice.slot);
     if (of_logits) {
-      const Scalar sum = routing.weights.row(t).sum();
+      Scalar* const weights = &routing.weights(t, 0);
+      const auto sum_of_all = [&] {
+        Scalar sum = 0;
+        for (Index k = 0; k < plan.top_k; ++k) sum += weights[k];
+        return sum;
+      };
+      const Scalar sum = sum_of_all();
       weight *= std::exp(score[best] - score[before]);
-      const Scalar changed = routing.weights.row(t).sum();
-      if (std::isfinite(changed) && changed > 0)
-        routing.weights.row(t) *= sum / changed;
-      else
-        routing.weights.row(t).setZero();
+      const Scalar changed = sum_of_all();
+      const bool counts = std::isfinite(changed) && changed > 0;
+      for (Index k = 0; k < plan.top_k; ++k)
+        weights[k] = counts ? weights[k] * (sum / changed) : Scalar(0);
     } else {
       weight = score[before] > 0 ? weight * (score[best] / score[before]) : Scalar(0);
     }

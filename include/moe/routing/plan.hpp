@@ -107,10 +107,13 @@ void make_plan(const char* where, const Routing<Scalar>& routing, const Capacity
   plan.first_expert = 0;
   const std::vector<std::uint8_t>& kept = kept_choices(where, routing, capacity, priority);
   const MatrixView<std::int32_t> place = count_choices(routing, kept, plan);  // (blocks, E)
-  plan.rows.resize(static_cast<std::size_t>(plan.offsets.back()));
+  // By the most rows that these tokens could have, so that every routing finds room.
   plan.row_of.resize(static_cast<std::size_t>(plan.tokens * plan.top_k));
+  plan.rows.reserve(plan.row_of.size());
+  plan.rows.resize(static_cast<std::size_t>(plan.offsets.back()));
   place_choices(routing, kept, place, plan);
   plan.dropped.clear();
+  plan.dropped.reserve(kept.size());
   for (std::size_t i = 0; i < kept.size(); ++i) {
     const auto t = static_cast<Index>(i) / plan.top_k;
     const auto k = static_cast<Index>(i) % plan.top_k;

@@ -33,7 +33,7 @@ Scalar softplus(Scalar z) noexcept {
 /// Values  A NaN logit scores 0 and does not disturb the others. Logits of +infinity share the
 ///         weight equally. Where no logit is above -infinity, every score is 0.
 template <class Scalar>
-void softmax(const Scalar* logit, Index n, Scalar* score) noexcept {
+void softmax(const Scalar* logit, Index n, Scalar* score) {
   constexpr Scalar infinity = std::numeric_limits<Scalar>::infinity();
   const auto& kernels = kernels::row_kernels<Scalar>();
   const Scalar largest = kernels.largest(logit, n);
@@ -53,7 +53,7 @@ void softmax(const Scalar* logit, Index n, Scalar* score) noexcept {
 ///
 /// Values  A NaN logit scores 0, with every function.
 template <class Scalar>
-void score_logits(ScoreFunction function, const Scalar* logit, Index n, Scalar* score) noexcept {
+void score_logits(ScoreFunction function, const Scalar* logit, Index n, Scalar* score) {
   if (function == ScoreFunction::softmax) return softmax(logit, n, score);
   if (function == ScoreFunction::sigmoid)
     return kernels::row_kernels<Scalar>().sigmoids(logit, n, score);

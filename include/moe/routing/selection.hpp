@@ -22,7 +22,7 @@ namespace moe::inline MOE_ABI {
 /// Ties    lower index first.
 /// Cost    O(n) compares plus O(k) moves for each key that enters.
 template <class Scalar>
-void select_top_k(const Scalar* key, Index n, Index k, ExpertIndex* chosen) noexcept {
+void select_top_k(const Scalar* key, Index n, Index k, ExpertIndex* chosen) {
   MOE_ASSERT(k <= n);
   if (k == 0) return;
   // An equal key that stands further left was met earlier, so strict compares keep it ahead.
@@ -74,7 +74,7 @@ Scalar group_score(const GroupRule& rule, const Scalar* key, Index n) noexcept {
 /// Shapes  key (E), score (groups.count) and kept (groups.kept) are scratch.
 template <class Scalar>
 void mask_groups(const GroupRule& rule, Index num_experts, Scalar* key, Scalar* score,
-                 ExpertIndex* kept) noexcept {
+                 ExpertIndex* kept) {
   const Index size = num_experts / rule.count;
   for (Index g = 0; g < rule.count; ++g)
     score[g] = selection_key(group_score(rule, key + g * size, size));

@@ -81,8 +81,7 @@ Scalar raw_weight(WeightSource source, Scalar z, Scalar s) noexcept {
 /// Shapes  logit, score (E), expert, weight (K); expert may end with `no_expert`.
 template <class Scalar>
 void weigh_experts(const RoutingRule& rule, const Scalar* logit, const Scalar* score,
-                   Index num_experts, const ExpertIndex* expert, Index top_k,
-                   Scalar* weight) noexcept {
+                   Index num_experts, const ExpertIndex* expert, Index top_k, Scalar* weight) {
   Index used = 0;
   for (; used < top_k && expert[used] != no_expert; ++used)
     weight[used] = detail::raw_weight(rule.weights_from, logit[expert[used]], score[expert[used]]);
@@ -107,11 +106,13 @@ void weigh_experts(const RoutingRule& rule, const Scalar* logit, const Scalar* s
 /// Values  score is what the rule's score function gives; weight as for `weigh_experts`.
 /// Ties    lower expert index first. An expert with a NaN logit never wins against one without that
 ///         may be chosen, and has weight 0; a row of NaN selects 0 .. K-1 with weights 0.
-/// Throws  nothing; the rule was checked when the router was made.
+/// Throws  std::invalid_argument if MOE_ISA names no level of this machine; the rule was checked
+/// when
+///         the router was made.
 template <class Scalar>
 void choose_experts(const RoutingRule& rule, const Scalar* logit, const Scalar* selection_bias,
                     Index num_experts, Index top_k, TokenChoiceScratch<Scalar>& scratch,
-                    Scalar* score, ExpertIndex* expert, Scalar* weight) noexcept {
+                    Scalar* score, ExpertIndex* expert, Scalar* weight) {
   score_logits(rule.score, logit, num_experts, score);
   Scalar* const key = scratch.key.data();
   kernels::row_kernels<Scalar>().selection_keys(logit, score, selection_bias, num_experts, key);
