@@ -29,13 +29,10 @@ struct LimitForm {
 struct Limit {
   std::vector<LimitForm> forms;
   double best() const;
-  /// What the best form reaches at this moment: a machine that is shared gives more and less of its
-  /// memory from one second to the next, and a benchmark is held against what there was when it
-  /// ran.
+  /// What the best two forms reach at this moment, the better of two shots: a machine that is
+  /// shared gives more and less of its memory from one second to the next, and a benchmark is held
+  /// against what there was when it ran.
   double now() const;
-
- private:
-  const LimitForm* best_form() const;
 };
 
 /// Single-precision operations, a fused multiply-add counted as two: all threads.

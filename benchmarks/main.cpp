@@ -45,6 +45,8 @@ int main(int argc, char** argv) {
   if (table) {
     benchmarks::TableReporter reporter;
     benchmark::RunSpecifiedBenchmarks(&reporter);
+    benchmark::Shutdown();
+    return reporter.is_complete() ? 0 : 1;
   } else {
     benchmark::RunSpecifiedBenchmarks();
   }

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Builds and runs the benchmarks. Arguments go to Google Benchmark
-# (benchmarks/run.sh --benchmark_filter=forward/olmoe). With --table first, the libraries to compare
-# with are installed, too, and the README's table is printed; ggml takes part where CMake finds it,
+# (benchmarks/run.sh --benchmark_filter=forward/olmoe). With --table, the libraries to compare with
+# are installed, too, and the README's table is printed; ggml takes part where CMake finds it,
 # onnxruntime where MOE_ONNXRUNTIME names its folder. Only the program's output is on stdout.
 set -euo pipefail
 # shellcheck source=cmake/setup.sh
@@ -12,7 +12,7 @@ set -euo pipefail
 moe_need_build libbenchmark-dev
 peers=OFF
 name=benchmarks
-if [ "${1:-}" = --table ]; then
+if [[ " $* " = *" --table "* ]]; then
   moe_need libopenblas-openmp-dev libdnnl-dev libtorch-dev
   peers=ON
   name=table

@@ -209,6 +209,9 @@ moe::MachineLimits measure_against_limits(benchmark::State& state, const Work& w
   state.counters["limit_bytes"] = limits.bytes_per_second;
   state.counters["median_ms"] = time * 1e3;
   state.counters["roofline"] = median(shares);
+  // Against the best that the machine gave at any time.
+  state.counters["roofline_of_best"] =
+      std::max(work.weight_bytes / read_limit().best(), work.flop / fma_limit().best()) / time;
   return limits;
 }
 

@@ -32,11 +32,12 @@ void TableReporter::ReportRuns(const std::vector<Run>& runs) {
     const std::string kind = name.substr(0, first);
     const std::string shape = name.substr(first + 1, second - first - 1);
     const long tokens = std::stol(name.substr(name.rfind(':') + 1));
+    if (std::find(kinds_.begin(), kinds_.end(), kind) == kinds_.end()) kinds_.push_back(kind);
     if (run.error_occurred) {
       std::fprintf(stderr, "%s: %s\n", name.c_str(), run.error_message.c_str());
+      is_complete_ = false;
       continue;
     }
-    if (std::find(kinds_.begin(), kinds_.end(), kind) == kinds_.end()) kinds_.push_back(kind);
     Times& times = times_[kind][shape][tokens];
     const double ms = run.counters.at("median_ms");
     times.milliseconds.push_back(ms);
@@ -66,7 +67,7 @@ void TableReporter::Finalize() {
       const std::string row = kind == "forward" ? shape.name
                               : kind == "dense" ? "… dense twin"
                                                 : "… " + kind.substr(5);
-      print(row, [&](moe::Index t) { return digits(time(kind, t)); });
+      print(row, [&](moe::Index t) { return time(kind, t) > 0 ? digits(time(kind, t)) : "–"; });
     }
     const auto share = [&](const std::string& kind, moe::Index t) {
       return median(times_[kind][shape.name][t].shares);

@@ -23,6 +23,9 @@ class TableReporter : public benchmark::BenchmarkReporter {
   void ReportRuns(const std::vector<Run>& runs) override;
   void Finalize() override;
 
+  /// Whether every peer of every shape has a time: what is missing would flatter.
+  bool is_complete() const { return is_complete_; }
+
  private:
   struct Times {
     std::vector<double> milliseconds;
@@ -30,6 +33,7 @@ class TableReporter : public benchmark::BenchmarkReporter {
   };
   /// "forward", "dense" or "peer:name", then shape, then tokens.
   std::map<std::string, std::map<std::string, std::map<long, Times>>> times_;
+  bool is_complete_ = true;
   std::vector<std::string> kinds_;  // in order of appearance
 };
 

@@ -4,6 +4,7 @@
 // forward/<shape>/<weights>/T:<tokens>      the whole block on a supplied, uniformly random
 // routing:
 //                                           plan, experts, combine
+// experts/<shape>/<weights>/T:<tokens>      without the plan
 // skew/<skew>/<shape>/<weights>/T:<tokens>  the same on other routings
 // dense/<shape>/<weights>/T:<tokens>        its dense twin on the same kernels: one expert as wide
 //                                           as the K active ones together, for every token
@@ -60,15 +61,23 @@ std::vector<Layer<Bank>>& layers_of(const Shape& shape) {
 }
 
 template <class Bank>
-void forward(benchmark::State& state, const Shape& shape, Index tokens, Skew skew) {
+void forward(benchmark::State& state, const Shape& shape, Index tokens, Skew skew,
+             bool is_planned = false) {
   const auto& layers = layers_of<Bank>(shape);
   const RoutingSet set(shape, tokens, skew);
   const Matrix<float> x = Matrix<float>::Random(tokens, shape.d_model);  // (T, D)
   Matrix<float> y(tokens, shape.d_model);                                // (T, D)
   moe::Workspace<float> workspace;
   std::size_t turn = 0;
+  std::vector<moe::DispatchPlan> plans(is_planned ? set.routings.size() : 0);
+  for (std::size_t i = 0; i < plans.size(); ++i) moe::make_plan(set.routings[i], {}, plans[i]);
   const auto run = [&] {
-    layers[turn % layers.size()].forward(x, set.at(turn), y, workspace);
+    const Layer<Bank>& layer = layers[turn % layers.size()];
+    if (is_planned) {
+      layer.forward(x, set.at(turn), plans[turn % plans.size()], y, workspace);
+    } else {
+      layer.forward(x, set.at(turn), y, workspace);
+    }
     benchmark::DoNotOptimize(y.data());
     ++turn;
   };
@@ -174,6 +183,10 @@ void register_many_experts() {
   add_benchmark(label("forward", shape, "f32", tokens), benchmark::kMillisecond,
                 [=](benchmark::State& state) {
                   forward<moe::SwiGluExperts<float>>(state, shape, tokens, Skew::balanced);
+                });
+  add_benchmark(label("experts", shape, "f32", tokens), benchmark::kMillisecond,
+                [=](benchmark::State& state) {
+                  forward<moe::SwiGluExperts<float>>(state, shape, tokens, Skew::balanced, true);
                 });
 }
 

@@ -96,7 +96,6 @@ struct Steps {
       slice.hidden = hidden.data() + first * bank.stage_shape().hidden;
       slice.sums = sums.data() + thread * moe::detail::stage_sums_size;
       slice.rows = moe::MatrixView<float>(rows).middle_rows(first, count);
-      slice.choices = plan.rows.data() + first;
       run(slice);
     });
   }

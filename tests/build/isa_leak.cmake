@@ -21,8 +21,9 @@ foreach(line IN LISTS lines)
   if(line MATCHES "^[0-9a-f]+ <(.*)>:$")
     set(function "${CMAKE_MATCH_1}")
   elseif(line MATCHES "^ +[0-9a-f]+:\t(v[a-z0-9]+|[a-z0-9]+ .*%[yz]mm)")
-    # The function's own name, in front of its arguments; lambdas have their function's.
-    if(function MATCHES "kernels::(avx2|avx512)::")
+    # The function's own name, behind its result's type, if it has one in front; lambdas have their
+    # function's. Another library's function for one of our types does not count as ours.
+    if(function MATCHES "^([a-z]+ )?moe::[a-z0-9_]+::kernels::(avx2|avx512)::")
       math(EXPR wide "${wide} + 1")
     else()
       list(APPEND leaks "${function}: ${line}")

@@ -20,6 +20,24 @@ int main() {
   const moe::ExpertsConfig config{.num_experts = 2, .d_model = 8, .d_ff = 8};
   const float sum = run(moe::SwiGluExperts<float>::random(config, rng)) +
                     run(moe::GeluExperts<float, moe::bfloat16>::random(config, rng)) +
-                    run(moe::ReluExperts<float, moe::half>::random(config, rng));
-  return sum > 1e9F ? 1 : 0;
+                    run(moe::ReluExperts<float, moe::half>::random(config, rng)) +
+                    run(moe::GeluTanhExperts<float>::random(config, rng)) +
+                    run(moe::GeGluExperts<float>::random(config, rng)) +
+                    run(moe::FeedForwardExperts<float, moe::ClampedSwiGlu>::random(config, rng));
+  // Other scores, groups and a capacity.
+  moe::SparseMoe layer(
+      moe::TopKRouter<float>::random(
+          {.d_model = 8,
+           .num_experts = 4,
+           .top_k = 2,
+           .rule = moe::presets::deepseek_v3({.groups = 2, .groups_kept = 1})},
+          rng),
+      moe::SwiGluExperts<float>::random({.num_experts = 4, .d_model = 8, .d_ff = 8}, rng), {},
+      moe::Capacity{.factor = 1, .order = moe::DropOrder::batch_priority, .reroute = true});
+  moe::Matrix<float> x = moe::Matrix<float>::Ones(3, 8);
+  moe::Matrix<float> y(3, 8);
+  layer.forward(x, y);
+  moe::kernels::map_kernel<float, moe::kernels::MapKind::exponential>()(x.data(), 8, y.data());
+  moe::kernels::map_kernel<float, moe::kernels::MapKind::error_function>()(x.data(), 8, y.data());
+  return sum + y(0, 0) > 1e9F ? 1 : 0;
 }

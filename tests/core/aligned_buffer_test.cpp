@@ -2,8 +2,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cstddef>
 #include <cstdint>
+#include <fstream>
 #include <limits>
 #include <new>
+#include <unistd.h>
 #include <utility>
 
 #include <gtest/gtest.h>
@@ -26,6 +28,27 @@ TEST(AlignedBuffer, IsAlignedAndZero) {
   EXPECT_EQ(AlignedBuffer<float>().data(), nullptr);
   EXPECT_EQ(AlignedBuffer<float>(0).size(), 0U);
 }
+
+#if defined(__linux__)
+/// Pages of this process that are in memory.
+long resident_pages() {
+  long all = 0;
+  long resident = 0;
+  std::ifstream("/proc/self/statm") >> all >> resident;
+  return resident;
+}
+
+TEST(AlignedBuffer, LiesInHugePagesAndTakesMemoryAsItIsWritten) {
+  constexpr std::size_t huge_page = std::size_t{1} << 21;
+  const long before = resident_pages();
+  AlignedBuffer<char> large(std::size_t{1} << 29);
+  EXPECT_EQ(reinterpret_cast<std::uintptr_t>(large.data()) % huge_page, 0U);
+  const long page = sysconf(_SC_PAGESIZE);
+  EXPECT_LT((resident_pages() - before) * page, 1 << 24) << "of 512 MiB";
+  large.data()[5 * huge_page] = 1;
+  EXPECT_LT((resident_pages() - before) * page, 1 << 25);
+}
+#endif
 
 TEST(AlignedBuffer, CopiesItsValuesAndMovesItsMemory) {
   for (const std::size_t size : {std::size_t{7}, std::size_t{1} << 20}) {

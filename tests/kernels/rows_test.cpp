@@ -1,5 +1,6 @@
 // SPDX-FileCopyrightText: The moe authors
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <random>
@@ -7,6 +8,7 @@
 
 #include <gtest/gtest.h>
 
+#include <moe/core/aligned_buffer.hpp>
 #include <moe/experts/activation.hpp>
 #include <moe/kernels/dispatch.hpp>
 
@@ -64,14 +66,21 @@ void check_activation(const Activation& activation) {
         const float s = sums[static_cast<std::size_t>(r * panel_width + o)];
         return static_cast<double>(added == nullptr ? s : s + added[o]);
       };
-      std::vector<float> hidden(static_cast<std::size_t>(rows * panel_width));
+      // Nothing behind the last value is written to.
+      std::vector<float> hidden(static_cast<std::size_t>(rows * panel_width) + 16, -7.0F);
+      const auto is_whole = [&](std::ptrdiff_t values) {
+        return std::all_of(hidden.begin() + values, hidden.end(), [](float v) { return v == -7; });
+      };
       moe::kernels::activation_kernel<float, kind, false>()(rule, sums.data(), added, rows,
                                                             hidden.data());
+      EXPECT_TRUE(is_whole(rows * panel_width));
       for (std::ptrdiff_t r = 0; r < rows; ++r)
         for (std::ptrdiff_t i = 0; i < panel_width; ++i)
           expect(hidden[static_cast<std::size_t>(i * rows + r)], sum(r, i), 1);
+      std::fill(hidden.begin(), hidden.end(), -7.0F);
       moe::kernels::activation_kernel<float, kind, true>()(rule, sums.data(), added, rows,
                                                            hidden.data());
+      EXPECT_TRUE(is_whole(rows * gated_width));
       for (std::ptrdiff_t r = 0; r < rows; ++r)
         for (std::ptrdiff_t i = 0; i < gated_width; ++i)
           expect(hidden[static_cast<std::size_t>(i * rows + r)], sum(r, i),
@@ -140,6 +149,20 @@ TEST_P(Rows, FinishAddsTheBiasThenMultipliesByTheWeight) {
   }
 }
 
+TEST_P(Rows, FinishGivesTheSamePastTheCaches) {
+  const std::vector<float> sums = uniform(5 * panel_width, 5, 1);
+  const std::vector<float> bias = uniform(panel_width, 6, 1);
+  const std::vector<float> weight = uniform(5, 7, 1);
+  for (const std::ptrdiff_t columns : {5, 32}) {
+    moe::AlignedBuffer<float> out(5 * 48);
+    moe::AlignedBuffer<float> expected(5 * 48);
+    kernels().finish(sums.data(), bias.data(), weight.data(), 5, columns, expected.data(), 48);
+    kernels().finish_past_caches(sums.data(), bias.data(), weight.data(), 5, columns, out.data(),
+                                 48);
+    EXPECT_TRUE(std::equal(out.data(), out.data() + 5 * 48, expected.data()));
+  }
+}
+
 TEST_P(Rows, WeightedSumAddsInOrder) {
   for (const std::ptrdiff_t n : {0, 1, 15, 16, 17, 67}) {
     for (const std::size_t count : {0U, 1U, 3U}) {
@@ -165,8 +188,8 @@ TEST_P(Rows, WeightedSumAddsInOrder) {
 }
 
 TEST_P(Rows, PackTransposesAndScales) {
-  for (const std::ptrdiff_t count : {1, 3, 14}) {
-    for (const std::ptrdiff_t n : {1, 16, 35}) {
+  for (const std::ptrdiff_t count : {1, 3, 5, 8, 13, 14}) {
+    for (const std::ptrdiff_t n : {1, 15, 16, 17, 35, 64, 97}) {
       std::vector<std::vector<float>> rows;
       std::vector<const float*> pointers;
       for (unsigned i = 0; i < static_cast<unsigned>(count); ++i)
@@ -174,12 +197,14 @@ TEST_P(Rows, PackTransposesAndScales) {
       for (const auto& row : rows) pointers.push_back(row.data());
       const std::vector<float> scale = uniform(14, 3, 2);
       for (const bool scaled : {false, true}) {
-        std::vector<float> packed(static_cast<std::size_t>(n * count));
+        // Nothing behind the last value is written to.
+        std::vector<float> packed(static_cast<std::size_t>(n * count) + 16, -7.0F);
         kernels().pack(pointers.data(), scaled ? scale.data() : nullptr, count, n, packed.data());
         for (std::size_t k = 0; k < static_cast<std::size_t>(n); ++k)
           for (std::size_t r = 0; r < static_cast<std::size_t>(count); ++r)
             EXPECT_EQ(packed[k * static_cast<std::size_t>(count) + r],
                       (scaled ? scale[r] : 1) * rows[r][k]);
+        for (std::size_t i = packed.size() - 16; i < packed.size(); ++i) EXPECT_EQ(packed[i], -7);
       }
     }
   }

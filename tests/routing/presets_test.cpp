@@ -41,6 +41,27 @@ TEST(Presets, DifferWhereTheFamiliesDiffer) {
             Renormalization::none);
 }
 
+TEST(Presets, DeepSeekV2ScoresAGroupByItsBestAndV3ByTheSumOfTwo) {
+  namespace presets = moe::presets;
+  // The best expert is in the first group, the two best together are the second.
+  const double logits[] = {3, -9, 2.8, 2.7};
+  const auto first_of = [&](const moe::RoutingRule& rule) {
+    moe::TokenChoiceScratch<double> scratch(rule, 4);
+    double scores[4];
+    moe::ExpertIndex expert = moe::no_expert;
+    double weight = 0;
+    moe::choose_experts<double>(rule, logits, nullptr, 4, 1, scratch, scores, &expert, &weight);
+    return expert;
+  };
+  const presets::GroupedSoftmax softmax{.groups = 2, .groups_kept = 1};
+  EXPECT_EQ(first_of(presets::deepseek_v2(softmax)), 0);
+  EXPECT_EQ(first_of(presets::deepseek_v2_scaled(softmax)), 0);
+  EXPECT_EQ(first_of(presets::deepseek_v2_transformers(softmax)), 0);
+  const presets::BiasedSigmoid sigmoid{.groups = 2, .groups_kept = 1};
+  EXPECT_EQ(first_of(presets::deepseek_v3(sigmoid)), 2);
+  EXPECT_EQ(first_of(presets::deepseek_v3_transformers(sigmoid)), 2);
+}
+
 TEST(Presets, PassTheCheckOfTheirPublishedSizes) {
   namespace presets = moe::presets;
   EXPECT_NO_THROW(moe::detail::check_rule("f", presets::mixtral(), 8, 2));

@@ -20,45 +20,24 @@
 
 namespace moe::inline MOE_ABI {
 
-/// `size` values that start as zeros, 64-byte aligned; large buffers lie in huge pages where the
-/// system grants them, and take memory page by page as they are written.
-///
-/// Throws  std::bad_alloc if there is not enough memory.
-template <class T>
-class AlignedBuffer {
+namespace detail {
+
+/// Zeroed memory, 64-byte aligned. One code for values of every type.
+class AlignedMemory {
  public:
-  static_assert(std::is_trivially_copyable_v<T> && alignof(T) <= 64);
   static constexpr std::size_t alignment = 64;
 
-  AlignedBuffer() = default;
-  explicit AlignedBuffer(std::size_t size) : size_(size) {
-    if (size > std::numeric_limits<std::size_t>::max() / 2 / sizeof(T))
-      throw std::bad_array_new_length();
-    if (size > 0) data_ = static_cast<T*>(allocate(size * sizeof(T)));
+  /// Throws  std::bad_alloc if there is not enough.
+  MOE_COLD static void* allocate(std::size_t bytes) {
+    if (is_mapped(bytes)) return map(bytes);
+    void* const data = ::operator new (bytes, std::align_val_t{alignment});
+    std::memset(data, 0, bytes);
+    return data;
   }
-  AlignedBuffer(const AlignedBuffer& other) : AlignedBuffer(other.size_) {
-    std::copy_n(other.data_, size_, data_);
-  }
-  AlignedBuffer(AlignedBuffer&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
-  AlignedBuffer& operator=(AlignedBuffer other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(size_, other.size_);
-    return *this;
-  }
-  ~AlignedBuffer() {
-    if (data_ != nullptr) release(data_, size_ * sizeof(T));
-  }
-
-  T* data() noexcept { return data_; }
-  const T* data() const noexcept { return data_; }
-  std::size_t size() const noexcept { return size_; }
-
-  /// Makes room for at least `size` values; contents are lost where that takes new memory.
-  void grow(std::size_t size) {
-    if (size <= size_) return;
-    *this = AlignedBuffer();
-    *this = AlignedBuffer(size);
+  /// `bytes` as they were asked for.
+  MOE_COLD static void release(void* data, std::size_t bytes) noexcept {
+    if (is_mapped(bytes)) return unmap(data, bytes);
+    ::operator delete (data, std::align_val_t{alignment});
   }
 
  private:
@@ -95,18 +74,52 @@ class AlignedBuffer {
   }
   static void unmap(void* /*data*/, std::size_t /*bytes*/) noexcept {}
 #endif
+};
 
-  static void* allocate(std::size_t bytes) {
-    if (is_mapped(bytes)) return map(bytes);
-    void* const data = ::operator new (bytes, std::align_val_t{alignment});
-    std::memset(data, 0, bytes);
-    return data;
+}  // namespace detail
+
+/// `size` values that start as zeros, 64-byte aligned; large buffers lie in huge pages where the
+/// system grants them, and take memory page by page as they are written.
+///
+/// Throws  std::bad_alloc if there is not enough memory.
+template <class T>
+class AlignedBuffer {
+ public:
+  static constexpr std::size_t alignment = detail::AlignedMemory::alignment;
+  static_assert(std::is_trivially_copyable_v<T> && alignof(T) <= alignment);
+
+  AlignedBuffer() = default;
+  explicit AlignedBuffer(std::size_t size) : size_(size) {
+    if (size > std::numeric_limits<std::size_t>::max() / 2 / sizeof(T))
+      throw std::bad_array_new_length();
+    if (size > 0) data_ = static_cast<T*>(detail::AlignedMemory::allocate(size * sizeof(T)));
   }
-  static void release(T* data, std::size_t bytes) noexcept {
-    if (is_mapped(bytes)) return unmap(data, bytes);
-    ::operator delete (data, std::align_val_t{alignment});
+  AlignedBuffer(const AlignedBuffer& other) : AlignedBuffer(other.size_) {
+    std::copy_n(other.data_, size_, data_);
+  }
+  AlignedBuffer(AlignedBuffer&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+  AlignedBuffer& operator=(AlignedBuffer other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
+  ~AlignedBuffer() {
+    if (data_ != nullptr) detail::AlignedMemory::release(data_, size_ * sizeof(T));
   }
 
+  T* data() noexcept { return data_; }
+  const T* data() const noexcept { return data_; }
+  std::size_t size() const noexcept { return size_; }
+
+  /// Makes room for at least `size` values; contents are lost where that takes new memory.
+  void grow(std::size_t size) {
+    if (size <= size_) return;
+    *this = AlignedBuffer();
+    *this = AlignedBuffer(size);
+  }
+
+ private:
   T* data_ = nullptr;
   std::size_t size_ = 0;
 };

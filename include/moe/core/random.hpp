@@ -6,13 +6,22 @@
 #pragma once
 
 #include <cmath>
+#include <concepts>
 #include <cstdint>
-#include <random>
 
 #include "moe/core/config.hpp"
 #include "moe/core/types.hpp"
 
 namespace moe::inline MOE_ABI {
+
+/// What std::uniform_random_bit_generator asks for, without <random>, which takes long to compile.
+template <class G>
+concept BitGenerator = requires(G& generator) {
+  { generator() } -> std::unsigned_integral;
+  { G::min() } -> std::same_as<decltype(generator())>;
+  { G::max() } -> std::same_as<decltype(generator())>;
+};
+
 namespace detail {
 
 /// The finaliser of splitmix64: a bijection of 64 bits that passes statistical tests on a counter.
@@ -31,7 +40,7 @@ constexpr double uniform(std::uint64_t seed, std::uint64_t position) noexcept {
 
 /// A seed from four values of any generator. Not by a standard distribution, whose algorithm
 /// differs between libraries.
-template <std::uniform_random_bit_generator Generator>
+template <BitGenerator Generator>
 std::uint64_t draw_seed(Generator& generator) {
   std::uint64_t seed = 0;
   for (int i = 0; i < 4; ++i) seed = mix_bits(seed ^ static_cast<std::uint64_t>(generator()));

@@ -27,10 +27,12 @@ class Scratch {
   /// scratch begins without.
   template <std::default_initializable T>
   T& kept() {
-    for (const std::unique_ptr<Kept>& object : kept_)
-      if (object->type == &type_tag<T>) return static_cast<KeptObject<T>&>(*object).value;
-    kept_.push_back(std::make_unique<KeptObject<T>>());
-    return static_cast<KeptObject<T>&>(*kept_.back()).value;
+    void* object = find(&type_tag<T>);
+    if (object == nullptr) {
+      object = new T();
+      keep({&type_tag<T>, object, [](void* any) { delete static_cast<T*>(any); }});
+    }
+    return *static_cast<T*>(object);
   }
 
   /// Makes at least `bytes` available to each of `threads` workers. Not for use inside a region.
@@ -76,27 +78,42 @@ class Scratch {
   template <class T>
   static inline const char type_tag = 0;
 
+  /// An object of any type. No smart pointer to each type: those take long to compile.
   struct Kept {
-    explicit Kept(const void* its_type) : type(its_type) {}
-    Kept(const Kept&) = delete;
-    Kept& operator=(const Kept&) = delete;
-    virtual ~Kept() = default;
     const void* type;
+    void* object;
+    void (*destroy)(void* object);
   };
-  template <class T>
-  struct KeptObject final : Kept {
-    KeptObject() : Kept(&type_tag<T>) {}
-    T value{};
-  };
-  /// A list that a copy does not take over.
-  struct KeptList : std::vector<std::unique_ptr<Kept>> {
+  /// A list that owns its objects and that a copy does not take over.
+  struct KeptList {
+    std::vector<Kept> objects;
+
     KeptList() = default;
-    KeptList(const KeptList& /*other*/) : std::vector<std::unique_ptr<Kept>>() {}
-    KeptList(KeptList&&) noexcept = default;
+    KeptList(const KeptList& /*other*/) {}
+    KeptList(KeptList&& other) noexcept : objects(std::move(other.objects)) {}
     KeptList& operator=(const KeptList& /*other*/) { return *this; }
-    KeptList& operator=(KeptList&&) noexcept = default;
-    ~KeptList() = default;
+    KeptList& operator=(KeptList&& other) noexcept {
+      std::swap(objects, other.objects);
+      return *this;
+    }
+    ~KeptList() {
+      for (const Kept& kept : objects) kept.destroy(kept.object);
+    }
   };
+
+  void* find(const void* type) const noexcept {
+    for (const Kept& kept : kept_.objects)
+      if (kept.type == type) return kept.object;
+    return nullptr;
+  }
+  MOE_COLD void keep(const Kept& kept) {
+    try {
+      kept_.objects.push_back(kept);
+    } catch (...) {
+      kept.destroy(kept.object);
+      throw;
+    }
+  }
 
   std::vector<Block> blocks_;
   KeptList kept_;

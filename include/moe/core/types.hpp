@@ -40,4 +40,14 @@ using Matrix = Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowM
 template <class Scalar>
 using Vector = Eigen::Matrix<Scalar, Eigen::Dynamic, 1>;
 
+namespace detail {
+
+/// Row r of a contiguous row-major matrix. Eigen's blocks take long to compile.
+template <class M>
+auto* row_data(M& m, Index r) noexcept {
+  return m.data() + r * m.cols();
+}
+
+}  // namespace detail
+
 }  // namespace moe::inline MOE_ABI

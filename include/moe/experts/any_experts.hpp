@@ -16,7 +16,7 @@
 #include "moe/core/scratch.hpp"
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
-#include "moe/experts/expert_stage.hpp"
+#include "moe/experts/staged_bank.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -93,7 +93,5 @@ class AnyExperts {
 
   std::shared_ptr<const Base> held_;
 };
-
-static_assert(ExpertBank<AnyExperts<float>> && ExpertBank<AnyExperts<double>>);
 
 }  // namespace moe::inline MOE_ABI

@@ -10,7 +10,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <thread>
 #include <vector>
 
 #include "moe/core/aligned_buffer.hpp"
@@ -19,92 +18,11 @@
 #include "moe/core/dispatch_plan.hpp"
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
+#include "moe/experts/staged_bank.hpp"
 #include "moe/kernels/dispatch.hpp"
 #include "moe/parallel/parallel_for.hpp"
 
 namespace moe::inline MOE_ABI::detail {
-
-/// What the schedule has to know of a bank.
-struct StageShape {
-  Index d_model = 0;
-  Index hidden = 0;       // hidden values of one row, filled up to whole panels
-  Index up_panels = 0;    // of one expert, inner D
-  Index down_panels = 0;  // of one expert, inner d_ff
-  Index d_ff = 0;
-  Index up_factor = 1;           // matrices in the up step: gate and up, or up alone
-  std::size_t weight_bytes = 0;  // of one weight
-};
-
-/// One task of a bank: panels first_panel .. last_panel - 1 of an expert for some blocks of its
-/// rows. Block b of the expert's rows stands at packed + block_row(b) D as (D, rows of b), and
-/// likewise in hidden.
-template <class Scalar>
-struct StageSlice {
-  Index expert = 0;
-  Index first_panel = 0;
-  Index last_panel = 0;
-  Index first_block = 0;
-  Index last_block = 0;
-  Index blocks = 0;                    // of the expert
-  Index num_rows = 0;                  // of the expert
-  Scalar* packed = nullptr;            // (D, rows) by block
-  Scalar* hidden = nullptr;            // (hidden, rows) by block
-  Scalar* sums = nullptr;              // this thread's, `stage_sums_size`
-  MatrixView<Scalar> rows{};           // of the expert: where the down projection goes
-  const TokenSlot* choices = nullptr;  // (rows of the expert)
-  MatrixView<const Scalar> weights{};  // (T, K), by which rows are multiplied, or empty
-
-  /// The first row of block b, counted within the expert.
-  Index block_row(Index b) const noexcept { return num_rows * b / blocks; }
-};
-
-/// Values of a thread's buffer of sums: 128 KiB in single precision.
-inline constexpr Index stage_sums_size = 32768;
-
-/// Bytes of a part's packed rows and hidden values, where its tokens may have `most_rows` rows.
-template <class Scalar>
-double stage_bytes(const StageShape& shape, std::size_t most_rows) noexcept {
-  return static_cast<double>(most_rows) * static_cast<double>(shape.d_model + shape.hidden) *
-         sizeof(Scalar);
-}
-
-/// A bank whose experts run step by step.
-template <class Scalar>
-class StagedBank {
- public:
-  virtual StageShape stage_shape() const noexcept = 0;
-  virtual void run_up(const StageSlice<Scalar>& slice) const = 0;
-  virtual void run_down(const StageSlice<Scalar>& slice) const = 0;
-
- protected:
-  StagedBank() = default;
-  StagedBank(const StagedBank&) = default;
-  StagedBank(StagedBank&&) noexcept = default;
-  StagedBank& operator=(const StagedBank&) = default;
-  StagedBank& operator=(StagedBank&&) noexcept = default;
-  ~StagedBank() = default;
-};
-
-/// The bank as a part of a stage, or null if its experts only run all at once.
-template <class BankT>
-const StagedBank<typename BankT::Scalar>* staged_bank(const BankT& bank) noexcept {
-  if constexpr (requires { bank.staged(); }) {
-    return bank.staged();
-  } else {
-    return nullptr;
-  }
-}
-
-/// One bank's share of a stage.
-///
-/// Shapes  rows (N, D); weights (T, K), by which rows are multiplied, or empty.
-template <class Scalar>
-struct StagePart {
-  const StagedBank<Scalar>* bank = nullptr;
-  const ExpertInput<Scalar>* input = nullptr;
-  MatrixView<Scalar> rows{};
-  MatrixView<const Scalar> weights{};
-};
 
 /// Plans and runs a stage. Its memory grows only, so that a warm run allocates nothing.
 template <class Scalar>
@@ -147,7 +65,7 @@ class ExpertStage {
   }
 
  private:
-  enum class Step : std::uint8_t { pack, up, down };
+  enum class Step : std::uint8_t { pack, up, down, all };
 
   /// An expert with rows.
   struct Job {
@@ -158,6 +76,7 @@ class ExpertStage {
     Index blocks;
     Index packed;  // where its values begin
     Index hidden;
+    Index weights;
     double cost;
   };
 
@@ -194,6 +113,7 @@ class ExpertStage {
     reserve_lists();
     std::size_t packed = 0;
     std::size_t hidden = 0;
+    std::size_t weights = 0;
     total_cost_ = 0;
     for (std::size_t p = 0; p < parts_.size(); ++p) {
       const DispatchPlan& plan = parts_[p].input->plan;
@@ -208,16 +128,19 @@ class ExpertStage {
         jobs_.push_back({static_cast<Index>(p), e, first, rows,
                          (rows + most_rows_ - 1) / most_rows_,
                          static_cast<Index>(packed) + first * shape.d_model,
-                         static_cast<Index>(hidden) + first * shape.hidden, cost});
+                         static_cast<Index>(hidden) + first * shape.hidden,
+                         static_cast<Index>(weights) + first, cost});
         total_cost_ += cost;
       }
       // By the most rows that the plan's tokens could have, so that every routing finds room.
       packed += plan.row_of.size() * static_cast<std::size_t>(shape.d_model);
       hidden += plan.row_of.size() * static_cast<std::size_t>(shape.hidden);
+      if (!parts_[p].weights.empty()) weights += plan.row_of.size();
     }
     packed_.grow(packed);
     hidden_.grow(hidden);
-    sums_.grow(static_cast<std::size_t>(threads_ * stage_sums_size));
+    weights_.grow(weights);
+    sums_.grow(static_cast<std::size_t>(threads_ * (stage_sums_size + stage_expert_size())));
     // By cost, then in order of the experts: std::stable_sort would allocate.
     std::sort(jobs_.begin(), jobs_.end(), [](const Job& a, const Job& b) {
       if (a.cost != b.cost) return a.cost > b.cost;
@@ -257,13 +180,17 @@ class ExpertStage {
     if (!jobs_.empty())
       lag = std::min<Index>(threads_ - 1, (threads_ + splits(jobs_[0]) - 1) / splits(jobs_[0]));
     for (Index j = 0; j < jobs + lag; ++j) {
-      if (j < jobs) {
+      if (j < jobs && is_small(jobs_[static_cast<std::size_t>(j)])) {
+        const Job& job = jobs_[static_cast<std::size_t>(j)];
+        tasks_.push_back({Step::all, j, 0, 0, 0, job.blocks});
+        counter(downs_left).fetch_add(1, std::memory_order_relaxed);
+      } else if (j < jobs) {
         add_packs(j);
         const StageShape shape = part_of(jobs_[static_cast<std::size_t>(j)]).bank->stage_shape();
         counter(ups_left(j))
             .store(add_slices(Step::up, j, shape.up_panels), std::memory_order_relaxed);
       }
-      if (j >= lag) {
+      if (j >= lag && !is_small(jobs_[static_cast<std::size_t>(j - lag)])) {
         const StageShape shape =
             part_of(jobs_[static_cast<std::size_t>(j - lag)]).bank->stage_shape();
         counter(downs_left)
@@ -278,6 +205,13 @@ class ExpertStage {
     if (threads_ == 1) return 1;
     return std::max<Index>(
         1, static_cast<Index>(job.cost / total_cost_ * tasks_per_thread * threads_ + 0.5));
+  }
+
+  /// Whether one thread runs the expert from its rows to its results: it need not be cut, and what
+  /// lies between fits that thread's cache. Nobody waits for it but combine.
+  bool is_small(const Job& job) const noexcept {
+    const StageShape shape = part_of(job).bank->stage_shape();
+    return splits(job) == 1 && job.num_rows * (shape.d_model + shape.hidden) <= stage_expert_size();
   }
 
   void add_packs(Index j) {
@@ -309,7 +243,7 @@ class ExpertStage {
   bool wait_for(const std::atomic<std::int32_t>& left) const noexcept {
     for (int spins = 0; left.load(std::memory_order_acquire) != 0; ++spins) {
       if (failed_.load(std::memory_order_relaxed)) return false;
-      if (spins > 2000) std::this_thread::yield();  // More threads than cores.
+      parallel::pause(spins);
     }
     return true;
   }
@@ -327,12 +261,22 @@ class ExpertStage {
         .num_rows = job.num_rows,
         .packed = packed_.data() + job.packed,
         .hidden = hidden_.data() + job.hidden,
-        .sums = sums_.data() + thread * stage_sums_size,
+        .sums = sums_.data() + thread * (stage_sums_size + stage_expert_size()),
         .rows = part.rows.middle_rows(job.first_row, job.num_rows),
-        .choices = part.input->plan.rows.data() + job.first_row,
-        .weights = part.weights,
+        .past_caches = goes_past_caches(part.rows),
+        .weights = part.weights.empty() ? nullptr : weights_.data() + job.weights,
     };
-    if (task.step == Step::pack) {
+    if (task.step == Step::all) {
+      const StageShape shape = part.bank->stage_shape();
+      slice.packed = slice.sums + stage_sums_size;
+      slice.hidden = slice.packed + job.num_rows * shape.d_model;
+      for (Index b = 0; b < job.blocks; ++b) pack_block(part, job, slice, b);
+      slice.last_panel = shape.up_panels;
+      part.bank->run_up(slice);
+      slice.last_panel = shape.down_panels;
+      part.bank->run_down(slice);
+      counter(downs_left).fetch_sub(1, std::memory_order_release);
+    } else if (task.step == Step::pack) {
       for (Index b = task.first_block; b < task.last_block; ++b) pack_block(part, job, slice, b);
       counter(packs_left(task.job)).fetch_sub(1, std::memory_order_release);
     } else if (task.step == Step::up) {
@@ -347,7 +291,7 @@ class ExpertStage {
   }
 
   void pack_block(const StagePart<Scalar>& part, const Job& job, const StageSlice<Scalar>& slice,
-                  Index b) const {
+                  Index b) {
     const ExpertInput<Scalar>& input = *part.input;
     const Scalar* rows[kernels::most_tile_rows];
     Scalar scale[kernels::most_tile_rows];
@@ -357,6 +301,9 @@ class ExpertStage {
     for (Index r = 0; r < count; ++r) {
       const TokenSlot choice = input.plan.rows[static_cast<std::size_t>(job.first_row + first + r)];
       rows[r] = input.x.row(choice.token);
+      // In order here, so that the panels of the down projection need not look for them.
+      if (!part.weights.empty())
+        weights_.data()[job.weights + first + r] = part.weights(choice.token, choice.slot);
       if (scaled)
         scale[r] = input.factor *
                    (input.scales.empty() ? Scalar(1) : input.scales(choice.token, choice.slot));
@@ -377,6 +324,7 @@ class ExpertStage {
   std::atomic<bool> failed_{false};
   AlignedBuffer<Scalar> packed_;
   AlignedBuffer<Scalar> hidden_;
+  AlignedBuffer<Scalar> weights_;
   AlignedBuffer<Scalar> sums_;
 };
 

@@ -89,7 +89,7 @@ class FeedForwardExperts final : public detail::StagedBank<ScalarT> {
   }
 
   /// Experts that keep the scale of a unit-variance input; biases start at zero.
-  template <std::uniform_random_bit_generator Generator>
+  template <BitGenerator Generator>
   static FeedForwardExperts random(const ExpertsConfig& config, Generator& generator) {
     FeedForwardExperts bank(config);
     const std::uint64_t seed = detail::draw_seed(generator);
@@ -206,7 +206,7 @@ class FeedForwardExperts final : public detail::StagedBank<ScalarT> {
           continue;
         const Index expert = routing.experts(first + t, k) - plan.first_expert;
         if (expert < 0 || expert >= num_experts()) continue;  // Of another bank beside this one.
-        const Scalar* const bias = down_bias_.row(expert).data();
+        const Scalar* const bias = detail::row_data(down_bias_, expert);
         for (Index d = 0; d < d_model(); ++d) y(t, d) += bias[d];
       }
     }
@@ -235,22 +235,17 @@ class FeedForwardExperts final : public detail::StagedBank<ScalarT> {
   }
 
   void run_down(const detail::StageSlice<Scalar>& slice) const override {
-    const auto& finish = kernels::row_kernels<Scalar>().finish;
+    const auto& kernels = kernels::row_kernels<Scalar>();
+    const auto finish = slice.past_caches ? kernels.finish_past_caches : kernels.finish;
     const bool adds_bias = config_.down_bias == DownBias::weighted;
     const Index hidden = up_.panels() * hidden_width;
     detail::for_each_tile(slice, down_, slice.hidden, hidden,
                           [&](Index panel, Index first, Index count, Scalar* sums) {
                             const Index column = panel * kernels::panel_width;
-                            Scalar weight[kernels::most_tile_rows];
-                            if (!slice.weights.empty())
-                              for (Index r = 0; r < count; ++r) {
-                                const TokenSlot choice = slice.choices[first + r];
-                                weight[r] = slice.weights(choice.token, choice.slot);
-                              }
                             finish(sums,
                                    adds_bias ? bias_of(down_bias_, slice.expert, panel) : nullptr,
-                                   slice.weights.empty() ? nullptr : weight, count,
-                                   std::min(kernels::panel_width, d_model() - column),
+                                   slice.weights == nullptr ? nullptr : slice.weights + first,
+                                   count, std::min(kernels::panel_width, d_model() - column),
                                    slice.rows.row(first) + column, slice.rows.row_stride());
                           });
   }
@@ -303,9 +298,5 @@ class FeedForwardExperts final : public detail::StagedBank<ScalarT> {
   Matrix<Scalar> up_bias_;                // (E, columns of up_), with biases only
   Matrix<Scalar> down_bias_;              // (E, columns of down_), with biases only
 };
-
-static_assert(ExpertBank<FeedForwardExperts<float, SwiGlu>>);
-static_assert(ExpertBank<FeedForwardExperts<float, SwiGlu, bfloat16>>);
-static_assert(ExpertBank<FeedForwardExperts<double, Relu>>);
 
 }  // namespace moe::inline MOE_ABI

@@ -9,21 +9,26 @@
 #include "moe/core/config.hpp"
 #include "moe/core/packed_matrices.hpp"
 #include "moe/core/types.hpp"
-#include "moe/experts/expert_stage.hpp"
+#include "moe/experts/staged_bank.hpp"
+#include "moe/kernels/cache.hpp"
 #include "moe/kernels/dispatch.hpp"
 
 namespace moe::inline MOE_ABI::detail {
 
-/// Inner values of one pass at most: a slice of a panel of 2048 takes 256 KiB, which stays in a
-/// second-level cache of 1 MiB beside the rows that it meets.
-inline constexpr Index most_slice = 2048;
+/// Inner values of one pass at most, such that a slice of a panel takes a quarter of the
+/// second-level cache and stays there beside the rows that it meets: 2048 for 1 MiB.
+inline Index most_slice() noexcept {
+  return kernels::second_level_cache() / (4 * kernels::panel_width * 4);
+}
 
 /// Values of the rows that meet a panel one after the other while it is in the second-level cache:
-/// 1 MiB in single precision. They are read once for every panel, a stream of 4 bytes for 64 flop
-/// that the third-level cache gives in time. On a core with 1 MiB of second-level cache, 512 KiB to
-/// 2 MiB and slices of 512 to 4096 made no difference beyond noise (3 %) at 64 to 256 rows an
-/// expert; what did was to ask for the next panel while this one is in use.
-inline constexpr Index chunk_values = Index{1} << 18;
+/// as much as that cache in single precision. They are read once for every panel, a stream of 4
+/// bytes for 64 flop that the third-level cache gives in time. With 1 MiB of second-level cache,
+/// 512 KiB to 2 MiB and slices of 512 to 4096 made no difference beyond noise (3 %) at 64 to 256
+/// rows an expert; what did was to ask for the next panel while this one is in use.
+inline Index chunk_values() noexcept {
+  return kernels::second_level_cache() / 4;
+}
 
 /// Calls finish(panel, first row, count, sums) for every tile of a slice of the work, where sums
 /// (count, 32) are the products of rows first row .. of the expert with the panel's weights.
@@ -35,9 +40,13 @@ void for_each_tile(const StageSlice<Scalar>& work, const PackedMatrices<Storage>
                    const Scalar* a, Index row_size, Finish&& finish) {
   const auto& kernels = kernels::tile_kernels<Scalar, Storage>();
   const Index inner = weights.inner();
-  const Index slices = (inner + most_slice - 1) / most_slice;
+  // A single block reads everything once, in any order.
+  const bool is_single = work.last_block - work.first_block == 1;
+  const Index slices = is_single ? 1 : (inner + most_slice() - 1) / most_slice();
   const Index slice = (inner + slices - 1) / slices;
-  const Index chunk_rows = chunk_values / std::max<Index>(slice, 1);
+  // The sums of a chunk's rows have room in the thread's buffer.
+  const Index chunk_rows =
+      std::min(chunk_values() / std::max<Index>(slice, 1), stage_sums_size / kernels::panel_width);
   constexpr Index width = kernels::panel_width;
 
   for (Index begin = work.first_block; begin < work.last_block;) {
@@ -51,12 +60,13 @@ void for_each_tile(const StageSlice<Scalar>& work, const PackedMatrices<Storage>
       const Storage* const panel = weights.panel(work.expert, p) + k * width;
       // While several blocks use one panel, each asks for its share of the next.
       const Index blocks = end - begin;
-      const Index step = blocks > 1 ? width / blocks : 0;
-      const Storage* const next =
-          step > 0 ? panel + inner * width + (b - begin) * step * count : panel;
+      const Index step =
+          blocks > 1 ? (width * static_cast<Index>(sizeof(Storage)) + blocks - 1) / blocks : 0;
+      const char* const next =
+          reinterpret_cast<const char*>(blocks > 1 ? panel + inner * width : panel) +
+          (b - begin) * step * count;
       kernels.of_rows[block_rows - 1](a + at * row_size + k * block_rows, panel, count, sums, k > 0,
-                                      reinterpret_cast<const char*>(next),
-                                      step * static_cast<Index>(sizeof(Storage)));
+                                      next, step);
     };
     if (slices == 1) {
       for (Index p = work.first_panel; p < work.last_panel; ++p) {

@@ -33,6 +33,9 @@ struct Vec {
   static MOE_ALWAYS_INLINE Vec load(const half* p) noexcept {
     return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
   }
+  /// Past the caches, to a whole line; `end_stream` before another thread reads it.
+  MOE_ALWAYS_INLINE void stream(float* p) const noexcept { _mm256_stream_ps(p, value); }
+  static MOE_ALWAYS_INLINE void end_stream() noexcept { _mm_sfence(); }
   MOE_ALWAYS_INLINE void store(float* p) const noexcept { _mm256_storeu_ps(p, value); }
 };
 
@@ -75,6 +78,27 @@ MOE_ALWAYS_INLINE bool any_above(Vec a, Vec b) noexcept {
 MOE_ALWAYS_INLINE Vec power_of_two(Vec biased_n) noexcept {
   const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(biased_n.value), 23);
   return {_mm256_castsi256_ps(_mm256_add_epi32(exponent, _mm256_set1_epi32(127 << 23)))};
+}
+
+/// Turns rows into columns.
+MOE_ALWAYS_INLINE void transpose(Vec (&m)[8]) noexcept {
+  __m256 fours[8];  // fours[4 j + i] has columns i and 4 + i of rows 4 j .. 4 j + 3.
+  MOE_UNROLL
+  for (int j = 0; j < 8; j += 4) {
+    const __m256 a = _mm256_unpacklo_ps(m[j].value, m[j + 1].value);
+    const __m256 b = _mm256_unpackhi_ps(m[j].value, m[j + 1].value);
+    const __m256 c = _mm256_unpacklo_ps(m[j + 2].value, m[j + 3].value);
+    const __m256 d = _mm256_unpackhi_ps(m[j + 2].value, m[j + 3].value);
+    fours[j] = _mm256_shuffle_ps(a, c, 0x44);
+    fours[j + 1] = _mm256_shuffle_ps(a, c, 0xee);
+    fours[j + 2] = _mm256_shuffle_ps(b, d, 0x44);
+    fours[j + 3] = _mm256_shuffle_ps(b, d, 0xee);
+  }
+  MOE_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    m[i].value = _mm256_permute2f128_ps(fours[i], fours[4 + i], 0x20);
+    m[4 + i].value = _mm256_permute2f128_ps(fours[i], fours[4 + i], 0x31);
+  }
 }
 
 inline constexpr float infinity = __builtin_inff();

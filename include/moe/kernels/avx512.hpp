@@ -37,6 +37,9 @@ struct Vec {
   static MOE_ALWAYS_INLINE Vec load(const half* p) noexcept {
     return {_mm512_maskz_cvtph_ps(all, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
   }
+  /// Past the caches, to a whole line; `end_stream` before another thread reads it.
+  MOE_ALWAYS_INLINE void stream(float* p) const noexcept { _mm512_stream_ps(p, value); }
+  static MOE_ALWAYS_INLINE void end_stream() noexcept { _mm_sfence(); }
   MOE_ALWAYS_INLINE void store(float* p) const noexcept { _mm512_storeu_ps(p, value); }
 };
 
@@ -80,6 +83,44 @@ MOE_ALWAYS_INLINE bool any_above(Vec a, Vec b) noexcept {
 MOE_ALWAYS_INLINE Vec power_of_two(Vec biased_n) noexcept {
   const __m512i exponent = _mm512_maskz_slli_epi32(all, _mm512_castps_si512(biased_n.value), 23);
   return {_mm512_castsi512_ps(_mm512_add_epi32(exponent, _mm512_set1_epi32(127 << 23)))};
+}
+
+/// Of each 128 bits, the first or the second pair of a, then of b.
+MOE_ALWAYS_INLINE __m512 join_pairs(__m512 a, __m512 b, bool second) noexcept {
+  const __m512d x = _mm512_castps_pd(a);
+  const __m512d y = _mm512_castps_pd(b);
+  return _mm512_castpd_ps(second ? _mm512_maskz_unpackhi_pd(0xff, x, y)
+                                 : _mm512_maskz_unpacklo_pd(0xff, x, y));
+}
+
+/// Turns rows into columns.
+MOE_ALWAYS_INLINE void transpose(Vec (&m)[16]) noexcept {
+  __m512 pairs[16];
+  MOE_UNROLL
+  for (int i = 0; i < 16; i += 2) {
+    pairs[i] = _mm512_maskz_unpacklo_ps(all, m[i].value, m[i + 1].value);
+    pairs[i + 1] = _mm512_maskz_unpackhi_ps(all, m[i].value, m[i + 1].value);
+  }
+  // fours[4 j + i] has columns i, 4 + i, 8 + i and 12 + i of rows 4 j .. 4 j + 3.
+  __m512 fours[16];
+  MOE_UNROLL
+  for (int j = 0; j < 16; j += 4) {
+    fours[j] = join_pairs(pairs[j], pairs[j + 2], false);
+    fours[j + 1] = join_pairs(pairs[j], pairs[j + 2], true);
+    fours[j + 2] = join_pairs(pairs[j + 1], pairs[j + 3], false);
+    fours[j + 3] = join_pairs(pairs[j + 1], pairs[j + 3], true);
+  }
+  MOE_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const __m512 a = _mm512_maskz_shuffle_f32x4(all, fours[i], fours[4 + i], 0x88);
+    const __m512 b = _mm512_maskz_shuffle_f32x4(all, fours[8 + i], fours[12 + i], 0x88);
+    const __m512 c = _mm512_maskz_shuffle_f32x4(all, fours[i], fours[4 + i], 0xdd);
+    const __m512 d = _mm512_maskz_shuffle_f32x4(all, fours[8 + i], fours[12 + i], 0xdd);
+    m[i].value = _mm512_maskz_shuffle_f32x4(all, a, b, 0x88);
+    m[8 + i].value = _mm512_maskz_shuffle_f32x4(all, a, b, 0xdd);
+    m[4 + i].value = _mm512_maskz_shuffle_f32x4(all, c, d, 0x88);
+    m[12 + i].value = _mm512_maskz_shuffle_f32x4(all, c, d, 0xdd);
+  }
 }
 
 inline constexpr float infinity = __builtin_inff();

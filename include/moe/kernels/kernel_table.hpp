@@ -76,6 +76,12 @@ struct RowKernels {
   void (*finish)(const Scalar* sums, const Scalar* bias, const Scalar* weight, std::ptrdiff_t rows,
                  std::ptrdiff_t columns, Scalar* out, std::ptrdiff_t stride) noexcept;
 
+  /// The same for results that nobody reads soon: written without being read first.
+  /// Memory  whole panels of out begin at multiples of 64 bytes.
+  void (*finish_past_caches)(const Scalar* sums, const Scalar* bias, const Scalar* weight,
+                             std::ptrdiff_t rows, std::ptrdiff_t columns, Scalar* out,
+                             std::ptrdiff_t stride) noexcept;
+
   /// out = sum over i of weight[i] rows[i], in this order; zeros where there are no rows.
   /// Shapes  rows (count) pointers to n values, weight (count) or null, out (n).
   void (*weighted_sum)(const Scalar* const* rows, const Scalar* weight, std::ptrdiff_t count,

@@ -33,6 +33,8 @@ struct Vec {
     return {vcvt_f32_f16(vreinterpret_f16_u16(bits))};
   }
   MOE_ALWAYS_INLINE void store(float* p) const noexcept { vst1q_f32(p, value); }
+  MOE_ALWAYS_INLINE void stream(float* p) const noexcept { store(p); }
+  static MOE_ALWAYS_INLINE void end_stream() noexcept {}
 };
 
 MOE_ALWAYS_INLINE Vec add(Vec a, Vec b) noexcept {
@@ -74,6 +76,25 @@ MOE_ALWAYS_INLINE bool any_above(Vec a, Vec b) noexcept {
 MOE_ALWAYS_INLINE Vec power_of_two(Vec biased_n) noexcept {
   const int32x4_t exponent = vshlq_n_s32(vreinterpretq_s32_f32(biased_n.value), 23);
   return {vreinterpretq_f32_s32(vaddq_s32(exponent, vdupq_n_s32(127 << 23)))};
+}
+
+/// The first or the second pair of a, then of b.
+MOE_ALWAYS_INLINE Vec join_pairs(float32x4_t a, float32x4_t b, bool second) noexcept {
+  const float64x2_t x = vreinterpretq_f64_f32(a);
+  const float64x2_t y = vreinterpretq_f64_f32(b);
+  return {vreinterpretq_f32_f64(second ? vtrn2q_f64(x, y) : vtrn1q_f64(x, y))};
+}
+
+/// Turns rows into columns.
+MOE_ALWAYS_INLINE void transpose(Vec (&m)[4]) noexcept {
+  const float32x4_t a = vtrn1q_f32(m[0].value, m[1].value);
+  const float32x4_t b = vtrn2q_f32(m[0].value, m[1].value);
+  const float32x4_t c = vtrn1q_f32(m[2].value, m[3].value);
+  const float32x4_t d = vtrn2q_f32(m[2].value, m[3].value);
+  m[0] = join_pairs(a, c, false);
+  m[1] = join_pairs(b, d, false);
+  m[2] = join_pairs(a, c, true);
+  m[3] = join_pairs(b, d, true);
 }
 
 inline constexpr float infinity = __builtin_inff();

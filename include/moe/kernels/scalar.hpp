@@ -32,6 +32,8 @@ struct Lane {
         moe::detail::load_as<std::conditional_t<sizeof(Storage) == 2, float, ScalarT>>(*p))};
   }
   MOE_ALWAYS_INLINE void store(ScalarT* p) const noexcept { *p = value; }
+  MOE_ALWAYS_INLINE void stream(ScalarT* p) const noexcept { *p = value; }
+  static MOE_ALWAYS_INLINE void end_stream() noexcept {}
 };
 
 template <class S>
@@ -91,6 +93,9 @@ MOE_ALWAYS_INLINE Lane<float> power_of_two(Lane<float> biased_n) noexcept {
   const std::uint32_t bits = std::bit_cast<std::uint32_t>(biased_n.value) << 23;
   return {std::bit_cast<float>(bits + (127U << 23))};
 }
+/// Turns rows into columns.
+template <class Scalar>
+MOE_ALWAYS_INLINE void transpose(Lane<Scalar> (&/*m*/)[1]) noexcept {}
 
 inline constexpr int most_rows = 3;
 constexpr std::ptrdiff_t pass_width(int /*rows*/) noexcept {

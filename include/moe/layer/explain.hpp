@@ -14,7 +14,7 @@
 #include "moe/core/config.hpp"
 #include "moe/core/dispatch_plan.hpp"
 #include "moe/core/types.hpp"
-#include "moe/experts/expert_stage.hpp"
+#include "moe/experts/staged_bank.hpp"
 #include "moe/kernels/dispatch.hpp"
 #include "moe/parallel/parallel_for.hpp"
 

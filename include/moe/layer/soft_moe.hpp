@@ -104,7 +104,7 @@ class SoftMoe {
     workspace.logits.noalias() = normalized(x) * phi.transpose();
     workspace.combine = workspace.logits;
     for (Index t = 0; t < x.rows(); ++t) {
-      Scalar* const row = workspace.combine.row(t).data();
+      Scalar* const row = detail::row_data(workspace.combine, t);
       softmax(row, num_slots(), row);
     }
     workspace.dispatch.resize(x.rows(), num_slots());

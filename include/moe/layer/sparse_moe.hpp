@@ -165,17 +165,20 @@ class SparseMoe {
                    (experts + 1) * sizeof(Index) + choices * width * sizeof(Scalar);
     if (const auto* const staged = detail::staged_bank(experts_))
       bytes +=
-          detail::stage_bytes<Scalar>(staged->stage_shape(), static_cast<std::size_t>(choices));
+          detail::stage_bytes<Scalar>(staged->stage_shape(), static_cast<std::size_t>(choices)) +
+          choices * sizeof(Scalar);
     if (shared_.bank()) {
       const double rows = t * static_cast<double>(shared_.bank()->num_experts());
       bytes += rows * (sizeof(TokenSlot) + sizeof(std::int32_t) + width * sizeof(Scalar));
       if (const auto* const staged = detail::staged_bank(*shared_.bank()))
         bytes += detail::stage_bytes<Scalar>(staged->stage_shape(), static_cast<std::size_t>(rows));
     }
-    // What each thread works on: sums of the stage, and a tile of tokens of the router's product.
+    // What each thread works on: an expert of the stage, and a tile of tokens of the router's
+    // product.
     constexpr double tile = kernels::most_tile_rows;
     const double of_thread =
-        static_cast<double>(detail::stage_sums_size) + tile * (kernels::panel_width + width);
+        static_cast<double>(detail::stage_sums_size + detail::stage_expert_size()) +
+        tile * (kernels::panel_width + width);
     return bytes + static_cast<double>(parallel::available_threads()) * of_thread * sizeof(Scalar);
   }
 

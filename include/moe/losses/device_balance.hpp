@@ -97,7 +97,8 @@ Routing<Scalar> choices_by_score(const Routing<Scalar>& routing) {
   for (Index t = 0; t < routing.tokens(); ++t) {
     for (Index e = 0; e < routing.num_experts; ++e)
       key[static_cast<std::size_t>(e)] = moe::detail::selection_key(routing.scores(t, e));
-    select_top_k(key.data(), routing.num_experts, routing.top_k(), result.experts.row(t).data());
+    select_top_k(key.data(), routing.num_experts, routing.top_k(),
+                 moe::detail::row_data(result.experts, t));
     for (Index k = 0; k < routing.top_k(); ++k)
       result.weights(t, k) = routing.scores(t, result.experts(t, k));
   }

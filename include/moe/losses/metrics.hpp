@@ -148,7 +148,7 @@ Vector<double> selection_margin(const Routing<Scalar>& routing) {
   if (routing.top_k() >= routing.num_experts) return margin;
   std::vector<Scalar> scores(static_cast<std::size_t>(routing.num_experts));
   for (Index t = 0; t < routing.tokens(); ++t) {
-    std::copy_n(routing.scores.row(t).data(), routing.num_experts, scores.begin());
+    std::copy_n(moe::detail::row_data(routing.scores, t), routing.num_experts, scores.begin());
     std::partial_sort(scores.begin(), scores.begin() + routing.top_k() + 1, scores.end(),
                       std::greater<>());
     const auto k = static_cast<std::size_t>(routing.top_k());

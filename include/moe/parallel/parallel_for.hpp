@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <exception>
+#include <thread>
 #include <utility>
 
 #if defined(_OPENMP)
@@ -25,6 +26,16 @@ inline int available_threads() noexcept {
 #else
   return 1;
 #endif
+}
+
+/// One turn of a loop that waits for another thread, the `spins`-th.
+inline void pause(int spins) noexcept {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();  // The sibling on the same core computes.
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+  if (spins > 2000) std::this_thread::yield();  // More threads than cores.
 }
 
 namespace detail {

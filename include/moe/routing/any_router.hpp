@@ -86,6 +86,4 @@ class AnyRouter {
   std::shared_ptr<const Base> held_;
 };
 
-static_assert(Router<AnyRouter<float>> && Router<AnyRouter<double>>);
-
 }  // namespace moe::inline MOE_ABI

@@ -55,7 +55,7 @@ class BaseRouter {
     routing.score_function = ScoreFunction::sigmoid;
     Matrix<Scalar> logits(x.rows(), num_experts());  // (T, E)
     detail::for_each_logits(x, centroids_, [&](Index t, const Scalar* z) {
-      std::copy_n(z, num_experts(), logits.row(t).data());
+      std::copy_n(z, num_experts(), detail::row_data(logits, t));
     });
     std::vector<ExpertIndex> assigned;
     if (options.training)
@@ -67,13 +67,13 @@ class BaseRouter {
       } else {
         for (Index e = 0; e < num_experts(); ++e)
           key[static_cast<std::size_t>(e)] = detail::selection_key(logits(t, e));
-        select_top_k(key.data(), num_experts(), 1, routing.experts.row(t).data());
+        select_top_k(key.data(), num_experts(), 1, detail::row_data(routing.experts, t));
       }
       score_logits(ScoreFunction::sigmoid, &logits(t, routing.experts(t, 0)), 1,
-                   routing.weights.row(t).data());
+                   detail::row_data(routing.weights, t));
       if (options.keep_scores)
-        score_logits(ScoreFunction::sigmoid, logits.row(t).data(), num_experts(),
-                     routing.scores.row(t).data());
+        score_logits(ScoreFunction::sigmoid, detail::row_data(logits, t), num_experts(),
+                     detail::row_data(routing.scores, t));
     }
     if (options.keep_logits) routing.logits = std::move(logits);
   }
@@ -82,7 +82,5 @@ class BaseRouter {
   detail::LinearMap<Scalar> centroids_;  // (E, D)
   double epsilon_;
 };
-
-static_assert(Router<BaseRouter<float>> && Router<BaseRouter<double>>);
 
 }  // namespace moe::inline MOE_ABI

@@ -40,8 +40,8 @@ void order_tokens(const char* where, const Routing<Scalar>& routing, DropOrder o
   struct Best;
   Scalar* const best = thread_buffer<Best, Scalar>(tokens.size());
   for (Index t = begin; t < end; ++t)
-    best[t - begin] =
-        kernels::row_kernels<Scalar>().largest(routing.scores.row(t).data(), routing.num_experts);
+    best[t - begin] = kernels::row_kernels<Scalar>().largest(detail::row_data(routing.scores, t),
+                                                             routing.num_experts);
   std::sort(tokens.begin(), tokens.end(), [&](Index a, Index b) {
     return best[a - begin] != best[b - begin] ? best[a - begin] > best[b - begin] : a < b;
   });
@@ -196,7 +196,7 @@ void final_weights(const Routing<Scalar>& routing, const DispatchPlan& plan, Wei
   detail::check_size("final_weights", "plan.top_k", routing.top_k(), plan.top_k);
   weights = routing.weights;
   for (Index t = 0; t < plan.tokens; ++t) {
-    Scalar* const weight = weights.row(t).data();
+    Scalar* const weight = detail::row_data(weights, t);
     for (Index k = 0; k < plan.top_k; ++k)
       if (plan.row_of[static_cast<std::size_t>(t * plan.top_k + k)] == DispatchPlan::no_row)
         weight[k] = 0;

@@ -78,8 +78,8 @@ class ExpertChoiceRouter {
     Matrix<Scalar> logits(options.keep_logits ? tokens : 0, num_experts());
     Matrix<Scalar> scores(tokens, num_experts());  // (T, E)
     detail::for_each_logits(x, weight_, [&](Index t, const Scalar* z) {
-      if (options.keep_logits) std::copy_n(z, num_experts(), logits.row(t).data());
-      score_logits(config_.score, z, num_experts(), scores.row(t).data());
+      if (options.keep_logits) std::copy_n(z, num_experts(), detail::row_data(logits, t));
+      score_logits(config_.score, z, num_experts(), detail::row_data(scores, t));
     });
 
     std::vector<std::vector<Index>> chosen(static_cast<std::size_t>(num_experts()));
@@ -132,7 +132,5 @@ class ExpertChoiceRouter {
   ExpertChoiceConfig config_;
   detail::LinearMap<Scalar> weight_;  // (E, D)
 };
-
-static_assert(Router<ExpertChoiceRouter<float>> && Router<ExpertChoiceRouter<double>>);
 
 }  // namespace moe::inline MOE_ABI

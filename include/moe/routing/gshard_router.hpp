@@ -125,14 +125,13 @@ class GShardRouter {
         best = static_cast<ExpertIndex>(e);
     }
     routing.experts(t, 1) = best;
-    weigh_experts(router_.rule(), routing.logits.row(t).data(), routing.scores.row(t).data(),
-                  num_experts(), routing.experts.row(t).data(), 2, routing.weights.row(t).data());
+    weigh_experts(router_.rule(), detail::row_data(routing.logits, t),
+                  detail::row_data(routing.scores, t), num_experts(),
+                  detail::row_data(routing.experts, t), 2, detail::row_data(routing.weights, t));
   }
 
   TopKRouter<Scalar> router_;
   SecondExpert second_;
 };
-
-static_assert(Router<GShardRouter<float>> && Router<GShardRouter<double>>);
 
 }  // namespace moe::inline MOE_ABI

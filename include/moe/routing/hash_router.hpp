@@ -32,7 +32,7 @@ namespace moe::inline MOE_ABI {
 ///
 /// Shapes  result (V, K).
 /// Throws  std::invalid_argument unless 0 < K <= E and V > 0.
-template <std::uniform_random_bit_generator Generator>
+template <BitGenerator Generator>
 Matrix<ExpertIndex> random_hash_table(Index vocabulary, Index num_experts, Index top_k,
                                       Generator& generator) {
   constexpr const char* where = "random_hash_table";
@@ -162,11 +162,11 @@ class HashRouter {
     detail::for_each_logits(x, weight_, [&](Index t, const Scalar* z) {
       std::vector<Scalar> score(static_cast<std::size_t>(num_experts()));
       score_logits(rule_->score, z, num_experts(), score.data());
-      weigh_experts(*rule_, z, score.data(), num_experts(), routing.experts.row(t).data(), top_k(),
-                    routing.weights.row(t).data());
-      if (options.keep_logits) std::copy_n(z, num_experts(), routing.logits.row(t).data());
+      weigh_experts(*rule_, z, score.data(), num_experts(), detail::row_data(routing.experts, t),
+                    top_k(), detail::row_data(routing.weights, t));
+      if (options.keep_logits) std::copy_n(z, num_experts(), detail::row_data(routing.logits, t));
       if (options.keep_scores)
-        std::copy_n(score.data(), num_experts(), routing.scores.row(t).data());
+        std::copy_n(score.data(), num_experts(), detail::row_data(routing.scores, t));
     });
   }
 
@@ -177,7 +177,5 @@ class HashRouter {
   detail::LinearMap<Scalar> weight_;  // (E, D) or empty
   std::optional<RoutingRule> rule_;
 };
-
-static_assert(Router<HashRouter<float>> && Router<HashRouter<double>>);
 
 }  // namespace moe::inline MOE_ABI

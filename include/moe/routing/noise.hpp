@@ -69,7 +69,7 @@ void check_noise(const char* where, const char* rows_name, const char* cols_name
 
 /// Fills `out` with values of a distribution. The same generator state gives the same values on
 /// every platform.
-template <std::uniform_random_bit_generator Generator, class Scalar>
+template <BitGenerator Generator, class Scalar>
 void fill_noise(Noise noise, Generator& generator, MatrixView<Scalar> out) {
   const std::uint64_t seed = detail::draw_seed(generator);
   for (Index r = 0; r < out.rows(); ++r)

@@ -100,7 +100,7 @@ class NoisyTopKRouter {
       });
     const std::uint64_t seed = detail::stream_seed(options.seed, detail::NoiseStream::logits);
     detail::for_each_logits(x, gate_, [&](Index t, Scalar* z) {
-      if (routing.logits.size() != 0) std::copy_n(z, experts, routing.logits.row(t).data());
+      if (routing.logits.size() != 0) std::copy_n(z, experts, detail::row_data(routing.logits, t));
       if (options.training) {
         std::vector<Scalar> normal(static_cast<std::size_t>(experts));
         detail::noise_row(noise, Noise::normal, seed, t, experts, normal.data());
@@ -109,7 +109,7 @@ class NoisyTopKRouter {
           drawn.noisy_logits(t, e) = z[e];
         }
       }
-      if (routing.scores.size() != 0) softmax(z, experts, routing.scores.row(t).data());
+      if (routing.scores.size() != 0) softmax(z, experts, detail::row_data(routing.scores, t));
       choose(t, z, routing);
     });
   }
@@ -119,8 +119,8 @@ class NoisyTopKRouter {
     std::vector<Scalar> key(static_cast<std::size_t>(num_experts()));
     for (Index e = 0; e < num_experts(); ++e)
       key[static_cast<std::size_t>(e)] = detail::selection_key(z[e]);
-    ExpertIndex* const expert = routing.experts.row(t).data();
-    Scalar* const weight = routing.weights.row(t).data();
+    ExpertIndex* const expert = detail::row_data(routing.experts, t);
+    Scalar* const weight = detail::row_data(routing.weights, t);
     select_top_k(key.data(), num_experts(), top_k(), expert);
     for (Index k = 0; k < top_k(); ++k) weight[k] = z[expert[k]];
     softmax(weight, top_k(), weight);
@@ -130,7 +130,5 @@ class NoisyTopKRouter {
   detail::LinearMap<Scalar> gate_;   // (E, D)
   detail::LinearMap<Scalar> noise_;  // (E, D)
 };
-
-static_assert(Router<NoisyTopKRouter<float>> && Router<NoisyTopKRouter<double>>);
 
 }  // namespace moe::inline MOE_ABI

@@ -96,8 +96,10 @@ class SparseMixerRouter {
     routing.resize(x.rows(), num_experts(), top_k(), options);
     routing.score_function = ScoreFunction::softmax;
     detail::for_each_logits(x, weight_, [&](Index t, Scalar* z) {
-      if (routing.logits.size() != 0) std::copy_n(z, num_experts(), routing.logits.row(t).data());
-      if (routing.scores.size() != 0) softmax(z, num_experts(), routing.scores.row(t).data());
+      if (routing.logits.size() != 0)
+        std::copy_n(z, num_experts(), detail::row_data(routing.logits, t));
+      if (routing.scores.size() != 0)
+        softmax(z, num_experts(), detail::row_data(routing.scores, t));
       route_token(t, z, noise, options, routing);
     });
   }
@@ -177,7 +179,5 @@ class SparseMixerRouter {
   SparseMixerConfig config_;
   detail::LinearMap<Scalar> weight_;  // (E, D)
 };
-
-static_assert(Router<SparseMixerRouter<float>> && Router<SparseMixerRouter<double>>);
 
 }  // namespace moe::inline MOE_ABI

@@ -90,7 +90,7 @@ class TopKRouter {
   }
 
   /// A router whose logits have about unit variance for a unit-variance input.
-  template <std::uniform_random_bit_generator Generator>
+  template <BitGenerator Generator>
   static TopKRouter random(const RouterConfig& config, Generator& generator) {
     RouterWeights<Scalar> weights;
     weights.weight.resize(std::max<Index>(config.num_experts, 0),
@@ -293,7 +293,7 @@ class TopKRouter {
     const Scalar of_token =
         norm(token, map_.inner()) * static_cast<Scalar>(config_.rule.logits.temperature);
     for (Index e = 0; e < num_experts(); ++e)
-      logits[e] /= of_token * norm(weights_.weight.row(e).data(), map_.inner());
+      logits[e] /= of_token * norm(detail::row_data(weights_.weight, e), map_.inner());
   }
 
   /// What brings logits to the rule's deviation. Equal logits stay as they are.
@@ -329,8 +329,8 @@ class TopKRouter {
     choose_experts(config_.rule, logits,
                    weights_.selection_bias.size() != 0 ? weights_.selection_bias.data() : nullptr,
                    num_experts(), top_k(), memory.scratch[static_cast<std::size_t>(thread)],
-                   options.keep_scores ? routing.scores.row(t).data() : scores,
-                   routing.experts.row(t).data(), routing.weights.row(t).data());
+                   options.keep_scores ? detail::row_data(routing.scores, t) : scores,
+                   detail::row_data(routing.experts, t), detail::row_data(routing.weights, t));
   }
 
   RouterConfig config_;
@@ -339,7 +339,5 @@ class TopKRouter {
   detail::LinearMap<Scalar> projection_;  // empty without
   detail::LinearMap<Scalar> residual_;    // empty without
 };
-
-static_assert(Router<TopKRouter<float>> && Router<TopKRouter<double>>);
 
 }  // namespace moe::inline MOE_ABI

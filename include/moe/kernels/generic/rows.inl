@@ -59,11 +59,31 @@ MOE_ALWAYS_INLINE Vec biased(const Scalar* sums, const Scalar* bias) noexcept {
 template <std::ptrdiff_t width, class Function>
 MOE_ALWAYS_INLINE void for_hidden(const Scalar* sums, const Scalar* bias, std::ptrdiff_t rows,
                                   Scalar* hidden, Function function) noexcept {
-  for (std::ptrdiff_t r = 0; r < rows; ++r) {
-    Scalar row[width];
-    for (std::ptrdiff_t i = 0; i < width; i += Vec::lanes)
-      function(sums + r * panel_width + i, bias == nullptr ? nullptr : bias + i).store(row + i);
-    for (std::ptrdiff_t i = 0; i < width; ++i) hidden[i * rows + r] = row[i];
+  for (std::ptrdiff_t i = 0; i < width; i += Vec::lanes) {
+    // Lanes rows at a time, the last first: as in `pack`, a store may reach into the next column.
+    for (std::ptrdiff_t first = (rows - 1) / Vec::lanes * Vec::lanes; first >= 0;
+         first -= Vec::lanes) {
+      const std::ptrdiff_t count = rows - first < Vec::lanes ? rows - first : Vec::lanes;
+      Scalar values[Vec::lanes * Vec::lanes] = {};
+      for (std::ptrdiff_t r = 0; r < count; ++r)
+        function(sums + (first + r) * panel_width + i, bias == nullptr ? nullptr : bias + i)
+            .store(values + r * Vec::lanes);
+      Vec column[Vec::lanes];
+      MOE_UNROLL
+      for (std::ptrdiff_t j = 0; j < Vec::lanes; ++j)
+        column[j] = Vec::load(values + j * Vec::lanes);
+      transpose(column);
+      MOE_UNROLL
+      for (std::ptrdiff_t j = 0; j < Vec::lanes; ++j) {
+        Scalar* const to = hidden + (i + j) * rows + first;
+        if ((width - i - j) * rows - first >= Vec::lanes) {
+          column[j].store(to);
+        } else {
+          column[j].store(values);
+          for (std::ptrdiff_t r = 0; r < count; ++r) to[r] = values[r];
+        }
+      }
+    }
   }
 }
 
@@ -86,20 +106,26 @@ void activation(const ActivationRule<Scalar>& rule, const Scalar* sums, const Sc
   });
 }
 
-inline void finish(const Scalar* sums, const Scalar* bias, const Scalar* weight,
-                   std::ptrdiff_t rows, std::ptrdiff_t columns, Scalar* out,
-                   std::ptrdiff_t stride) noexcept {
+template <bool streams>
+void finish(const Scalar* sums, const Scalar* bias, const Scalar* weight, std::ptrdiff_t rows,
+            std::ptrdiff_t columns, Scalar* out, std::ptrdiff_t stride) noexcept {
   for (std::ptrdiff_t r = 0; r < rows; ++r) {
     const Vec w = Vec::broadcast(weight == nullptr ? Scalar(1) : weight[r]);
     Scalar row[panel_width];
     Scalar* const to = columns == panel_width ? out + r * stride : row;
     for (std::ptrdiff_t i = 0; i < panel_width; i += Vec::lanes) {
       const Vec sum = biased(sums + r * panel_width + i, bias == nullptr ? nullptr : bias + i);
-      (weight == nullptr ? sum : multiply(w, sum)).store(to + i);
+      const Vec result = weight == nullptr ? sum : multiply(w, sum);
+      if (streams && columns == panel_width) {
+        result.stream(to + i);
+      } else {
+        result.store(to + i);
+      }
     }
     if (columns != panel_width)
       for (std::ptrdiff_t i = 0; i < columns; ++i) out[r * stride + i] = row[i];
   }
+  if constexpr (streams) Vec::end_stream();
 }
 
 /// Vectors [begin, begin + count) of a row's sum; `of(i, vector)` is row i there.
@@ -129,12 +155,31 @@ inline void weighted_sum(const Scalar* const* rows, const Scalar* weight, std::p
 
 inline void pack(const Scalar* const* rows, const Scalar* scale, std::ptrdiff_t count,
                  std::ptrdiff_t n, Scalar* packed) noexcept {
-  for (std::ptrdiff_t begin = 0; begin < n; begin += 16) {
-    const std::ptrdiff_t end = begin + 16 < n ? begin + 16 : n;
-    for (std::ptrdiff_t r = 0; r < count; ++r) {
-      const Scalar* const from = rows[r];
-      const Scalar factor = scale == nullptr ? Scalar(1) : scale[r];
-      for (std::ptrdiff_t k = begin; k < end; ++k) packed[k * count + r] = factor * from[k];
+  std::ptrdiff_t k = 0;
+  // As many columns as lanes at a time. Where rows fill no whole vector, its store reaches into
+  // the column behind it, which is written later; the last columns are left for the loop below.
+  for (; k + Vec::lanes <= n && (n - k - Vec::lanes) * count >= Vec::lanes; k += Vec::lanes) {
+    for (std::ptrdiff_t first = (count - 1) / Vec::lanes * Vec::lanes; first >= 0;
+         first -= Vec::lanes) {
+      Vec column[Vec::lanes];
+      MOE_UNROLL
+      for (std::ptrdiff_t i = 0; i < Vec::lanes; ++i) {
+        const std::ptrdiff_t r = first + i;
+        if (r >= count) {
+          column[i] = Vec::zero();
+        } else {
+          const Vec values = Vec::load(rows[r] + k);
+          column[i] = scale == nullptr ? values : multiply(Vec::broadcast(scale[r]), values);
+        }
+      }
+      transpose(column);
+      MOE_UNROLL
+      for (std::ptrdiff_t i = 0; i < Vec::lanes; ++i)
+        column[i].store(packed + (k + i) * count + first);
     }
+  }
+  for (std::ptrdiff_t r = 0; r < count; ++r) {
+    const Scalar factor = scale == nullptr ? Scalar(1) : scale[r];
+    for (std::ptrdiff_t c = k; c < n; ++c) packed[c * count + r] = factor * rows[r][c];
   }
 }

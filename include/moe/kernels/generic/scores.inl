@@ -108,7 +108,8 @@ inline std::ptrdiff_t find_above(const Scalar* key, std::ptrdiff_t begin, std::p
 }
 
 inline constexpr RowKernels<Scalar> rows{
-    .finish = &finish,
+    .finish = &finish<false>,
+    .finish_past_caches = &finish<true>,
     .weighted_sum = &weighted_sum,
     .pack = &pack,
     .exponentials = &exponentials,

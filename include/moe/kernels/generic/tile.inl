@@ -28,8 +28,11 @@ MOE_ALWAYS_INLINE void tile_pass(const Scalar* a, const Storage* panel, std::ptr
                                  Scalar* sums, bool resume, const char* next,
                                  std::ptrdiff_t step) noexcept {
   constexpr int vectors = static_cast<int>(pass_width(rows) / Vec::lanes);
-  constexpr std::ptrdiff_t ahead =
+  std::ptrdiff_t ahead =
       bytes_ahead<rows, Storage>() / static_cast<std::ptrdiff_t>(sizeof(Storage));
+  // A single tile of many rows streams, too.
+  if constexpr (of_many_rows<rows>)
+    if (step == 0) ahead = 4096 / static_cast<std::ptrdiff_t>(sizeof(Storage));
   constexpr std::ptrdiff_t line = 64 / static_cast<std::ptrdiff_t>(sizeof(Storage));
   Vec sum[rows][vectors];
   MOE_UNROLL
@@ -39,7 +42,7 @@ MOE_ALWAYS_INLINE void tile_pass(const Scalar* a, const Storage* panel, std::ptr
       sum[r][v] = resume ? Vec::load(sums + r * panel_width + v * Vec::lanes) : Vec::zero();
   }
   for (std::ptrdiff_t k = 0; k < inner; ++k) {
-    if constexpr (ahead > 0) {
+    if constexpr (bytes_ahead<rows, Storage>() > 0) {
       MOE_UNROLL
       for (std::ptrdiff_t p = 0; p < panel_width; p += line) __builtin_prefetch(panel + ahead + p);
     }

@@ -1,0 +1,69 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// The sizes of the caches for which products are blocked.
+#pragma once
+
+#include <cstddef>
+
+#include "moe/core/config.hpp"
+#include "moe/kernels/target.hpp"
+
+#if MOE_ARCH_X86_64
+#include <cpuid.h>
+#elif defined(__linux__)
+#include <unistd.h>
+#endif
+
+namespace moe::inline MOE_ABI::kernels {
+
+/// What the processor tells of its cache of this level, 2 or 3, in bytes; 0 where it does not.
+inline std::ptrdiff_t told_cache(unsigned level) noexcept {
+#if MOE_ARCH_X86_64
+  // Intel's leaf, then AMD's: one subleaf for each cache.
+  constexpr unsigned leaves[] = {4U, 0x8000001dU};
+  for (const unsigned leaf : leaves) {
+    for (unsigned i = 0; i < 8; ++i) {
+      unsigned a = 0;
+      unsigned b = 0;
+      unsigned c = 0;
+      unsigned d = 0;
+      if (__get_cpuid_count(leaf, i, &a, &b, &c, &d) == 0 || (a & 31U) == 0) break;
+      const bool holds_data = (a & 31U) != 2;
+      if (!holds_data || ((a >> 5U) & 7U) != level) continue;
+      const auto ways = static_cast<std::ptrdiff_t>((b >> 22U) + 1);
+      const auto partitions = static_cast<std::ptrdiff_t>(((b >> 12U) & 1023U) + 1);
+      const auto line = static_cast<std::ptrdiff_t>((b & 4095U) + 1);
+      return ways * partitions * line * (static_cast<std::ptrdiff_t>(c) + 1);
+    }
+  }
+#elif defined(_SC_LEVEL3_CACHE_SIZE)
+  return static_cast<std::ptrdiff_t>(
+      ::sysconf(level == 2 ? _SC_LEVEL2_CACHE_SIZE : _SC_LEVEL3_CACHE_SIZE));
+#endif
+  static_cast<void>(level);
+  return 0;
+}
+
+/// The second-level cache, within what processors have: 256 KiB to 4 MiB; 1 MiB where nothing is
+/// told. Asked once.
+inline std::ptrdiff_t second_level_cache() noexcept {
+  static const std::ptrdiff_t bytes = [] {
+    constexpr std::ptrdiff_t kib = 1024;
+    const std::ptrdiff_t told = told_cache(2);
+    if (told <= 0) return 1024 * kib;
+    return told < 256 * kib ? 256 * kib : told > 4096 * kib ? 4096 * kib : told;
+  }();
+  return bytes;
+}
+
+/// The third-level cache; 32 MiB where nothing is told. Asked once.
+inline std::ptrdiff_t third_level_cache() noexcept {
+  static const std::ptrdiff_t bytes = [] {
+    const std::ptrdiff_t told = told_cache(3);
+    return told > 0 ? told : std::ptrdiff_t{32} << 20;
+  }();
+  return bytes;
+}
+
+}  // namespace moe::inline MOE_ABI::kernels
