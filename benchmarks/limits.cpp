@@ -11,13 +11,13 @@
 #include <cstdint>
 #include <functional>
 #include <omp.h>
-#include <unistd.h>
 #include <utility>
 #include <vector>
 
 #include <benchmark/benchmark.h>
 
 #include <moe/core/aligned_buffer.hpp>
+#include <moe/kernels/cache.hpp>
 #include <moe/kernels/isa.hpp>
 #include <moe/kernels/target.hpp>
 
@@ -290,11 +290,7 @@ const Limit& read_limit() {
 }
 
 double last_level_cache() {
-  double bytes = 0;
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-  bytes = static_cast<double>(sysconf(_SC_LEVEL3_CACHE_SIZE));
-#endif
-  return bytes > 0 ? bytes : 32.0 * 1024 * 1024;
+  return static_cast<double>(moe::kernels::third_level_cache());
 }
 
 void register_limits() {

@@ -21,14 +21,10 @@ TEST(SecondLevelCache, IsThatOfTheSystem) {
 #endif
 }
 
-TEST(ThirdLevelCache, IsLargerThanTheSecond) {
-  EXPECT_GE(moe::kernels::third_level_cache(), 256 * 1024);
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-  const long of_system = sysconf(_SC_LEVEL3_CACHE_SIZE);
-  if (of_system > 0 && moe::kernels::told_cache(3) > 0) {
-    EXPECT_EQ(moe::kernels::third_level_cache(), of_system);
-  }
-#endif
+// The system's own figure is not compared: for some processors it counts every core's share.
+TEST(ThirdLevelCache, IsOneThatProcessorsHave) {
+  EXPECT_GE(moe::kernels::third_level_cache(), 1 << 20);
+  EXPECT_LE(moe::kernels::third_level_cache(), std::ptrdiff_t{1} << 31);
 }
 
 }  // namespace
