@@ -4,6 +4,7 @@
 #
 # How long a file takes to compile that includes <moe/moe.hpp> and uses a layer, against one that
 # includes <Eigen/Dense> and multiplies two matrices: processor time at -O2, medians of 5 in turn.
+# Then the same for a file that leaves its layer to moe/instances.cpp.
 set -euo pipefail
 # shellcheck source=cmake/setup.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../cmake/setup.sh"
@@ -20,13 +21,18 @@ int main() {
 END
 cp "$MOE_ROOT/examples/01_quick_start.cpp" "$work/moe.cpp"
 TIMEFORMAT=%U
-: >"$work/eigen.s" && : >"$work/moe.s"
+names=(eigen moe moe_of_instances)
+for name in "${names[@]}"; do : >"$work/$name.s"; done
 for _ in 1 2 3 4 5; do
-  for file in eigen moe; do
-    { time "${CXX:-g++}" -std=c++20 -O2 -fopenmp -I "$MOE_ROOT/include" \
-      -isystem /usr/include/eigen3 -c "$work/$file.cpp" -o "$work/$file.o"; } 2>>"$work/$file.s"
+  for name in "${names[@]}"; do
+    flags=()
+    [ "$name" != moe_of_instances ] || flags=(-DMOE_EXTERN_INSTANCES)
+    { time "${CXX:-g++}" -std=c++20 -O2 -fopenmp "${flags[@]}" -I "$MOE_ROOT/include" \
+      -isystem /usr/include/eigen3 -c "$work/${name%_of_instances}.cpp" -o "$work/$name.o"; } \
+      2>>"$work/$name.s"
   done
 done
-median() { sort -g "$1" | sed -n 3p; }
-awk -v e="$(median "$work/eigen.s")" -v m="$(median "$work/moe.s")" \
-  'BEGIN { printf "Eigen: %.2f s, moe: %.2f s, ratio %.2f\n", e, m, m / e }'
+median() { sort -g "$work/$1.s" | sed -n 3p; }
+awk -v e="$(median eigen)" -v m="$(median moe)" -v i="$(median moe_of_instances)" 'BEGIN {
+  printf "Eigen: %.2f s, moe: %.2f s, ratio %.2f\n", e, m, m / e
+  printf "moe with its layer in moe/instances.cpp: %.2f s, ratio %.2f\n", i, i / e }'

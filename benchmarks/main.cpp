@@ -22,8 +22,7 @@ int main(int argc, char** argv) {
     }
   }
   if (table)  // What the caller gives comes later, and wins.
-    arguments.insert(arguments.begin() + 1,
-                     {benchmarks::table_filter, "--benchmark_repetitions=3"});
+    arguments.insert(arguments.begin() + 1, benchmarks::table_filter);
   std::vector<char*> pointers;
   for (std::string& argument : arguments) pointers.push_back(argument.data());
   int count = static_cast<int>(pointers.size());

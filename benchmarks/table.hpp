@@ -30,6 +30,7 @@ class TableReporter : public benchmark::BenchmarkReporter {
   struct Times {
     std::vector<double> milliseconds;
     std::vector<double> shares;
+    std::vector<double> ratios;  // peers: their time over ours, in turn
   };
   /// "forward", "dense" or "peer:name", then shape, then tokens.
   std::map<std::string, std::map<std::string, std::map<long, Times>>> times_;

@@ -31,6 +31,7 @@
 #include "moe/experts/staged_bank.hpp"
 #include "moe/experts/zero_cost_experts.hpp"
 #include "moe/fwd.hpp"
+#include "moe/instances.hpp"
 #include "moe/kernels/avx2.hpp"
 #include "moe/kernels/avx512.hpp"
 #include "moe/kernels/cache.hpp"

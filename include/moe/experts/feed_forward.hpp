@@ -63,49 +63,13 @@ class FeedForwardExperts final : public detail::StagedBank<ScalarT> {
   /// A bank of zeros, to be filled by `set_expert`.
   ///
   /// Throws  std::invalid_argument if a size is not positive or the weights exceed all memory.
-  explicit FeedForwardExperts(const ExpertsConfig& config, ActivationT activation = {})
-      : config_(config), activation_(std::move(activation)) {
-    constexpr const char* where = "FeedForwardExperts";
-    detail::check(config_.num_experts > 0, where, "num_experts must be positive");
-    detail::check(config_.d_model > 0, where, "d_model must be positive");
-    detail::check(config_.d_ff > 0, where, "d_ff must be positive");
-    const auto filled_up = [](Index size, Index width) {
-      return (size - 1) / width * width + width;
-    };
-    const Index most = std::numeric_limits<Index>::max() / 8 - 64;
-    detail::check(config_.d_model < most && config_.d_ff < most, where, "the sizes are too large");
-    const Index columns = (is_gated ? 2 : 1) * filled_up(config_.d_ff, hidden_width);
-    const Index hidden = detail::product(where, config_.num_experts, columns);
-    detail::product(where, hidden, detail::product(where, config_.d_model, sizeof(Scalar)));
-    const Index outputs = filled_up(config_.d_model, kernels::panel_width);
-    const Index rows = detail::product(where, config_.num_experts, outputs);
-    detail::product(where, rows, detail::product(where, config_.d_ff, sizeof(Scalar)));
-    up_ = {config_.num_experts, columns, config_.d_model};
-    down_ = {config_.num_experts, outputs, config_.d_ff};
-    if (config_.biases) {
-      up_bias_.setZero(config_.num_experts, columns);
-      down_bias_.setZero(config_.num_experts, outputs);
-    }
-  }
+  explicit FeedForwardExperts(const ExpertsConfig& config, ActivationT activation = {});
 
   /// Experts that keep the scale of a unit-variance input; biases start at zero.
   template <BitGenerator Generator>
   static FeedForwardExperts random(const ExpertsConfig& config, Generator& generator) {
     FeedForwardExperts bank(config);
-    const std::uint64_t seed = detail::draw_seed(generator);
-    parallel::for_each_task(config.num_experts, [&](Index e, int /*thread*/) {
-      const auto pack = [&](detail::PackedMatrices<Storage>& to, detail::PanelRole role,
-                            Index outputs, Index fan_in, std::uint64_t matrix) {
-        Matrix<Scalar> weights(outputs, fan_in);
-        detail::fill_uniform(weights.data(), weights.size(), fan_in,
-                             detail::mix_bits(seed + 3 * static_cast<std::uint64_t>(e) + matrix));
-        to.template pack<Scalar>(e, role, weights);
-      };
-      if constexpr (is_gated)
-        pack(bank.up_, detail::PanelRole::gate, config.d_ff, config.d_model, 0);
-      pack(bank.up_, up_role, config.d_ff, config.d_model, 1);
-      pack(bank.down_, detail::PanelRole::plain, config.d_model, config.d_ff, 2);
-    });
+    bank.fill(detail::draw_seed(generator));
     return bank;
   }
 
@@ -119,31 +83,7 @@ class FeedForwardExperts final : public detail::StagedBank<ScalarT> {
   ///
   /// Throws  std::invalid_argument if `expert` is out of range; ShapeError if a matrix has not the
   ///         bank's sizes, one that the bank needs is empty, or one that it lacks is not.
-  void set_expert(Index expert, const ExpertWeights<Scalar>& weights) {
-    constexpr const char* where = "FeedForwardExperts::set_expert";
-    detail::check(expert >= 0 && expert < num_experts(), where, "expert is out of range");
-    const Index biases = config_.biases ? 1 : 0;
-    const Index gated = is_gated ? 1 : 0;
-    check_shape("gate", weights.gate, d_ff() * gated, d_model() * gated);
-    check_shape("up", weights.up, d_ff(), d_model());
-    check_shape("down", weights.down, d_model(), d_ff());
-    check_shape("gate_bias", weights.gate_bias, d_ff() * biases * gated, biases * gated);
-    check_shape("up_bias", weights.up_bias, d_ff() * biases, biases);
-    check_shape("down_bias", weights.down_bias, d_model() * biases, biases);
-    if constexpr (is_gated) up_.pack(expert, detail::PanelRole::gate, weights.gate);
-    up_.pack(expert, up_role, weights.up);
-    down_.pack(expert, detail::PanelRole::plain, weights.down);
-    if (config_.biases) {
-      const auto place = [&](Matrix<Scalar>& to, detail::PanelRole role,
-                             MatrixView<const Scalar> bias) {
-        for (Index o = 0; o < bias.rows(); ++o)
-          to(expert, detail::panel_column(role, o)) = bias(o, 0);
-      };
-      if constexpr (is_gated) place(up_bias_, detail::PanelRole::gate, weights.gate_bias);
-      place(up_bias_, up_role, weights.up_bias);
-      place(down_bias_, detail::PanelRole::plain, weights.down_bias);
-    }
-  }
+  void set_expert(Index expert, const ExpertWeights<Scalar>& weights);
 
   /// The same from any of the layouts that checkpoints have.
   ///
@@ -154,43 +94,14 @@ class FeedForwardExperts final : public detail::StagedBank<ScalarT> {
   }
 
   /// A copy of one expert's matrices, as the bank holds them: rounded, where it stores fewer bits.
-  ExpertMatrices<Scalar> expert(Index e) const {
-    detail::check(e >= 0 && e < num_experts(), "FeedForwardExperts::expert",
-                  "expert is out of range");
-    ExpertMatrices<Scalar> matrices;
-    const auto unpack = [&](const detail::PackedMatrices<Storage>& from, detail::PanelRole role,
-                            Index outputs, Index inner, Matrix<Scalar>& to) {
-      to.resize(outputs, inner);
-      from.template unpack<Scalar>(e, role, to);
-    };
-    if constexpr (is_gated) unpack(up_, detail::PanelRole::gate, d_ff(), d_model(), matrices.gate);
-    unpack(up_, up_role, d_ff(), d_model(), matrices.up);
-    unpack(down_, detail::PanelRole::plain, d_model(), d_ff(), matrices.down);
-    if (config_.biases) {
-      const auto take = [&](const Matrix<Scalar>& from, detail::PanelRole role, Index outputs,
-                            Matrix<Scalar>& to) {
-        to.resize(outputs, 1);
-        for (Index o = 0; o < outputs; ++o) to(o, 0) = from(e, detail::panel_column(role, o));
-      };
-      if constexpr (is_gated) take(up_bias_, detail::PanelRole::gate, d_ff(), matrices.gate_bias);
-      take(up_bias_, up_role, d_ff(), matrices.up_bias);
-      take(down_bias_, detail::PanelRole::plain, d_model(), matrices.down_bias);
-    }
-    return matrices;
-  }
+  ExpertMatrices<Scalar> expert(Index e) const;
 
   /// Runs every expert on its rows of the plan.
   ///
   /// Shapes  input.x (T, D), rows (N, D).
   /// Cost    6 N D F flop with a gate, 4 N D F without; parallel over experts, panels and rows.
   /// Throws  ShapeError if input, plan, rows and bank do not fit each other.
-  void forward(const ExpertInput<Scalar>& input, MatrixView<Scalar> rows, Scratch& scratch) const {
-    detail::check_bank_call("FeedForwardExperts::forward", input, rows, num_experts(), d_model());
-    auto& stage = scratch.kept<detail::ExpertStage<Scalar>>();
-    stage.clear();
-    stage.add({this, &input, rows, {}});
-    stage.run(0, [](Index /*task*/) {});
-  }
+  void forward(const ExpertInput<Scalar>& input, MatrixView<Scalar> rows, Scratch& scratch) const;
 
   /// Adds to tokens first .. first + y.rows() - 1 what the routing weights must not multiply: the
   /// down biases of the experts that ran, where the configuration says `unweighted`.
@@ -255,6 +166,9 @@ class FeedForwardExperts final : public detail::StagedBank<ScalarT> {
   static constexpr detail::PanelRole up_role =
       is_gated ? detail::PanelRole::up : detail::PanelRole::plain;
 
+  /// Weights by their position in the stream `seed`.
+  void fill(std::uint64_t seed);
+
   static void check_shape(const char* name, MatrixView<const Scalar> matrix, Index rows,
                           Index cols) {
     if (matrix.rows() != rows || matrix.cols() != cols) [[unlikely]]
@@ -298,5 +212,112 @@ class FeedForwardExperts final : public detail::StagedBank<ScalarT> {
   Matrix<Scalar> up_bias_;                // (E, columns of up_), with biases only
   Matrix<Scalar> down_bias_;              // (E, columns of down_), with biases only
 };
+
+template <class ScalarT, Activation<ScalarT> ActivationT, class StorageT>
+FeedForwardExperts<ScalarT, ActivationT, StorageT>::FeedForwardExperts(const ExpertsConfig& config,
+                                                                       ActivationT activation)
+    : config_(config), activation_(std::move(activation)) {
+  constexpr const char* where = "FeedForwardExperts";
+  detail::check(config_.num_experts > 0, where, "num_experts must be positive");
+  detail::check(config_.d_model > 0, where, "d_model must be positive");
+  detail::check(config_.d_ff > 0, where, "d_ff must be positive");
+  const auto filled_up = [](Index size, Index width) { return (size - 1) / width * width + width; };
+  const Index most = std::numeric_limits<Index>::max() / 8 - 64;
+  detail::check(config_.d_model < most && config_.d_ff < most, where, "the sizes are too large");
+  const Index columns = (is_gated ? 2 : 1) * filled_up(config_.d_ff, hidden_width);
+  const Index hidden = detail::product(where, config_.num_experts, columns);
+  detail::product(where, hidden, detail::product(where, config_.d_model, sizeof(Scalar)));
+  const Index outputs = filled_up(config_.d_model, kernels::panel_width);
+  const Index rows = detail::product(where, config_.num_experts, outputs);
+  detail::product(where, rows, detail::product(where, config_.d_ff, sizeof(Scalar)));
+  up_ = {config_.num_experts, columns, config_.d_model};
+  down_ = {config_.num_experts, outputs, config_.d_ff};
+  if (config_.biases) {
+    up_bias_.setZero(config_.num_experts, columns);
+    down_bias_.setZero(config_.num_experts, outputs);
+  }
+}
+
+template <class ScalarT, Activation<ScalarT> ActivationT, class StorageT>
+void FeedForwardExperts<ScalarT, ActivationT, StorageT>::fill(std::uint64_t seed) {
+  parallel::for_each_task(num_experts(), [&](Index e, int /*thread*/) {
+    const auto pack = [&](detail::PackedMatrices<Storage>& to, detail::PanelRole role,
+                          Index outputs, Index fan_in, std::uint64_t matrix) {
+      Matrix<Scalar> weights(outputs, fan_in);
+      detail::fill_uniform(weights.data(), weights.size(), fan_in,
+                           detail::mix_bits(seed + 3 * static_cast<std::uint64_t>(e) + matrix));
+      to.template pack<Scalar>(e, role, weights);
+    };
+    if constexpr (is_gated) pack(up_, detail::PanelRole::gate, d_ff(), d_model(), 0);
+    pack(up_, up_role, d_ff(), d_model(), 1);
+    pack(down_, detail::PanelRole::plain, d_model(), d_ff(), 2);
+  });
+}
+
+template <class ScalarT, Activation<ScalarT> ActivationT, class StorageT>
+void FeedForwardExperts<ScalarT, ActivationT, StorageT>::set_expert(
+    Index expert, const ExpertWeights<Scalar>& weights) {
+  constexpr const char* where = "FeedForwardExperts::set_expert";
+  detail::check(expert >= 0 && expert < num_experts(), where, "expert is out of range");
+  const Index biases = config_.biases ? 1 : 0;
+  const Index gated = is_gated ? 1 : 0;
+  check_shape("gate", weights.gate, d_ff() * gated, d_model() * gated);
+  check_shape("up", weights.up, d_ff(), d_model());
+  check_shape("down", weights.down, d_model(), d_ff());
+  check_shape("gate_bias", weights.gate_bias, d_ff() * biases * gated, biases * gated);
+  check_shape("up_bias", weights.up_bias, d_ff() * biases, biases);
+  check_shape("down_bias", weights.down_bias, d_model() * biases, biases);
+  if constexpr (is_gated) up_.pack(expert, detail::PanelRole::gate, weights.gate);
+  up_.pack(expert, up_role, weights.up);
+  down_.pack(expert, detail::PanelRole::plain, weights.down);
+  if (config_.biases) {
+    const auto place = [&](Matrix<Scalar>& to, detail::PanelRole role,
+                           MatrixView<const Scalar> bias) {
+      for (Index o = 0; o < bias.rows(); ++o)
+        to(expert, detail::panel_column(role, o)) = bias(o, 0);
+    };
+    if constexpr (is_gated) place(up_bias_, detail::PanelRole::gate, weights.gate_bias);
+    place(up_bias_, up_role, weights.up_bias);
+    place(down_bias_, detail::PanelRole::plain, weights.down_bias);
+  }
+}
+
+template <class ScalarT, Activation<ScalarT> ActivationT, class StorageT>
+auto FeedForwardExperts<ScalarT, ActivationT, StorageT>::expert(Index e) const
+    -> ExpertMatrices<Scalar> {
+  detail::check(e >= 0 && e < num_experts(), "FeedForwardExperts::expert",
+                "expert is out of range");
+  ExpertMatrices<Scalar> matrices;
+  const auto unpack = [&](const detail::PackedMatrices<Storage>& from, detail::PanelRole role,
+                          Index outputs, Index inner, Matrix<Scalar>& to) {
+    to.resize(outputs, inner);
+    from.template unpack<Scalar>(e, role, to);
+  };
+  if constexpr (is_gated) unpack(up_, detail::PanelRole::gate, d_ff(), d_model(), matrices.gate);
+  unpack(up_, up_role, d_ff(), d_model(), matrices.up);
+  unpack(down_, detail::PanelRole::plain, d_model(), d_ff(), matrices.down);
+  if (config_.biases) {
+    const auto take = [&](const Matrix<Scalar>& from, detail::PanelRole role, Index outputs,
+                          Matrix<Scalar>& to) {
+      to.resize(outputs, 1);
+      for (Index o = 0; o < outputs; ++o) to(o, 0) = from(e, detail::panel_column(role, o));
+    };
+    if constexpr (is_gated) take(up_bias_, detail::PanelRole::gate, d_ff(), matrices.gate_bias);
+    take(up_bias_, up_role, d_ff(), matrices.up_bias);
+    take(down_bias_, detail::PanelRole::plain, d_model(), matrices.down_bias);
+  }
+  return matrices;
+}
+
+template <class ScalarT, Activation<ScalarT> ActivationT, class StorageT>
+void FeedForwardExperts<ScalarT, ActivationT, StorageT>::forward(const ExpertInput<Scalar>& input,
+                                                                 MatrixView<Scalar> rows,
+                                                                 Scratch& scratch) const {
+  detail::check_bank_call("FeedForwardExperts::forward", input, rows, num_experts(), d_model());
+  auto& stage = scratch.kept<detail::ExpertStage<Scalar>>();
+  stage.clear();
+  stage.add({this, &input, rows, {}});
+  stage.run(0, [](Index /*task*/) {});
+}
 
 }  // namespace moe::inline MOE_ABI

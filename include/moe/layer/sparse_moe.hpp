@@ -51,19 +51,7 @@ class SparseMoe {
   /// Throws  ShapeError if the parts differ in d_model or num_experts; std::invalid_argument if the
   ///         capacity makes no sense.
   SparseMoe(RouterT router, BankT experts, SharedExperts<SharedBankT> shared = {},
-            Capacity capacity = {})
-      : router_(std::move(router)),
-        experts_(std::move(experts)),
-        shared_(std::move(shared)),
-        capacity_(capacity) {
-    constexpr const char* where = "SparseMoe";
-    detail::check_size(where, "experts.d_model()", router_.d_model(), experts_.d_model());
-    detail::check_size(where, "experts.num_experts()", router_.num_experts(),
-                       experts_.num_experts());
-    if (shared_.bank())
-      detail::check_size(where, "shared.d_model()", router_.d_model(), shared_.bank()->d_model());
-    detail::check_capacity(where, capacity_);
-  }
+            Capacity capacity = {});
 
   Index d_model() const noexcept { return router_.d_model(); }
   const RouterT& router() const noexcept { return router_; }
@@ -97,15 +85,7 @@ class SparseMoe {
 
   /// The same with the caller's workspace, which owns the routing that is returned.
   const Routing<Scalar>& forward(MatrixView<const Scalar> x, MatrixView<Scalar> y,
-                                 Workspace<Scalar>& workspace, RouteOptions options = {}) const {
-    check_views(x, y);
-    const detail::ScratchScope scope(workspace.scratch);
-    const MatrixView<const Scalar> hidden =
-        detail::hidden_states(router_, x, options, workspace.hidden);
-    router_.route(hidden, options, workspace.routing);
-    run(hidden, workspace.routing, y, workspace, options.seed);
-    return workspace.routing;
-  }
+                                 Workspace<Scalar>& workspace, RouteOptions options = {}) const;
 
   /// Runs the layer on a routing that the caller supplies in place of the router's.
   ///
@@ -117,11 +97,7 @@ class SparseMoe {
   /// The same with the caller's workspace. With `capacity().reroute`, the routing as it was run is
   /// the workspace's.
   void forward(MatrixView<const Scalar> x, const Routing<Scalar>& routing, MatrixView<Scalar> y,
-               Workspace<Scalar>& workspace) const {
-    check_views(x, y);
-    const detail::ScratchScope scope(workspace.scratch);
-    run(x, routing, y, workspace);
-  }
+               Workspace<Scalar>& workspace) const;
 
   /// What a forward with this routing does, expert by expert, and the least time that it takes a
   /// machine with these limits. `seed` is the forward's, which random drops depend on.
@@ -129,80 +105,18 @@ class SparseMoe {
   /// Throws  as forward.
   Explanation explain(const Routing<Scalar>& routing,
                       const MachineLimits& limits = MachineLimits::assumed(),
-                      std::uint64_t seed = 0) const {
-    check_size_of_experts("SparseMoe::explain", routing);
-    DispatchPlan plan;
-    Routing<Scalar> changed;
-    make_plan("SparseMoe::explain", routing, seed, changed, plan);
-    Explanation explanation;
-    explanation.isa = std::is_same_v<Scalar, float> ? active_isa() : Isa::scalar;
-    explanation.threads = parallel::available_threads();
-    explanation.tokens = routing.tokens();
-    explanation.dropped = static_cast<Index>(plan.dropped.size());
-    explanation.limits = limits;
-    detail::explain_bank(detail::staged_bank(experts_), plan, false, explanation);
-    if (shared_.bank()) {
-      DispatchPlan shared_plan;
-      make_full_plan(routing.tokens(), shared_.bank()->num_experts(), shared_plan);
-      detail::explain_bank(detail::staged_bank(*shared_.bank()), shared_plan, true, explanation);
-    }
-    explanation.workspace_bytes = workspace_bytes(routing.tokens());
-    return explanation;
-  }
+                      std::uint64_t seed = 0) const;
 
   /// Bytes that a workspace takes for a forward of so many tokens, whatever their routing: the
   /// routing with its logits and scores, the plan, packed rows, hidden values, results, and what
   /// each thread works on. Lists of experts and tasks come on top, and what a capacity, jitter or
   /// noise need, and a bank of the caller's own.
-  double workspace_bytes(Index tokens) const {
-    const auto t = static_cast<double>(tokens);
-    const auto experts = static_cast<double>(experts_.num_experts());
-    const double choices = t * static_cast<double>(router_.top_k());
-    const auto width = static_cast<double>(d_model());
-    double bytes = choices * (sizeof(ExpertIndex) + sizeof(Scalar)) +
-                   2 * t * experts * sizeof(Scalar) +
-                   choices * (sizeof(TokenSlot) + sizeof(std::int32_t)) +
-                   (experts + 1) * sizeof(Index) + choices * width * sizeof(Scalar);
-    if (const auto* const staged = detail::staged_bank(experts_))
-      bytes +=
-          detail::stage_bytes<Scalar>(staged->stage_shape(), static_cast<std::size_t>(choices)) +
-          choices * sizeof(Scalar);
-    if (shared_.bank()) {
-      const double rows = t * static_cast<double>(shared_.bank()->num_experts());
-      bytes += rows * (sizeof(TokenSlot) + sizeof(std::int32_t) + width * sizeof(Scalar));
-      if (const auto* const staged = detail::staged_bank(*shared_.bank()))
-        bytes += detail::stage_bytes<Scalar>(staged->stage_shape(), static_cast<std::size_t>(rows));
-    }
-    // What each thread works on: an expert of the stage, and a tile of tokens of the router's
-    // product.
-    constexpr double tile = kernels::most_tile_rows;
-    const double of_thread =
-        static_cast<double>(detail::stage_sums_size + detail::stage_expert_size()) +
-        tile * (kernels::panel_width + width);
-    return bytes + static_cast<double>(parallel::available_threads()) * of_thread * sizeof(Scalar);
-  }
+  double workspace_bytes(Index tokens) const;
 
   /// Runs the layer on a routing and a plan that the caller supplies, such as one made with
   /// priorities of the caller's. The layer's capacity is not asked.
   void forward(MatrixView<const Scalar> x, const Routing<Scalar>& routing, const DispatchPlan& plan,
-               MatrixView<Scalar> y, Workspace<Scalar>& workspace) const {
-    check_views(x, y);
-    check_routing_sizes(x, routing, y);
-    detail::check_routing(forward_name, routing);
-    detail::check_plan(forward_name, plan);
-    detail::check_size(forward_name, "plan.tokens", x.rows(), plan.tokens);
-    detail::check_size(forward_name, "plan.top_k", routing.top_k(), plan.top_k);
-    detail::check_size(forward_name, "plan.first_expert", 0, plan.first_expert);
-    for (Index e = 0; e < plan.num_experts; ++e) {
-      for (Index r = plan.first_row(e); r < plan.first_row(e + 1); ++r) {
-        const TokenSlot at = plan.rows[static_cast<std::size_t>(r)];
-        detail::check(routing.experts(at.token, at.slot) == e, forward_name,
-                      "the plan has other experts than the routing");
-      }
-    }
-    const detail::ScratchScope scope(workspace.scratch);
-    run_plan(x, routing, plan, y, workspace);
-  }
+               MatrixView<Scalar> y, Workspace<Scalar>& workspace) const;
 
  private:
   static constexpr const char* forward_name = "SparseMoe::forward";
@@ -310,5 +224,121 @@ class SparseMoe {
   Vector<Scalar> output_bias_;
   Workspace<Scalar> workspace_;
 };
+
+template <Router RouterT, ExpertBank BankT, ExpertBank SharedBankT>
+SparseMoe<RouterT, BankT, SharedBankT>::SparseMoe(RouterT router, BankT experts,
+                                                  SharedExperts<SharedBankT> shared,
+                                                  Capacity capacity)
+    : router_(std::move(router)),
+      experts_(std::move(experts)),
+      shared_(std::move(shared)),
+      capacity_(capacity) {
+  constexpr const char* where = "SparseMoe";
+  detail::check_size(where, "experts.d_model()", router_.d_model(), experts_.d_model());
+  detail::check_size(where, "experts.num_experts()", router_.num_experts(), experts_.num_experts());
+  if (shared_.bank())
+    detail::check_size(where, "shared.d_model()", router_.d_model(), shared_.bank()->d_model());
+  detail::check_capacity(where, capacity_);
+}
+
+template <Router RouterT, ExpertBank BankT, ExpertBank SharedBankT>
+auto SparseMoe<RouterT, BankT, SharedBankT>::forward(MatrixView<const Scalar> x,
+                                                     MatrixView<Scalar> y,
+                                                     Workspace<Scalar>& workspace,
+                                                     RouteOptions options) const
+    -> const Routing<Scalar>& {
+  check_views(x, y);
+  const detail::ScratchScope scope(workspace.scratch);
+  const MatrixView<const Scalar> hidden =
+      detail::hidden_states(router_, x, options, workspace.hidden);
+  router_.route(hidden, options, workspace.routing);
+  run(hidden, workspace.routing, y, workspace, options.seed);
+  return workspace.routing;
+}
+
+template <Router RouterT, ExpertBank BankT, ExpertBank SharedBankT>
+void SparseMoe<RouterT, BankT, SharedBankT>::forward(MatrixView<const Scalar> x,
+                                                     const Routing<Scalar>& routing,
+                                                     MatrixView<Scalar> y,
+                                                     Workspace<Scalar>& workspace) const {
+  check_views(x, y);
+  const detail::ScratchScope scope(workspace.scratch);
+  run(x, routing, y, workspace);
+}
+
+template <Router RouterT, ExpertBank BankT, ExpertBank SharedBankT>
+Explanation SparseMoe<RouterT, BankT, SharedBankT>::explain(const Routing<Scalar>& routing,
+                                                            const MachineLimits& limits,
+                                                            std::uint64_t seed) const {
+  check_size_of_experts("SparseMoe::explain", routing);
+  DispatchPlan plan;
+  Routing<Scalar> changed;
+  make_plan("SparseMoe::explain", routing, seed, changed, plan);
+  Explanation explanation;
+  explanation.isa = std::is_same_v<Scalar, float> ? active_isa() : Isa::scalar;
+  explanation.threads = parallel::available_threads();
+  explanation.tokens = routing.tokens();
+  explanation.dropped = static_cast<Index>(plan.dropped.size());
+  explanation.limits = limits;
+  detail::explain_bank(detail::staged_bank(experts_), plan, false, explanation);
+  if (shared_.bank()) {
+    DispatchPlan shared_plan;
+    make_full_plan(routing.tokens(), shared_.bank()->num_experts(), shared_plan);
+    detail::explain_bank(detail::staged_bank(*shared_.bank()), shared_plan, true, explanation);
+  }
+  explanation.workspace_bytes = workspace_bytes(routing.tokens());
+  return explanation;
+}
+
+template <Router RouterT, ExpertBank BankT, ExpertBank SharedBankT>
+double SparseMoe<RouterT, BankT, SharedBankT>::workspace_bytes(Index tokens) const {
+  const auto t = static_cast<double>(tokens);
+  const auto experts = static_cast<double>(experts_.num_experts());
+  const double choices = t * static_cast<double>(router_.top_k());
+  const auto width = static_cast<double>(d_model());
+  double bytes = choices * (sizeof(ExpertIndex) + sizeof(Scalar)) +
+                 2 * t * experts * sizeof(Scalar) +
+                 choices * (sizeof(TokenSlot) + sizeof(std::int32_t)) +
+                 (experts + 1) * sizeof(Index) + choices * width * sizeof(Scalar);
+  if (const auto* const staged = detail::staged_bank(experts_))
+    bytes += detail::stage_bytes<Scalar>(staged->stage_shape(), static_cast<std::size_t>(choices)) +
+             choices * sizeof(Scalar);
+  if (shared_.bank()) {
+    const double rows = t * static_cast<double>(shared_.bank()->num_experts());
+    bytes += rows * (sizeof(TokenSlot) + sizeof(std::int32_t) + width * sizeof(Scalar));
+    if (const auto* const staged = detail::staged_bank(*shared_.bank()))
+      bytes += detail::stage_bytes<Scalar>(staged->stage_shape(), static_cast<std::size_t>(rows));
+  }
+  // What each thread works on: an expert of the stage, and a tile of tokens of the router's
+  // product.
+  constexpr double tile = kernels::most_tile_rows;
+  const double of_thread =
+      static_cast<double>(detail::stage_sums_size + detail::stage_expert_size()) +
+      tile * (kernels::panel_width + width);
+  return bytes + static_cast<double>(parallel::available_threads()) * of_thread * sizeof(Scalar);
+}
+
+template <Router RouterT, ExpertBank BankT, ExpertBank SharedBankT>
+void SparseMoe<RouterT, BankT, SharedBankT>::forward(MatrixView<const Scalar> x,
+                                                     const Routing<Scalar>& routing,
+                                                     const DispatchPlan& plan, MatrixView<Scalar> y,
+                                                     Workspace<Scalar>& workspace) const {
+  check_views(x, y);
+  check_routing_sizes(x, routing, y);
+  detail::check_routing(forward_name, routing);
+  detail::check_plan(forward_name, plan);
+  detail::check_size(forward_name, "plan.tokens", x.rows(), plan.tokens);
+  detail::check_size(forward_name, "plan.top_k", routing.top_k(), plan.top_k);
+  detail::check_size(forward_name, "plan.first_expert", 0, plan.first_expert);
+  for (Index e = 0; e < plan.num_experts; ++e) {
+    for (Index r = plan.first_row(e); r < plan.first_row(e + 1); ++r) {
+      const TokenSlot at = plan.rows[static_cast<std::size_t>(r)];
+      detail::check(routing.experts(at.token, at.slot) == e, forward_name,
+                    "the plan has other experts than the routing");
+    }
+  }
+  const detail::ScratchScope scope(workspace.scratch);
+  run_plan(x, routing, plan, y, workspace);
+}
 
 }  // namespace moe::inline MOE_ABI

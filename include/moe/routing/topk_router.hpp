@@ -71,23 +71,7 @@ class TopKRouter {
 
   /// Throws  std::invalid_argument if a size is not positive, K > E, or the rule cannot work;
   ///         ShapeError if the weights do not have the sizes of `config`.
-  TopKRouter(const RouterConfig& config, RouterWeights<Scalar> weights)
-      : config_(config), weights_(std::move(weights)) {
-    constexpr const char* where = "TopKRouter";
-    detail::check(config_.d_model > 0, where, "d_model must be positive");
-    detail::check(config_.num_experts > 0, where, "num_experts must be positive");
-    detail::check(config_.top_k > 0, where, "top_k must be positive");
-    detail::check(config_.top_k <= config_.num_experts, where, "top_k must not exceed num_experts");
-    detail::check_rule(where, config_.rule, config_.num_experts, config_.top_k);
-    detail::check(config_.rule.logits.standard_deviation == 0 || config_.num_experts > 1, where,
-                  "a single expert's logits have no deviation");
-    detail::check(std::isfinite(static_cast<Scalar>(config_.rule.scale)), where,
-                  "scale is too large for the scalar type");
-    check_weights();
-    map_ = detail::LinearMap<Scalar>(weights_.weight);
-    projection_ = detail::LinearMap<Scalar>(weights_.projection);
-    residual_ = detail::LinearMap<Scalar>(weights_.residual);
-  }
+  TopKRouter(const RouterConfig& config, RouterWeights<Scalar> weights);
 
   /// A router whose logits have about unit variance for a unit-variance input.
   template <BitGenerator Generator>
@@ -131,48 +115,7 @@ class TopKRouter {
 
   /// The same with noise or previous logits that the caller supplies.
   void route(MatrixView<const Scalar> x, const RouteInputs<Scalar>& inputs, RouteOptions options,
-             Routing<Scalar>& routing) const {
-    constexpr const char* where = "TopKRouter::route";
-    const RoutingRule& rule = config_.rule;
-    detail::check_size(where, "x.cols()", d_model(), x.cols());
-    detail::check_noise(where, "jitter.rows()", "jitter.cols()", inputs.jitter, x.rows(),
-                        d_model());
-    detail::check_noise(where, "noise.rows()", "noise.cols()", inputs.noise, x.rows(),
-                        num_experts());
-    detail::check(inputs.jitter.empty() || rule.jitter.target == JitterTarget::router_input, where,
-                  "the rule has no jitter of the router's input");
-    detail::check(inputs.noise.empty() || rule.logits.noise > 0, where,
-                  "the rule has no noise of the logits");
-    // The first layer of a model has no previous one.
-    if (inputs.previous_logits.cols() != 0) {
-      detail::check_size(where, "previous_logits.rows()", x.rows(), inputs.previous_logits.rows());
-      detail::check_size(where, "previous_logits.cols()", weights_.residual.cols(),
-                         inputs.previous_logits.cols());
-    }
-    routing.resize(x.rows(), num_experts(), top_k(), options);
-    routing.score_function = rule.score;
-    routing.weight_target = rule.weight_target;
-    routing.input_scale = rule.input_scale;
-    if (rule.renormalization.after_drop) {
-      routing.renormalization = rule.renormalization;
-      routing.scale_after_drop = rule.scale;
-    }
-    struct Logits;
-    MatrixView<Scalar> logits = routing.logits;
-    if (!options.keep_logits)
-      logits = {
-          detail::thread_buffer<Logits, Scalar>(static_cast<std::size_t>(x.rows() * num_experts())),
-          x.rows(), num_experts()};
-    find_logits(x, inputs, options, logits);
-    ChoiceMemory& memory = detail::thread_object<ChoiceMemory>();
-    memory.resize(parallel::available_threads(), rule, num_experts());
-    constexpr Index block = detail::router_block_tokens;
-    parallel::for_each_task((x.rows() + block - 1) / block, [&](Index task, int thread) {
-      const Index end = std::min((task + 1) * block, x.rows());
-      for (Index t = task * block; t < end; ++t)
-        choose(logits.row(t), inputs, options, t, memory, thread, routing);
-    });
-  }
+             Routing<Scalar>& routing) const;
 
   /// What the experts see in place of x (T, D): x itself, or `buffer` with x jittered, where the
   /// rule says so and the options are those of training.
@@ -339,5 +282,67 @@ class TopKRouter {
   detail::LinearMap<Scalar> projection_;  // empty without
   detail::LinearMap<Scalar> residual_;    // empty without
 };
+
+template <class ScalarT>
+TopKRouter<ScalarT>::TopKRouter(const RouterConfig& config, RouterWeights<Scalar> weights)
+    : config_(config), weights_(std::move(weights)) {
+  constexpr const char* where = "TopKRouter";
+  detail::check(config_.d_model > 0, where, "d_model must be positive");
+  detail::check(config_.num_experts > 0, where, "num_experts must be positive");
+  detail::check(config_.top_k > 0, where, "top_k must be positive");
+  detail::check(config_.top_k <= config_.num_experts, where, "top_k must not exceed num_experts");
+  detail::check_rule(where, config_.rule, config_.num_experts, config_.top_k);
+  detail::check(config_.rule.logits.standard_deviation == 0 || config_.num_experts > 1, where,
+                "a single expert's logits have no deviation");
+  detail::check(std::isfinite(static_cast<Scalar>(config_.rule.scale)), where,
+                "scale is too large for the scalar type");
+  check_weights();
+  map_ = detail::LinearMap<Scalar>(weights_.weight);
+  projection_ = detail::LinearMap<Scalar>(weights_.projection);
+  residual_ = detail::LinearMap<Scalar>(weights_.residual);
+}
+
+template <class ScalarT>
+void TopKRouter<ScalarT>::route(MatrixView<const Scalar> x, const RouteInputs<Scalar>& inputs,
+                                RouteOptions options, Routing<Scalar>& routing) const {
+  constexpr const char* where = "TopKRouter::route";
+  const RoutingRule& rule = config_.rule;
+  detail::check_size(where, "x.cols()", d_model(), x.cols());
+  detail::check_noise(where, "jitter.rows()", "jitter.cols()", inputs.jitter, x.rows(), d_model());
+  detail::check_noise(where, "noise.rows()", "noise.cols()", inputs.noise, x.rows(), num_experts());
+  detail::check(inputs.jitter.empty() || rule.jitter.target == JitterTarget::router_input, where,
+                "the rule has no jitter of the router's input");
+  detail::check(inputs.noise.empty() || rule.logits.noise > 0, where,
+                "the rule has no noise of the logits");
+  // The first layer of a model has no previous one.
+  if (inputs.previous_logits.cols() != 0) {
+    detail::check_size(where, "previous_logits.rows()", x.rows(), inputs.previous_logits.rows());
+    detail::check_size(where, "previous_logits.cols()", weights_.residual.cols(),
+                       inputs.previous_logits.cols());
+  }
+  routing.resize(x.rows(), num_experts(), top_k(), options);
+  routing.score_function = rule.score;
+  routing.weight_target = rule.weight_target;
+  routing.input_scale = rule.input_scale;
+  if (rule.renormalization.after_drop) {
+    routing.renormalization = rule.renormalization;
+    routing.scale_after_drop = rule.scale;
+  }
+  struct Logits;
+  MatrixView<Scalar> logits = routing.logits;
+  if (!options.keep_logits)
+    logits = {
+        detail::thread_buffer<Logits, Scalar>(static_cast<std::size_t>(x.rows() * num_experts())),
+        x.rows(), num_experts()};
+  find_logits(x, inputs, options, logits);
+  ChoiceMemory& memory = detail::thread_object<ChoiceMemory>();
+  memory.resize(parallel::available_threads(), rule, num_experts());
+  constexpr Index block = detail::router_block_tokens;
+  parallel::for_each_task((x.rows() + block - 1) / block, [&](Index task, int thread) {
+    const Index end = std::min((task + 1) * block, x.rows());
+    for (Index t = task * block; t < end; ++t)
+      choose(logits.row(t), inputs, options, t, memory, thread, routing);
+  });
+}
 
 }  // namespace moe::inline MOE_ABI
