@@ -13,6 +13,7 @@
 #include <random>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include <benchmark/benchmark.h>
 
@@ -56,7 +57,8 @@ void plan(benchmark::State& state, const Shape& shape, Index tokens) {
   });
 }
 
-/// One bank and what its steps work on: `rows` tokens in blocks, as every expert's.
+/// What a bank's steps work on: `rows` tokens in blocks, as every expert's. Of the same sizes for
+/// every bank of a shape.
 template <class Bank>
 struct Steps {
   const Bank& bank;
@@ -102,22 +104,30 @@ struct Steps {
 };
 
 template <class Bank>
-const Bank& bank_of(const Shape& shape) {
-  return Kept::get<Bank>(std::string("stages/") + shape.name, [&] {
+const std::vector<Bank>& banks_of(const Shape& shape) {
+  return Kept::get<std::vector<Bank>>(std::string("stages/") + shape.name, [&] {
     std::mt19937_64 rng(1);
-    return Bank::random(
-        {.num_experts = shape.num_experts, .d_model = shape.d_model, .d_ff = shape.d_ff}, rng);
+    const double bytes = static_cast<double>(shape.num_experts * shape.weights_per_expert()) *
+                         sizeof(typename Bank::Storage);
+    std::vector<Bank> banks;
+    for (std::size_t i = 0; i < copies_needed(bytes); ++i)
+      banks.push_back(Bank::random(
+          {.num_experts = shape.num_experts, .d_model = shape.d_model, .d_ff = shape.d_ff}, rng));
+    return banks;
   });
 }
 
 template <class Bank>
 void products(benchmark::State& state, const Shape& shape, Index tokens, bool up) {
   const moe::Routing<float> routing = make_routing(shape, tokens, Skew::uniform, 1);
-  Steps<Bank> steps(bank_of<Bank>(shape), routing);
+  const std::vector<Bank>& banks = banks_of<Bank>(shape);
+  Steps<Bank> steps(banks[0], routing);
+  std::size_t turn = 0;
   const moe::detail::StageShape stage = steps.bank.stage_shape();
   const auto run = [&] {
+    const Bank& bank = banks[turn++ % banks.size()];
     steps.for_each_slice(up ? stage.up_panels : stage.down_panels, [&](const auto& slice) {
-      up ? steps.bank.run_up(slice) : steps.bank.run_down(slice);
+      up ? bank.run_up(slice) : bank.run_down(slice);
     });
   };
   run();

@@ -34,6 +34,10 @@ inline Index panel_column(PanelRole role, Index output) noexcept {
 
 /// E matrices of the same size, each in panels of 32 outputs: panel p of matrix e is (inner, 32),
 /// contiguous and 64-byte aligned. Outputs that fill up the last panel have zero weights.
+///
+/// What stores several weights in one value, or scales beside them, specialises this class: who
+/// multiplies asks it where a slice of a panel begins and how far slices reach, and hands the
+/// pointer to that storage's kernel.
 template <class Storage>
 class PackedMatrices {
  public:
@@ -52,8 +56,13 @@ class PackedMatrices {
   std::size_t panel_bytes() const noexcept {
     return static_cast<std::size_t>(inner_ * kernels::panel_width) * sizeof(Storage);
   }
-  const Storage* panel(Index matrix, Index p) const noexcept {
-    return values_.data() + (matrix * panels_ + p) * inner_ * kernels::panel_width;
+  static constexpr double weight_bytes() noexcept { return sizeof(Storage); }
+  /// Slices of the inner dimension begin at multiples of this.
+  static constexpr Index slice_step() noexcept { return 1; }
+
+  /// Panel p of a matrix from inner row k on.
+  const Storage* panel(Index matrix, Index p, Index k = 0) const noexcept {
+    return values_.data() + ((matrix * panels_ + p) * inner_ + k) * kernels::panel_width;
   }
 
   /// Shapes  weights (outputs, inner).

@@ -78,6 +78,7 @@ class ExpertStage {
     Index hidden;
     Index weights;
     double cost;
+    bool is_small;
   };
 
   struct Task {
@@ -105,9 +106,7 @@ class ExpertStage {
 
   /// Rows whose products take as long as reading the weights does. On one core that multiplies 32
   /// pairs a cycle and reads 3 bytes of memory a cycle, 23 for 4-byte weights.
-  static double balance_rows(std::size_t weight_bytes) noexcept {
-    return 6.0 * static_cast<double>(weight_bytes);
-  }
+  static double balance_rows(double weight_bytes) noexcept { return 6 * weight_bytes; }
 
   void make_jobs() {
     reserve_lists();
@@ -129,7 +128,7 @@ class ExpertStage {
                          (rows + most_rows_ - 1) / most_rows_,
                          static_cast<Index>(packed) + first * shape.d_model,
                          static_cast<Index>(hidden) + first * shape.hidden,
-                         static_cast<Index>(weights) + first, cost});
+                         static_cast<Index>(weights) + first, cost, false});
         total_cost_ += cost;
       }
       // By the most rows that the plan's tokens could have, so that every routing finds room.
@@ -179,8 +178,9 @@ class ExpertStage {
     Index lag = threads_ > 1 ? 1 : 0;
     if (!jobs_.empty())
       lag = std::min<Index>(threads_ - 1, (threads_ + splits(jobs_[0]) - 1) / splits(jobs_[0]));
+    for (Job& job : jobs_) job.is_small = is_small(job);
     for (Index j = 0; j < jobs + lag; ++j) {
-      if (j < jobs && is_small(jobs_[static_cast<std::size_t>(j)])) {
+      if (j < jobs && jobs_[static_cast<std::size_t>(j)].is_small) {
         const Job& job = jobs_[static_cast<std::size_t>(j)];
         tasks_.push_back({Step::all, j, 0, 0, 0, job.blocks});
         counter(downs_left).fetch_add(1, std::memory_order_relaxed);
@@ -190,7 +190,7 @@ class ExpertStage {
         counter(ups_left(j))
             .store(add_slices(Step::up, j, shape.up_panels), std::memory_order_relaxed);
       }
-      if (j >= lag && !is_small(jobs_[static_cast<std::size_t>(j - lag)])) {
+      if (j >= lag && !jobs_[static_cast<std::size_t>(j - lag)].is_small) {
         const StageShape shape =
             part_of(jobs_[static_cast<std::size_t>(j - lag)]).bank->stage_shape();
         counter(downs_left)

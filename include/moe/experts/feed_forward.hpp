@@ -133,7 +133,7 @@ class FeedForwardExperts final : public detail::StagedBank<ScalarT> {
             .down_panels = down_.panels(),
             .d_ff = d_ff(),
             .up_factor = is_gated ? 2 : 1,
-            .weight_bytes = sizeof(Storage)};
+            .weight_bytes = up_.weight_bytes()};
   }
 
   void run_up(const detail::StageSlice<Scalar>& slice) const override {

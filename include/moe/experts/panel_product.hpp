@@ -43,11 +43,13 @@ void for_each_tile(const StageSlice<Scalar>& work, const PackedMatrices<Storage>
   // A single block reads everything once, in any order.
   const bool is_single = work.last_block - work.first_block == 1;
   const Index slices = is_single ? 1 : (inner + most_slice() - 1) / most_slice();
-  const Index slice = (inner + slices - 1) / slices;
+  constexpr Index multiple = PackedMatrices<Storage>::slice_step();
+  const Index slice = ((inner + slices - 1) / slices + multiple - 1) / multiple * multiple;
   // The sums of a chunk's rows have room in the thread's buffer.
   const Index chunk_rows =
       std::min(chunk_values() / std::max<Index>(slice, 1), stage_sums_size / kernels::panel_width);
   constexpr Index width = kernels::panel_width;
+  const Index line_bytes = static_cast<Index>(weights.panel_bytes()) / inner;  // for one k
 
   for (Index begin = work.first_block; begin < work.last_block;) {
     Index end = begin + 1;
@@ -57,13 +59,12 @@ void for_each_tile(const StageSlice<Scalar>& work, const PackedMatrices<Storage>
     const auto tile = [&](Index p, Index b, Index k, Index count, Scalar* sums) {
       const Index at = work.block_row(b);
       const Index block_rows = work.block_row(b + 1) - at;
-      const Storage* const panel = weights.panel(work.expert, p) + k * width;
+      const Storage* const panel = weights.panel(work.expert, p, k);
       // While several blocks use one panel, each asks for its share of the next.
       const Index blocks = end - begin;
-      const Index step =
-          blocks > 1 ? (width * static_cast<Index>(sizeof(Storage)) + blocks - 1) / blocks : 0;
+      const Index step = blocks > 1 ? (line_bytes + blocks - 1) / blocks : 0;
       const char* const next =
-          reinterpret_cast<const char*>(blocks > 1 ? panel + inner * width : panel) +
+          reinterpret_cast<const char*>(blocks > 1 ? weights.panel(work.expert, p + 1, k) : panel) +
           (b - begin) * step * count;
       kernels.of_rows[block_rows - 1](a + at * row_size + k * block_rows, panel, count, sums, k > 0,
                                       next, step);

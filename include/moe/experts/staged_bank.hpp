@@ -23,8 +23,8 @@ struct StageShape {
   Index up_panels = 0;    // of one expert, inner D
   Index down_panels = 0;  // of one expert, inner d_ff
   Index d_ff = 0;
-  Index up_factor = 1;           // matrices in the up step: gate and up, or up alone
-  std::size_t weight_bytes = 0;  // of one weight
+  Index up_factor = 1;      // matrices in the up step: gate and up, or up alone
+  double weight_bytes = 0;  // of one weight; less than 1 where several share a byte
 };
 
 /// One task of a bank: panels first_panel .. last_panel - 1 of an expert for some blocks of its

@@ -131,11 +131,10 @@ void explain_bank(const StagedBank<Scalar>* bank, const DispatchPlan& plan, bool
     const Index tiles = (rows + most - 1) / most;
     const auto n = static_cast<double>(rows);
     explanation.experts.push_back({e, shared, rows, tiles, (rows + tiles - 1) / tiles,
-                                   2 * n * weights,
-                                   weights * static_cast<double>(shape.weight_bytes)});
+                                   2 * n * weights, weights * shape.weight_bytes});
     explanation.flop += 2 * n * weights;
     explanation.padding_flop += 2 * n * (run - weights);
-    explanation.weight_bytes += weights * static_cast<double>(shape.weight_bytes);
+    explanation.weight_bytes += weights * shape.weight_bytes;
     explanation.row_bytes += 2 * n * sizeof(Scalar) * (2 * d_model + d_ff);
     explanation.rows += rows;
   }

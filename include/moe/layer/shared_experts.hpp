@@ -44,7 +44,8 @@ class SharedExperts {
 
   /// The bank, or nothing where the layer has no shared experts.
   const std::optional<BankT>& bank() const noexcept { return bank_; }
-  const Matrix<Scalar>& gate() const noexcept { return gate_.weight(); }
+  bool has_gate() const noexcept { return !gate_.empty(); }
+  Matrix<Scalar> gate() const { return gate_.weight(); }
 
   /// Runs the experts on x (T, D); what they give stays in the workspace.
   void run(MatrixView<const Scalar> x, Workspace<Scalar>& workspace) const {

@@ -199,7 +199,7 @@ class SparseMoe {
       shared_.prepare(x, workspace);
       stage.add({staged_shared, &shared_input, workspace.shared_rows, none});
     }
-    const bool weighted = !left.empty() || (shared_.bank() && shared_.gate().size() != 0);
+    const bool weighted = !left.empty() || (shared_.bank() && shared_.has_gate());
     constexpr Index block = detail::copy_block_rows;
     stage.run((x.rows() + block - 1) / block, [&](Index task) {
       const Index begin = task * block;

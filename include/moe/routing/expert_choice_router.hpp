@@ -62,7 +62,7 @@ class ExpertChoiceRouter {
   Index d_model() const noexcept { return config_.d_model; }
   Index num_experts() const noexcept { return config_.num_experts; }
   Index top_k() const noexcept { return config_.num_experts; }
-  const Matrix<Scalar>& weight() const noexcept { return weight_.weight(); }
+  Matrix<Scalar> weight() const { return weight_.weight(); }
 
   /// Tokens that each expert takes of a group of T tokens.
   Index tokens_per_expert(Index tokens) const {

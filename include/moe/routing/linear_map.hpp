@@ -18,22 +18,27 @@
 
 namespace moe::inline MOE_ABI::detail {
 
-/// Holds a matrix as it was given and packed.
+/// Holds a matrix, packed.
 template <class ScalarT>
 class LinearMap {
  public:
   using Scalar = ScalarT;
 
   LinearMap() = default;
-  explicit LinearMap(Matrix<Scalar> weight)
-      : weight_(std::move(weight)), packed_(1, weight_.rows(), weight_.cols()) {
-    packed_.template pack<Scalar>(0, PanelRole::plain, weight_);
+  explicit LinearMap(const Matrix<Scalar>& weight)
+      : outputs_(weight.rows()), packed_(1, weight.rows(), weight.cols()) {
+    packed_.template pack<Scalar>(0, PanelRole::plain, weight);
   }
 
-  const Matrix<Scalar>& weight() const noexcept { return weight_; }
-  Index outputs() const noexcept { return weight_.rows(); }
-  Index inner() const noexcept { return weight_.cols(); }
-  bool empty() const noexcept { return weight_.size() == 0; }
+  /// The matrix (outputs, inner) as it was given.
+  Matrix<Scalar> weight() const {
+    Matrix<Scalar> weight(outputs_, inner());
+    packed_.template unpack<Scalar>(0, PanelRole::plain, weight);
+    return weight;
+  }
+  Index outputs() const noexcept { return outputs_; }
+  Index inner() const noexcept { return packed_.inner(); }
+  bool empty() const noexcept { return outputs() == 0 || inner() == 0; }
 
   /// y = x W^T, or y += x W^T.
   ///
@@ -90,7 +95,7 @@ class LinearMap {
     }
   }
 
-  Matrix<Scalar> weight_;
+  Index outputs_ = 0;
   PackedMatrices<Scalar> packed_;
 };
 

@@ -69,8 +69,8 @@ class NoisyTopKRouter {
   Index d_model() const noexcept { return config_.d_model; }
   Index num_experts() const noexcept { return config_.num_experts; }
   Index top_k() const noexcept { return config_.top_k; }
-  const Matrix<Scalar>& gate_weight() const noexcept { return gate_.weight(); }
-  const Matrix<Scalar>& noise_weight() const noexcept { return noise_.weight(); }
+  Matrix<Scalar> gate_weight() const { return gate_.weight(); }
+  Matrix<Scalar> noise_weight() const { return noise_.weight(); }
 
   /// Shapes  x (T, D); routing becomes (T, K) and, where `options` keeps them, (T, E).
   /// Throws  ShapeError if sizes disagree.
