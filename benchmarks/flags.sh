@@ -11,7 +11,7 @@ moe_need_build
 work=$MOE_BUILD/flags
 mkdir -p "$work"
 compile() {
-  "${CXX:-g++}" -std=c++20 -fopenmp -DNDEBUG -I "$MOE_ROOT/include" -isystem /usr/include/eigen3 \
+  "${CXX:-g++}" -std=c++20 -fopenmp -I "$MOE_ROOT/include" -isystem /usr/include/eigen3 \
     "$MOE_ROOT/benchmarks/flags/forward.cpp" "$@"
 }
 compile -O2 -o "$work/plain"

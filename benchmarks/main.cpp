@@ -33,7 +33,7 @@ int main(int argc, char** argv) {
   benchmarks::register_limits();
   benchmarks::fma_limit();
   benchmarks::read_limit();
-  // Shape by shape, so that one layer's weights are in memory at a time.
+  // Shape by shape, so that the weights of one are in memory at a time.
   for (const benchmarks::Shape& shape : benchmarks::shapes) {
     benchmarks::register_layer(shape);
     benchmarks::register_stages(shape);

@@ -122,8 +122,8 @@ struct RoutingSet {
   std::vector<moe::Routing<float>> routings;
   double mean_touched = 0;
 
-  RoutingSet(const Shape& shape, moe::Index tokens, Skew skew) {
-    const std::uint64_t count = skew == Skew::balanced || skew == Skew::same ? 1 : 16;
+  RoutingSet(const Shape& shape, moe::Index tokens, Skew skew, std::uint64_t most = 16) {
+    const std::uint64_t count = skew == Skew::balanced || skew == Skew::same ? 1 : most;
     for (std::uint64_t seed = 1; seed <= count; ++seed) {
       routings.push_back(make_routing(shape, tokens, skew, seed));
       mean_touched +=
@@ -162,12 +162,34 @@ void measure(benchmark::State& state, const Work& work, const Run& run) {
 inline double median(std::vector<double> values) {
   if (values.empty()) return 0;
   std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
+  const std::size_t half = values.size() / 2;
+  return values.size() % 2 != 0 ? values[half] : (values[half - 1] + values[half]) / 2;
+}
+
+/// The median of the times of b(i) over those of a(i), for i = 0, 1, ...: one after the other, each
+/// first in every other pair, since a machine that is shared gives more and less from one second to
+/// the next. At least 9 pairs, then as many as a second holds.
+template <class A, class B>
+double ratio_in_turn(const A& a, const B& b) {
+  const auto time = [](const auto& run, std::size_t i) {
+    const Clock::time_point start = Clock::now();
+    run(i);
+    return seconds_since(start);
+  };
+  std::vector<double> ratios;
+  const Clock::time_point start = Clock::now();
+  for (std::size_t i = 0; i < 9 || (i < 200 && seconds_since(start) < 1); ++i) {
+    const double first = i % 2 == 0 ? time(a, i) : time(b, i);
+    const double second = i % 2 == 0 ? time(b, i) : time(a, i);
+    ratios.push_back(i % 2 == 0 ? second / first : first / second);
+  }
+  return median(ratios);
 }
 
 /// The same, held against the machine's limits: what memory gives is measured before and after
 /// every 20 ms or more of iterations, and the counters `roofline`, the share of the limit, and
-/// `median_ms` are the medians over these samples. Returns the limits over the whole run.
+/// `median_ms` are the medians over these samples, 5 at least. Returns the limits over the whole
+/// run.
 template <class Run>
 moe::MachineLimits measure_against_limits(benchmark::State& state, const Work& work,
                                           const Run& run) {
@@ -196,7 +218,16 @@ moe::MachineLimits measure_against_limits(benchmark::State& state, const Work& w
     close();
     state.ResumeTiming();
   }
-  if (times.empty()) close();
+  if (iterations > 0 && times.empty()) close();
+  while (times.size() < 5) {
+    while (seconds < seconds_of_sample) {
+      const Clock::time_point start = Clock::now();
+      run();
+      seconds += seconds_since(start);
+      ++iterations;
+    }
+    close();
+  }
   std::vector<double> shares;
   for (std::size_t i = 0; i < times.size(); ++i)
     shares.push_back(std::max(work.weight_bytes / reads[i], work.flop / limits.flop_per_second) /

@@ -81,7 +81,7 @@ void TableReporter::Finalize() {
     print("… limit",
           [&](moe::Index t) { return digits(share("forward", t) * time("forward", t)); });
     print("… share of the limit", [&](moe::Index t) { return digits(share("forward", t)); });
-    // Measured in turn: memory that was slower while one of the two ran alone would count.
+    // Measured in turn: times of different minutes would compare memory, too.
     print("… faster than the best peer", [&](moe::Index t) {
       std::string best;
       double least = 0;

@@ -16,7 +16,7 @@ namespace benchmarks {
 inline constexpr const char* table_filter =
     "--benchmark_filter=^(forward|dense|peer:[a-z]+)/[a-z0-9-]+/f32/T:(1|4|16|64|256|1024)$";
 
-/// Collects medians over the repetitions and prints them as Markdown at the end.
+/// Collects medians and prints them as Markdown at the end.
 class TableReporter : public benchmark::BenchmarkReporter {
  public:
   bool ReportContext(const Context& context) override;

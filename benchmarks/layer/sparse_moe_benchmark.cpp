@@ -2,13 +2,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // forward/<shape>/<weights>/T:<tokens>      the whole block on a supplied, uniformly random
-// routing:
-//                                           plan, experts, combine
+//                                           routing: plan, experts, combine
 // experts/<shape>/<weights>/T:<tokens>      without the plan
 // skew/<skew>/<shape>/<weights>/T:<tokens>  the same on other routings
 // dense/<shape>/<weights>/T:<tokens>        its dense twin on the same kernels: one expert as wide
 //                                           as the K active ones together, for every token
+//
+// Counters that compare two layers, in turn: times_dense, of balanced routing over the dense twin;
+// times_balanced, of one and the same K experts over balanced routing; times_1024, of a token among
+// 16384 over one among 1024.
 #include <cmath>
+#include <map>
 #include <memory>
 #include <random>
 #include <string>
@@ -60,6 +64,58 @@ std::vector<Layer<Bank>>& layers_of(const Shape& shape) {
   });
 }
 
+/// find(), once for each name: Google Benchmark calls a benchmark more than once.
+template <class Find>
+double found_once(const std::string& name, const Find& find) {
+  static std::map<std::string, double> found;
+  const auto at = found.find(name);
+  return at != found.end() ? at->second : found.emplace(name, find()).first->second;
+}
+
+/// The dense twin's bank: one expert as wide as the K active ones together.
+template <class Bank>
+Bank dense_bank(const Shape& shape) {
+  std::mt19937_64 rng(1);
+  return Bank::random(
+      {.num_experts = 1, .d_model = shape.d_model, .d_ff = shape.top_k * shape.d_ff}, rng);
+}
+
+/// What the literature promises of sparse layers, as counters.
+template <class Bank>
+void compare(benchmark::State& state, const Layer<Bank>& layer, const Shape& shape, Index tokens,
+             Skew skew) {
+  const Matrix<float> x = Matrix<float>::Random(tokens, shape.d_model);  // (T, D)
+  Matrix<float> y(tokens, shape.d_model);                                // (T, D)
+  moe::Workspace<float> workspace;
+  const RoutingSet set(shape, tokens, skew, 1);
+  const std::string name = label("compare", shape, name_of<typename Bank::Storage>(), tokens);
+  const auto run = [&](std::size_t /*turn*/) { layer.forward(x, set.at(0), y, workspace); };
+  if (skew == Skew::balanced) {
+    state.counters["times_dense"] = found_once(name + "/dense", [&] {
+      const Bank bank = dense_bank<Bank>(shape);
+      moe::DispatchPlan plan;
+      moe::make_full_plan(tokens, 1, plan);
+      moe::Scratch scratch;
+      return ratio_in_turn([&](std::size_t) { bank.forward({x, plan}, y, scratch); }, run);
+    });
+  } else if (skew == Skew::same) {
+    state.counters["times_balanced"] = found_once(name + "/same", [&] {
+      const RoutingSet balanced(shape, tokens, Skew::balanced);
+      return ratio_in_turn([&](std::size_t) { layer.forward(x, balanced.at(0), y, workspace); },
+                           run);
+    });
+  } else if (skew == Skew::uniform && tokens > 1024) {
+    state.counters["times_1024"] = found_once(name, [&] {
+      const RoutingSet few(shape, 1024, skew, 1);
+      moe::Workspace<float> of_few;
+      const moe::MatrixView<float> out = moe::MatrixView<float>(y).middle_rows(0, 1024);
+      const auto part = moe::MatrixView<const float>(x).middle_rows(0, 1024);
+      return ratio_in_turn([&](std::size_t) { layer.forward(part, few.at(0), out, of_few); }, run) /
+             (static_cast<double>(tokens) / 1024);
+    });
+  }
+}
+
 template <class Bank>
 void forward(benchmark::State& state, const Shape& shape, Index tokens, Skew skew,
              bool is_planned = false) {
@@ -96,6 +152,7 @@ void forward(benchmark::State& state, const Shape& shape, Index tokens, Skew ske
     explained_bytes += explained.weight_bytes / count;
     state.counters["explained_ms"] += explained.roofline_seconds() * 1e3 / count;
   }
+  if (!is_planned) compare(state, layers[0], shape, tokens, skew);
   if (std::abs(explained_flop / flop - 1) > 1e-9 || std::abs(explained_bytes / bytes - 1) > 1e-9)
     state.SkipWithError("the layer explains other work than its shape says");
 }
@@ -106,11 +163,9 @@ void dense(benchmark::State& state, const Shape& shape, Index tokens) {
   const std::string key = std::string("dense/") + shape.name + "/" + name_of<Storage>();
   const double bytes = bank_bytes(shape, shape.top_k, sizeof(Storage));
   const auto& banks = Kept::get<std::vector<Bank>>(key, [&] {
-    std::mt19937_64 rng(1);
     std::vector<Bank> copies;
     for (std::size_t i = 0; i < copies_needed(bytes); ++i)
-      copies.push_back(Bank::random(
-          {.num_experts = 1, .d_model = shape.d_model, .d_ff = shape.top_k * shape.d_ff}, rng));
+      copies.push_back(dense_bank<Bank>(shape));
     return copies;
   });
   const Matrix<float> x = Matrix<float>::Random(tokens, shape.d_model);  // (T, D)

@@ -119,28 +119,28 @@ const std::vector<Bank>& banks_of(const Shape& shape) {
 
 template <class Bank>
 void products(benchmark::State& state, const Shape& shape, Index tokens, bool up) {
-  const moe::Routing<float> routing = make_routing(shape, tokens, Skew::uniform, 1);
+  const RoutingSet set(shape, tokens, Skew::uniform);
   const std::vector<Bank>& banks = banks_of<Bank>(shape);
-  Steps<Bank> steps(banks[0], routing);
+  std::vector<Steps<Bank>> steps;
+  for (const moe::Routing<float>& routing : set.routings) steps.emplace_back(banks[0], routing);
   std::size_t turn = 0;
-  const moe::detail::StageShape stage = steps.bank.stage_shape();
+  const moe::detail::StageShape stage = banks[0].stage_shape();
   const auto run = [&] {
-    const Bank& bank = banks[turn++ % banks.size()];
-    steps.for_each_slice(up ? stage.up_panels : stage.down_panels, [&](const auto& slice) {
-      up ? bank.run_up(slice) : bank.run_down(slice);
-    });
+    const Bank& bank = banks[turn % banks.size()];
+    steps[turn++ % steps.size()].for_each_slice(
+        up ? stage.up_panels : stage.down_panels,
+        [&](const auto& slice) { up ? bank.run_up(slice) : bank.run_down(slice); });
   };
   run();
   const double of_all =
       static_cast<double>(shape.d_model * shape.d_ff) * (!up                             ? 1
                                                          : shape.gating == Gating::gated ? 2
                                                                                          : 1);
-  measure_against_limits(
-      state,
-      {.tokens = static_cast<double>(tokens),
-       .flop = 2 * of_all * static_cast<double>(tokens * shape.top_k),
-       .weight_bytes = of_all * static_cast<double>(touched_experts(routing)) * sizeof(float)},
-      run);
+  measure_against_limits(state,
+                         {.tokens = static_cast<double>(tokens),
+                          .flop = 2 * of_all * static_cast<double>(tokens * shape.top_k),
+                          .weight_bytes = of_all * set.mean_touched * sizeof(float)},
+                         run);
 }
 
 void pack(benchmark::State& state, const Shape& shape, Index tokens) {

@@ -12,6 +12,8 @@ at::Tensor view(const float* data, moe::Index rows, moe::Index cols) {
   return at::from_blob(const_cast<float*>(data), {rows, cols}, at::kFloat);
 }
 
+/// Products with dense weights as they are; the packed ones that libtorch 1.13 has are oneDNN's,
+/// which is a peer of its own.
 class TorchProduct final : public PeerProduct {
  public:
   explicit TorchProduct(const moe::Matrix<float>& weights)
@@ -19,6 +21,11 @@ class TorchProduct final : public PeerProduct {
   void run(const float* x, moe::Index rows, float* y) const override {
     at::NoGradGuard guard;
     at::Tensor out = view(y, rows, weights_.size(0));
+    if (rows == 1) {
+      at::Tensor vector = out.view({weights_.size(0)});
+      at::mv_out(vector, weights_, view(x, rows, weights_.size(1)).view({weights_.size(1)}));
+      return;
+    }
     at::mm_out(out, view(x, rows, weights_.size(1)), weights_.t());
   }
 

@@ -34,8 +34,9 @@ if(WAY STREQUAL "plain_include")
   if(status EQUAL 0)
     message(FATAL_ERROR "the layer was compiled in spite of MOE_EXTERN_INSTANCES")
   endif()
-  run(${compile} -DMOE_EXTERN_INSTANCES ${WORK}/main.o ${SOURCE}/include/moe/instances.cpp
-      -o ${WORK}/consumer_of_instances)
+  # As with a precompiled header, which has seen the umbrella header before.
+  run(${compile} -DMOE_EXTERN_INSTANCES -include moe/moe.hpp ${WORK}/main.o
+      ${SOURCE}/include/moe/instances.cpp -o ${WORK}/consumer_of_instances)
 else()
   set(arguments -DMOE_SOURCE=${SOURCE})
   if(WAY STREQUAL "find_package")

@@ -39,6 +39,22 @@ TEST(SelectTopK, IsAFullStableSortCutOff) {
   }
 }
 
+TEST(SelectTopK, OfThousandsOfExperts) {
+  std::uint64_t position = 0;
+  for (const Index n : {2048, 4095, 4096}) {
+    for (const double distinct : {7.0, 1e9}) {
+      std::vector<double> key;
+      for (Index i = 0; i < n; ++i)
+        key.push_back(std::floor(moe::detail::uniform(6, position++) * distinct));
+      for (const Index k : {1, 2, 8, 16}) {
+        const std::vector<Index> expected = reference::top_k(key, k);
+        EXPECT_EQ(select(key, k), std::vector<ExpertIndex>(expected.begin(), expected.end()))
+            << n << " choose " << k;
+      }
+    }
+  }
+}
+
 TEST(SelectTopK, EqualKeysGoToTheLowerIndex) {
   EXPECT_EQ(select({1, 1, 1, 1}, 2), (std::vector<ExpertIndex>{0, 1}));
   EXPECT_EQ(select({0, 2, 1, 2, 2}, 3), (std::vector<ExpertIndex>{1, 3, 4}));

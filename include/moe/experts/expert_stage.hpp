@@ -78,7 +78,7 @@ class ExpertStage {
     Index hidden;
     Index weights;
     double cost;
-    bool is_small;
+    bool is_small;  // run by one thread from its rows to its results
   };
 
   struct Task {

@@ -45,6 +45,7 @@ class SharedExperts {
   /// The bank, or nothing where the layer has no shared experts.
   const std::optional<BankT>& bank() const noexcept { return bank_; }
   bool has_gate() const noexcept { return !gate_.empty(); }
+  /// A copy, unpacked.
   Matrix<Scalar> gate() const { return gate_.weight(); }
 
   /// Runs the experts on x (T, D); what they give stays in the workspace.

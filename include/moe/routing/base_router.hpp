@@ -45,6 +45,7 @@ class BaseRouter {
   Index d_model() const noexcept { return centroids_.inner(); }
   Index num_experts() const noexcept { return centroids_.outputs(); }
   Index top_k() const noexcept { return 1; }
+  /// A copy, unpacked.
   Matrix<Scalar> centroids() const { return centroids_.weight(); }
 
   /// Shapes  x (T, D); routing becomes (T, 1) and, where `options` keeps them, (T, E).

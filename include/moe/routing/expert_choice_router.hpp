@@ -62,6 +62,7 @@ class ExpertChoiceRouter {
   Index d_model() const noexcept { return config_.d_model; }
   Index num_experts() const noexcept { return config_.num_experts; }
   Index top_k() const noexcept { return config_.num_experts; }
+  /// A copy, unpacked.
   Matrix<Scalar> weight() const { return weight_.weight(); }
 
   /// Tokens that each expert takes of a group of T tokens.

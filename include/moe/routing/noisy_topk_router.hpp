@@ -69,6 +69,7 @@ class NoisyTopKRouter {
   Index d_model() const noexcept { return config_.d_model; }
   Index num_experts() const noexcept { return config_.num_experts; }
   Index top_k() const noexcept { return config_.top_k; }
+  /// A copy, unpacked.
   Matrix<Scalar> gate_weight() const { return gate_.weight(); }
   Matrix<Scalar> noise_weight() const { return noise_.weight(); }
 

@@ -77,6 +77,7 @@ class SparseMixerRouter {
   Index top_k() const noexcept { return 2; }
   double jitter() const noexcept { return config_.jitter; }
   double input_jitter() const noexcept { return config_.input_jitter; }
+  /// A copy, unpacked.
   Matrix<Scalar> weight() const { return weight_.weight(); }
 
   /// Shapes  x (T, D); routing becomes (T, 2) and, where `options` keeps them, (T, E).

@@ -277,7 +277,7 @@ class TopKRouter {
   }
 
   RouterConfig config_;
-  RouterWeights<Scalar> weights_;
+  RouterWeights<Scalar> weights_;         // as given; the maps below have them packed
   detail::LinearMap<Scalar> map_;         // weight
   detail::LinearMap<Scalar> projection_;  // empty without
   detail::LinearMap<Scalar> residual_;    // empty without

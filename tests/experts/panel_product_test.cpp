@@ -1,0 +1,147 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Products with a storage that is no array of weights: two of them share a byte.
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include <moe/core/packed_matrices.hpp>
+#include <moe/core/types.hpp>
+#include <moe/core/view.hpp>
+#include <moe/experts/panel_product.hpp>
+#include <moe/experts/staged_bank.hpp>
+#include <moe/kernels/dispatch.hpp>
+
+namespace {
+
+using moe::Index;
+using moe::Matrix;
+constexpr Index width = moe::kernels::panel_width;
+
+/// The weights of inner rows k and k + 1, -8 to 7 each.
+struct Nibbles {
+  std::uint8_t both;
+};
+
+int nibble(Nibbles value, Index k) {
+  return static_cast<int>(k % 2 == 0 ? value.both & 15 : value.both >> 4) - 8;
+}
+
+void tile_of_nibbles(const float* a, const Nibbles* panel, Index rows, std::ptrdiff_t inner,
+                     float* sums, bool resume) {
+  for (Index r = 0; r < rows; ++r) {
+    for (Index o = 0; o < width; ++o) {
+      float sum = resume ? sums[r * width + o] : 0;
+      for (Index k = 0; k < inner; ++k)
+        sum += a[k * rows + r] * static_cast<float>(nibble(panel[k / 2 * width + o], k));
+      sums[r * width + o] = sum;
+    }
+  }
+}
+
+template <int rows>
+void tile(const float* a, const Nibbles* panel, std::ptrdiff_t inner, float* sums, bool resume,
+          const char* /*next*/, std::ptrdiff_t /*step*/) noexcept {
+  tile_of_nibbles(a, panel, rows, inner, sums, resume);
+}
+
+template <int... rows>
+moe::kernels::TileKernels<float, Nibbles> tiles(std::integer_sequence<int, rows...> /*list*/) {
+  moe::kernels::TileKernels<float, Nibbles> table;
+  table.most_rows = sizeof...(rows);
+  ((table.of_rows[rows] = &tile<rows + 1>), ...);
+  return table;
+}
+
+}  // namespace
+
+template <>
+const moe::kernels::TileKernels<float, Nibbles>& moe::kernels::tile_kernels<float, Nibbles>() {
+  static const TileKernels<float, Nibbles> table =
+      tiles(std::make_integer_sequence<int, most_tile_rows>());
+  return table;
+}
+
+template <>
+class moe::detail::PackedMatrices<Nibbles> {
+ public:
+  PackedMatrices(Index panels, Index inner)
+      : panels_(panels),
+        inner_(inner),
+        values_(static_cast<std::size_t>(panels * inner / 2 * width)) {}
+
+  Index panels() const noexcept { return panels_; }
+  Index inner() const noexcept { return inner_; }
+  std::size_t panel_bytes() const noexcept { return static_cast<std::size_t>(inner_ / 2 * width); }
+  static constexpr double weight_bytes() noexcept { return 0.5; }
+  static constexpr Index slice_step() noexcept { return 2; }
+  const Nibbles* panel(Index /*matrix*/, Index p, Index k = 0) const noexcept {
+    EXPECT_EQ(k % 2, 0);
+    return values_.data() + (p * inner_ + k) / 2 * width;
+  }
+  Nibbles& at(Index p, Index k, Index o) {
+    return values_[static_cast<std::size_t>((p * inner_ + k) / 2 * width + o)];
+  }
+
+ private:
+  Index panels_;
+  Index inner_;
+  std::vector<Nibbles> values_;
+};
+
+namespace {
+
+using moe::detail::PackedMatrices;
+using moe::detail::StageSlice;
+
+/// Rows that fill `blocks` blocks, with more inner values than fit into one slice.
+void expect_products(Index rows, Index blocks) {
+  const Index inner = 2 * moe::detail::most_slice() + 6;
+  constexpr Index panels = 2;
+  PackedMatrices<Nibbles> weights(panels, inner);
+  for (Index p = 0; p < panels; ++p)
+    for (Index k = 0; k < inner; k += 2)
+      for (Index o = 0; o < width; ++o)
+        weights.at(p, k, o).both = static_cast<std::uint8_t>((7 * p + 5 * k + 3 * o) % 256);
+  StageSlice<float> slice;
+  slice.last_panel = panels;
+  slice.last_block = slice.blocks = blocks;
+  slice.num_rows = rows;
+  std::vector<float> sums(static_cast<std::size_t>(moe::detail::stage_sums_size));
+  slice.sums = sums.data();
+  const auto value = [](Index r, Index k) { return static_cast<float>((r + 2 * k) % 3 - 1); };
+  std::vector<float> a(static_cast<std::size_t>(rows * inner));  // (inner, rows) by block
+  for (Index b = 0; b < blocks; ++b) {
+    const Index first = slice.block_row(b);
+    const Index count = slice.block_row(b + 1) - first;
+    for (Index k = 0; k < inner; ++k)
+      for (Index r = 0; r < count; ++r)
+        a[static_cast<std::size_t>(first * inner + k * count + r)] = value(first + r, k);
+  }
+  Index finished = 0;
+  moe::detail::for_each_tile(
+      slice, weights, a.data(), inner, [&](Index p, Index first, Index count, const float* tile) {
+        finished += count;
+        for (Index r = 0; r < count; ++r) {
+          for (Index o = 0; o < width; ++o) {
+            float expected = 0;
+            for (Index k = 0; k < inner; ++k)
+              expected +=
+                  value(first + r, k) * static_cast<float>(nibble(weights.at(p, k / 2 * 2, o), k));
+            ASSERT_EQ(tile[r * width + o], expected) << "row " << first + r << " output " << o;
+          }
+        }
+      });
+  EXPECT_EQ(finished, rows * panels);
+}
+
+TEST(PanelProduct, TakesAStorageOfSeveralWeightsAByte) {
+  expect_products(5, 1);
+  expect_products(40, 3);
+}
+
+}  // namespace
