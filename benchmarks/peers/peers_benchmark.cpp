@@ -217,7 +217,7 @@ void run_peer(benchmark::State& state, const std::string& name, const Peer& peer
     // Every routing once on every copy, since some libraries prepare for each number of rows; where
     // that takes long, fewer routings.
     const double seconds = seconds_of([&] { theirs(0, false); });
-    prepared.routings = static_cast<std::uint64_t>(std::clamp(10 / seconds, 3.0, 16.0));
+    prepared.routings = static_cast<std::uint64_t>(std::clamp(3 / seconds, 2.0, 16.0));
   }
   set = RoutingSet(shape, tokens, Skew::uniform, prepared.routings);
   if (is_first) {
@@ -226,9 +226,9 @@ void run_peer(benchmark::State& state, const std::string& name, const Peer& peer
       if (!layers[0].has_block()) theirs(turn, true);
       ours(turn);
     }
-    prepared.side_by_side =
-        !layers[0].has_block() && ratio_in_turn([&](std::size_t turn) { theirs(turn, true); },
-                                                [&](std::size_t turn) { theirs(turn, false); }) > 1;
+    prepared.side_by_side = !layers[0].has_block() &&
+                            ratio_in_turn([&](std::size_t turn) { theirs(turn, true); },
+                                          [&](std::size_t turn) { theirs(turn, false); }, 2) > 1;
     prepared.times_ours =
         ratio_in_turn(ours, [&](std::size_t turn) { theirs(turn, prepared.side_by_side); });
   }
