@@ -21,11 +21,10 @@ const fs::path include_folder = MOE_SOURCE "/include";
 
 /// A folder may include itself and those of lower rank. Of equal rank, none includes another.
 const std::map<std::string, int> rank_of{
-    {"core", 0},          {"kernels", 1},   {"parallel", 1},
-    {"routing", 2},       {"experts", 2},   {"losses", 3},
-    {"layer", 4},         {"telemetry", 5}, {"fwd.hpp", 5},
-    {"instances.hpp", 5}, {"moe.hpp", 6},   {"instances.inl", 5},
-    {"instances.cpp", 7}, {"io", 7},        {"distributed", 7}};
+    {"core", 0},    {"kernels", 1},       {"parallel", 1},      {"routing", 2},
+    {"experts", 2}, {"losses", 3},        {"layer", 4},         {"telemetry", 5},
+    {"fwd.hpp", 5}, {"instances.inl", 5}, {"instances.hpp", 6}, {"moe.hpp", 7},
+    {"io", 8},      {"distributed", 8},   {"instances.cpp", 8}};
 
 /// "core" of moe/core/types.hpp, "fwd.hpp" of moe/fwd.hpp.
 std::string part_of(const std::string& header) {
