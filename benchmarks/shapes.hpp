@@ -218,7 +218,6 @@ moe::MachineLimits measure_against_limits(benchmark::State& state, const Work& w
     close();
     state.ResumeTiming();
   }
-  if (iterations > 0 && times.empty()) close();
   while (times.size() < 5) {
     while (seconds < seconds_of_sample) {
       const Clock::time_point start = Clock::now();

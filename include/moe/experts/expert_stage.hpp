@@ -94,8 +94,11 @@ class ExpertStage {
   // thread waiting at the end.
   static constexpr double fewest_tasks_per_thread = 8;
   static constexpr double most_tasks_per_thread = 32;
+  /// Rows whose products take as long as reading a weight's byte does. On one core that multiplies
+  /// 32 pairs a cycle and reads 3 bytes of memory a cycle, 23 for 4-byte weights.
+  static constexpr double rows_per_byte = 6;
   // The cost of both steps of a job whose weights take 8 MiB and are only streamed.
-  static constexpr double short_cost = 6.0 * (8 << 20) / kernels::panel_width;
+  static constexpr double short_cost = rows_per_byte * (8 << 20) / kernels::panel_width;
 
   // Counters of tasks that are not done: one for all downs, then for each job its packs and ups.
   static constexpr std::size_t downs_left = 0;
@@ -108,10 +111,6 @@ class ExpertStage {
   const StagePart<Scalar>& part_of(const Job& job) const noexcept {
     return parts_[static_cast<std::size_t>(job.part)];
   }
-
-  /// Rows whose products take as long as reading the weights does. On one core that multiplies 32
-  /// pairs a cycle and reads 3 bytes of memory a cycle, 23 for 4-byte weights.
-  static double balance_rows(double weight_bytes) noexcept { return 6 * weight_bytes; }
 
   void make_jobs() {
     reserve_lists();
@@ -127,7 +126,7 @@ class ExpertStage {
         if (rows == 0) continue;
         const Index first = plan.first_row(e);
         const double cost =
-            std::max(static_cast<double>(rows), balance_rows(shape.weight_bytes)) *
+            std::max(static_cast<double>(rows), rows_per_byte * shape.weight_bytes) *
             static_cast<double>(shape.up_panels * shape.d_model + shape.down_panels * shape.d_ff);
         jobs_.push_back({static_cast<Index>(p), e, first, rows,
                          (rows + most_rows_ - 1) / most_rows_,

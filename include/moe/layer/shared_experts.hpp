@@ -36,7 +36,7 @@ class SharedExperts {
   /// Shapes  gate (S, D) for S experts, or empty.
   /// Throws  ShapeError if the gate has another shape.
   explicit SharedExperts(BankT bank, Matrix<Scalar> gate = {})
-      : bank_(std::move(bank)), gate_(std::move(gate)) {
+      : bank_(std::move(bank)), gate_(gate) {
     if (gate_.empty()) return;
     detail::check_size("SharedExperts", "gate.rows()", bank_->num_experts(), gate_.outputs());
     detail::check_size("SharedExperts", "gate.cols()", bank_->d_model(), gate_.inner());

@@ -37,7 +37,7 @@ class BaseRouter {
   /// Throws  std::invalid_argument if there are none, or epsilon (see balanced_assignment) is
   ///         negative.
   explicit BaseRouter(Matrix<Scalar> centroids, double epsilon = 0)
-      : centroids_(std::move(centroids)), epsilon_(epsilon) {
+      : centroids_(centroids), epsilon_(epsilon) {
     detail::check(!centroids_.empty(), "BaseRouter", "there are no centroids");
     detail::check(epsilon_ >= 0, "BaseRouter", "epsilon must not be negative");
   }

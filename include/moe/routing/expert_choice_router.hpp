@@ -49,7 +49,7 @@ class ExpertChoiceRouter {
   /// Throws  std::invalid_argument if a size or the capacity makes no sense; ShapeError if the
   ///         weight is not (E, D).
   ExpertChoiceRouter(const ExpertChoiceConfig& config, Matrix<Scalar> weight)
-      : config_(config), weight_(std::move(weight)) {
+      : config_(config), weight_(weight) {
     constexpr const char* where = "ExpertChoiceRouter";
     detail::check(config_.d_model > 0, where, "d_model must be positive");
     detail::check(config_.num_experts > 0, where, "num_experts must be positive");

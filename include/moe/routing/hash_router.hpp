@@ -122,7 +122,7 @@ class HashRouter {
                   where, "logits are linear, without scaling and noise");
     detail::check(rule.jitter.target == JitterTarget::none, where, "there is no jitter");
     detail::check(rule.limit.kind == ChoiceLimitKind::none, where, "the table has no limit");
-    weight_ = detail::LinearMap<Scalar>(std::move(weight));
+    weight_ = detail::LinearMap<Scalar>(weight);
     rule_ = rule;
   }
 

@@ -5,7 +5,6 @@
 #pragma once
 
 #include <algorithm>
-#include <utility>
 
 #include "moe/core/config.hpp"
 #include "moe/core/contracts.hpp"

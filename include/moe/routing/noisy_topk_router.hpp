@@ -53,7 +53,7 @@ class NoisyTopKRouter {
   /// Shapes  gate, noise (E, D).
   /// Throws  std::invalid_argument if a size makes no sense; ShapeError if a weight is not (E, D).
   NoisyTopKRouter(const NoisyTopKConfig& config, Matrix<Scalar> gate, Matrix<Scalar> noise)
-      : config_(config), gate_(std::move(gate)), noise_(std::move(noise)) {
+      : config_(config), gate_(gate), noise_(noise) {
     constexpr const char* where = "NoisyTopKRouter";
     detail::check(config_.d_model > 0, where, "d_model must be positive");
     detail::check(config_.top_k > 0 && config_.top_k <= config_.num_experts, where,

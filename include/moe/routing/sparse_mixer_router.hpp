@@ -60,7 +60,7 @@ class SparseMixerRouter {
   /// Throws  std::invalid_argument if a size or the jitter makes no sense; ShapeError if the weight
   ///         is not (E, D).
   SparseMixerRouter(const SparseMixerConfig& config, Matrix<Scalar> weight)
-      : config_(config), weight_(std::move(weight)) {
+      : config_(config), weight_(weight) {
     constexpr const char* where = "SparseMixerRouter";
     detail::check(config_.d_model > 0, where, "d_model must be positive");
     detail::check(config_.num_experts >= 2, where, "num_experts must be at least 2");
