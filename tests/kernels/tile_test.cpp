@@ -83,6 +83,33 @@ void check_sums(std::ptrdiff_t rows, std::ptrdiff_t inner) {
   }
 }
 
+template <class Storage>
+void check_bits() {
+  constexpr std::ptrdiff_t inner = 131;
+  const int most = moe::kernels::tile_kernels<float, Storage>().most_rows;
+  for (int rows = 1; rows <= most; ++rows) {
+    const Case<float, Storage> together(rows, inner);
+    AlignedBuffer<float> sums(static_cast<std::size_t>(rows * panel_width));
+    together.run(sums, 0, inner);
+    AlignedBuffer<float> sliced(static_cast<std::size_t>(rows * panel_width));
+    together.run(sliced, 0, 50);
+    together.run(sliced, 50, 51);
+    together.run(sliced, 51, inner);
+    for (int r = 0; r < rows; ++r) {
+      Case<float, Storage> alone(1, inner);
+      alone.panel = together.panel;
+      for (std::ptrdiff_t k = 0; k < inner; ++k)
+        alone.a[static_cast<std::size_t>(k) + 1] = together.value(k, r);
+      AlignedBuffer<float> row(panel_width);
+      alone.run(row, 0, inner);
+      for (std::ptrdiff_t o = 0; o < panel_width; ++o) {
+        ASSERT_EQ(sums.data()[r * panel_width + o], row.data()[o]) << rows << " rows";
+        ASSERT_EQ(sums.data()[r * panel_width + o], sliced.data()[r * panel_width + o]);
+      }
+    }
+  }
+}
+
 class Tile : public test_support::EachLevel {};
 MOE_FOR_EACH_LEVEL(Tile);
 
@@ -100,29 +127,9 @@ TEST_P(Tile, GivesTheSumsOfEveryNumberOfRows) {
 }
 
 TEST_P(Tile, GivesTheSameBitsForEveryNumberOfRowsAndInSlices) {
-  constexpr std::ptrdiff_t inner = 131;
-  const int most = moe::kernels::tile_kernels<float, float>().most_rows;
-  for (int rows = 1; rows <= most; ++rows) {
-    const Case<float, float> together(rows, inner);
-    AlignedBuffer<float> sums(static_cast<std::size_t>(rows * panel_width));
-    together.run(sums, 0, inner);
-    AlignedBuffer<float> sliced(static_cast<std::size_t>(rows * panel_width));
-    together.run(sliced, 0, 50);
-    together.run(sliced, 50, 51);
-    together.run(sliced, 51, inner);
-    for (int r = 0; r < rows; ++r) {
-      Case<float, float> alone(1, inner);
-      alone.panel = together.panel;
-      for (std::ptrdiff_t k = 0; k < inner; ++k)
-        alone.a[static_cast<std::size_t>(k) + 1] = together.value(k, r);
-      AlignedBuffer<float> row(panel_width);
-      alone.run(row, 0, inner);
-      for (std::ptrdiff_t o = 0; o < panel_width; ++o) {
-        ASSERT_EQ(sums.data()[r * panel_width + o], row.data()[o]) << rows << " rows";
-        ASSERT_EQ(sums.data()[r * panel_width + o], sliced.data()[r * panel_width + o]);
-      }
-    }
-  }
+  check_bits<float>();
+  check_bits<moe::bfloat16>();
+  check_bits<moe::half>();
 }
 
 TEST_P(Tile, WidensStoredWeightsExactly) {

@@ -13,6 +13,7 @@
 
 #if MOE_ARCH_X86_64
 #include <immintrin.h>
+#include <type_traits>
 
 MOE_TARGET_BEGIN("avx2,fma,f16c")
 namespace moe::inline MOE_ABI::kernels::avx2 {
@@ -108,6 +109,31 @@ inline constexpr int most_rows = 6;
 
 constexpr std::ptrdiff_t pass_width(int rows) noexcept {
   return rows <= 3 ? panel_width : panel_width / 2;
+}
+
+template <class Storage>
+inline constexpr bool widens_in_pairs = std::is_same_v<Storage, bfloat16>;
+
+/// Widens 2 * lanes numbers where they lie: a shift gives those at even places, a mask those at odd
+/// ones.
+MOE_ALWAYS_INLINE void widen(const bfloat16* p, Vec& even, Vec& odd) noexcept {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  even.value = _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16));
+  odd.value = _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(~0xffff)));
+}
+/// Numbers at even and at odd places, in their order.
+MOE_ALWAYS_INLINE void interleave(Vec& even, Vec& odd) noexcept {
+  const __m256 a = _mm256_unpacklo_ps(even.value, odd.value);
+  const __m256 b = _mm256_unpackhi_ps(even.value, odd.value);
+  even.value = _mm256_permute2f128_ps(a, b, 0x20);
+  odd.value = _mm256_permute2f128_ps(a, b, 0x31);
+}
+/// The reverse.
+MOE_ALWAYS_INLINE void deinterleave(Vec& first, Vec& last) noexcept {
+  const __m256 a = _mm256_permute2f128_ps(first.value, last.value, 0x20);
+  const __m256 b = _mm256_permute2f128_ps(first.value, last.value, 0x31);
+  first.value = _mm256_shuffle_ps(a, b, 0x88);
+  last.value = _mm256_shuffle_ps(a, b, 0xdd);
 }
 
 #include "moe/kernels/generic/exponential.inl"

@@ -12,6 +12,7 @@
 
 #if MOE_ARCH_X86_64
 #include <immintrin.h>
+#include <type_traits>
 
 MOE_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
 namespace moe::inline MOE_ABI::kernels::avx512 {
@@ -130,6 +131,33 @@ inline constexpr int most_rows = most_tile_rows;
 
 constexpr std::ptrdiff_t pass_width(int /*rows*/) noexcept {
   return panel_width;
+}
+
+template <class Storage>
+inline constexpr bool widens_in_pairs = std::is_same_v<Storage, bfloat16>;
+
+/// Widens 2 * lanes numbers where they lie: a shift gives those at even places, a mask those at odd
+/// ones.
+MOE_ALWAYS_INLINE void widen(const bfloat16* p, Vec& even, Vec& odd) noexcept {
+  const __m512i bits = _mm512_loadu_si512(p);
+  even.value = _mm512_castsi512_ps(_mm512_maskz_slli_epi32(all, bits, 16));
+  odd.value = _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(~0xffff)));
+}
+/// Numbers at even and at odd places, in their order.
+MOE_ALWAYS_INLINE void interleave(Vec& even, Vec& odd) noexcept {
+  const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const __m512i last = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+  const __m512 a = even.value;
+  even.value = _mm512_permutex2var_ps(a, first, odd.value);
+  odd.value = _mm512_permutex2var_ps(a, last, odd.value);
+}
+/// The reverse.
+MOE_ALWAYS_INLINE void deinterleave(Vec& first, Vec& last) noexcept {
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+  const __m512 a = first.value;
+  first.value = _mm512_permutex2var_ps(a, even, last.value);
+  last.value = _mm512_permutex2var_ps(a, odd, last.value);
 }
 
 #include "moe/kernels/generic/exponential.inl"

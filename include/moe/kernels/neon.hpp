@@ -12,6 +12,7 @@
 
 #if MOE_ARCH_AARCH64
 #include <arm_neon.h>
+#include <type_traits>
 
 namespace moe::inline MOE_ABI::kernels::neon {
 
@@ -104,6 +105,30 @@ inline constexpr int most_rows = 6;
 
 constexpr std::ptrdiff_t pass_width(int rows) noexcept {
   return rows <= 3 ? panel_width : panel_width / 2;
+}
+
+template <class Storage>
+inline constexpr bool widens_in_pairs = std::is_same_v<Storage, bfloat16>;
+
+/// Widens 2 * lanes numbers where they lie: a shift gives those at even places, a mask those at odd
+/// ones.
+MOE_ALWAYS_INLINE void widen(const bfloat16* p, Vec& even, Vec& odd) noexcept {
+  const uint32x4_t bits =
+      vreinterpretq_u32_u16(vld1q_u16(reinterpret_cast<const std::uint16_t*>(p)));
+  even.value = vreinterpretq_f32_u32(vshlq_n_u32(bits, 16));
+  odd.value = vreinterpretq_f32_u32(vandq_u32(bits, vdupq_n_u32(0xffff0000)));
+}
+/// Numbers at even and at odd places, in their order.
+MOE_ALWAYS_INLINE void interleave(Vec& even, Vec& odd) noexcept {
+  const float32x4_t a = even.value;
+  even.value = vzip1q_f32(a, odd.value);
+  odd.value = vzip2q_f32(a, odd.value);
+}
+/// The reverse.
+MOE_ALWAYS_INLINE void deinterleave(Vec& first, Vec& last) noexcept {
+  const float32x4_t a = first.value;
+  first.value = vuzp1q_f32(a, last.value);
+  last.value = vuzp2q_f32(a, last.value);
 }
 
 #include "moe/kernels/generic/exponential.inl"

@@ -102,6 +102,10 @@ constexpr std::ptrdiff_t pass_width(int /*rows*/) noexcept {
   return 4;
 }
 
+/// One lane has no pairs.
+template <class Storage>
+inline constexpr bool widens_in_pairs = false;
+
 namespace of_float {
 
 using Scalar = float;

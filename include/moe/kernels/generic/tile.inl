@@ -4,7 +4,7 @@
 // Products of a tile of rows with a panel of packed weights.
 //
 // Uses: Scalar, Vec, `pass_width(rows)`, the outputs that one pass over the panel accumulates in
-// registers.
+// registers, and for storage that `widens_in_pairs`: widen, interleave, deinterleave.
 
 /// Tiles of many rows compute while they wait for no weights; tiles of few rows stream them.
 template <int rows>
@@ -13,13 +13,27 @@ inline constexpr bool of_many_rows = 2 * rows > most_rows;
 /// How far ahead lines of the panel are asked for. Whoever computes must get past the end of the
 /// page, where the hardware's prefetcher stops: 2 KiB. Whoever streams wants to have more lines
 /// under way, 4 KiB: for 3 to most_rows / 2 rows that gave 0.93 of what memory reads, 2 KiB and
-/// nothing gave 0.78. One or two rows of float weights are best left to the hardware: 0.95 to 1.0,
-/// with any distance or hint 0.84 to 0.95; in two bytes a panel's line lasts half as long, and
-/// 4 KiB gave 0.92 to 0.98. Two or four panels at a time were slower in every case.
-template <int rows, class Storage>
+/// nothing gave 0.78. One or two rows are best left to the hardware: any distance or hint cost 5 to
+/// 10 % of 60 GB/s and gave nothing at 34 GB/s. Neither did the first 1 to 4 KiB of the panel after
+/// this one; two panels at a time were as fast or, where they are short, 14 % slower.
+template <int rows>
 constexpr std::ptrdiff_t bytes_ahead() noexcept {
   if (of_many_rows<rows>) return 2048;
-  return rows <= 2 && sizeof(Storage) >= 4 ? 0 : 4096;
+  return rows <= 2 ? 0 : 4096;
+}
+
+/// A panel's outputs at one k. Where numbers are widened in pairs, each two vectors hold those at
+/// even and those at odd places, and so do the sums until they are stored: that is half the work of
+/// widening them in their order, 2 to 4 % of a token's time in bfloat16.
+template <class Storage, int vectors>
+MOE_ALWAYS_INLINE void load_column(const Storage* panel, Vec (&column)[vectors]) noexcept {
+  if constexpr (widens_in_pairs<Storage>) {
+    MOE_UNROLL
+    for (int v = 0; v < vectors; v += 2) widen(panel + v * Vec::lanes, column[v], column[v + 1]);
+  } else {
+    MOE_UNROLL
+    for (int v = 0; v < vectors; ++v) column[v] = Vec::load(panel + v * Vec::lanes);
+  }
 }
 
 /// One pass over a panel, of outputs from `panel` and `sums` on.
@@ -28,8 +42,7 @@ MOE_ALWAYS_INLINE void tile_pass(const Scalar* a, const Storage* panel, std::ptr
                                  Scalar* sums, bool resume, const char* next,
                                  std::ptrdiff_t step) noexcept {
   constexpr int vectors = static_cast<int>(pass_width(rows) / Vec::lanes);
-  std::ptrdiff_t ahead =
-      bytes_ahead<rows, Storage>() / static_cast<std::ptrdiff_t>(sizeof(Storage));
+  std::ptrdiff_t ahead = bytes_ahead<rows>() / static_cast<std::ptrdiff_t>(sizeof(Storage));
   // A single tile of many rows streams, too.
   if constexpr (of_many_rows<rows>)
     if (step == 0) ahead = 4096 / static_cast<std::ptrdiff_t>(sizeof(Storage));
@@ -40,9 +53,13 @@ MOE_ALWAYS_INLINE void tile_pass(const Scalar* a, const Storage* panel, std::ptr
     MOE_UNROLL
     for (int v = 0; v < vectors; ++v)
       sum[r][v] = resume ? Vec::load(sums + r * panel_width + v * Vec::lanes) : Vec::zero();
+    if constexpr (widens_in_pairs<Storage>) {
+      MOE_UNROLL
+      for (int v = 0; v < vectors; v += 2) deinterleave(sum[r][v], sum[r][v + 1]);
+    }
   }
   for (std::ptrdiff_t k = 0; k < inner; ++k) {
-    if constexpr (bytes_ahead<rows, Storage>() > 0) {
+    if constexpr (bytes_ahead<rows>() > 0) {
       MOE_UNROLL
       for (std::ptrdiff_t p = 0; p < panel_width; p += line) __builtin_prefetch(panel + ahead + p);
     }
@@ -51,8 +68,7 @@ MOE_ALWAYS_INLINE void tile_pass(const Scalar* a, const Storage* panel, std::ptr
       next += step;
     }
     Vec column[vectors];
-    MOE_UNROLL
-    for (int v = 0; v < vectors; ++v) column[v] = Vec::load(panel + v * Vec::lanes);
+    load_column(panel, column);
     MOE_UNROLL
     for (int r = 0; r < rows; ++r) {
       const Vec x = Vec::broadcast(a[r]);
@@ -64,6 +80,10 @@ MOE_ALWAYS_INLINE void tile_pass(const Scalar* a, const Storage* panel, std::ptr
   }
   MOE_UNROLL
   for (int r = 0; r < rows; ++r) {
+    if constexpr (widens_in_pairs<Storage>) {
+      MOE_UNROLL
+      for (int v = 0; v < vectors; v += 2) interleave(sum[r][v], sum[r][v + 1]);
+    }
     MOE_UNROLL
     for (int v = 0; v < vectors; ++v) sum[r][v].store(sums + r * panel_width + v * Vec::lanes);
   }
