@@ -19,6 +19,7 @@
 #include "moe/layer/sparse_moe.hpp"
 #include "moe/losses/balance.hpp"
 #include "moe/losses/logit_losses.hpp"
+#include "moe/losses/loss_gradient.hpp"
 #include "moe/losses/token_mask.hpp"
 #include "moe/routing/any_router.hpp"
 #include "moe/routing/capacity.hpp"

@@ -9,8 +9,9 @@ MOE_INSTANCE class TopKRouter<float>;
 MOE_INSTANCE void make_plan(const Routing<float>&, const Capacity&, DispatchPlan&,
                             MatrixView<const float>);
 MOE_INSTANCE float losses::load_balancing(const Routing<float>&, losses::BalanceScale,
-                                          losses::TokenMask);
-MOE_INSTANCE float losses::z_loss(const Routing<float>&, losses::TokenMask);
+                                          losses::TokenMask, losses::LossGradient<float>);
+MOE_INSTANCE float losses::z_loss(const Routing<float>&, losses::TokenMask,
+                                  losses::LossGradient<float>);
 
 #define MOE_LAYER_INSTANCE(...)                                             \
   MOE_INSTANCE class FeedForwardExperts<float, __VA_ARGS__>;                \

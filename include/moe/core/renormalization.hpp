@@ -69,5 +69,54 @@ void renormalize(const RenormalizationRule& rule, Index top_k, Scalar* weight, I
   for (Index k = 0; k < n; ++k) weight[k] = divisor != 0 ? weight[k] / divisor : Scalar(0);
 }
 
+/// The reverse of `renormalize`: from the gradient with respect to its results to that with respect
+/// to the weights that it was given.
+///
+/// Shapes  weight, before they are divided, d_result, d_weight (n); d_weight may be d_result.
+/// Values  0 where the divisor was.
+template <class Scalar>
+void renormalize_gradient(const RenormalizationRule& rule, Index top_k, const Scalar* weight,
+                          const Scalar* d_result, Index n, Scalar* d_weight) noexcept {
+  if (!renormalizes(rule, top_k)) {
+    for (Index k = 0; k < n; ++k) d_weight[k] = d_result[k];
+    return;
+  }
+  const auto epsilon = static_cast<Scalar>(rule.epsilon);
+  const auto p = static_cast<Scalar>(rule.p);
+  const bool is_norm = rule.kind == Renormalization::p_norm;
+  Scalar largest = 1;  // As renormalize takes it, for the same divisor.
+  if (is_norm && p != 1) {
+    largest = 0;
+    for (Index k = 0; k < n; ++k) largest = std::fmax(largest, std::fabs(weight[k]));
+    if (!(largest > 0)) largest = 1;
+  }
+  Scalar divisor = 0;
+  Scalar product = 0;  // of results and their gradients, times the divisor
+  for (Index k = 0; k < n; ++k) {
+    divisor += is_norm ? std::pow(std::fabs(weight[k]) / largest, p) : weight[k];
+    product += weight[k] * d_result[k];
+  }
+  if (is_norm) divisor = largest * std::pow(divisor, 1 / p);
+  bool moves = true;  // whether the divisor depends on the weights
+  if (rule.kind == Renormalization::sum) divisor += epsilon;
+  if (rule.kind == Renormalization::clamped_sum) {
+    moves = divisor > epsilon;
+    divisor = std::fmax(divisor, epsilon);
+  }
+  for (Index k = 0; k < n; ++k) {
+    if (divisor == 0) {
+      d_weight[k] = 0;
+      continue;
+    }
+    Scalar slope = moves ? Scalar(1) : Scalar(0);  // of the divisor in this weight
+    if (is_norm) {
+      const Scalar size = std::fabs(weight[k]) / divisor;
+      slope = std::copysign(p == 1 ? Scalar(1) : std::pow(size, p - 1), weight[k]);
+      if (weight[k] == 0) slope = 0;
+    }
+    d_weight[k] = (d_result[k] - slope * (product / divisor)) / divisor;
+  }
+}
+
 }  // namespace detail
 }  // namespace moe::inline MOE_ABI

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <type_traits>
 #include <vector>
 
 #include "moe/core/config.hpp"
@@ -13,6 +14,7 @@
 #include "moe/core/routing.hpp"
 #include "moe/core/types.hpp"
 #include "moe/losses/balance.hpp"
+#include "moe/losses/loss_gradient.hpp"
 #include "moe/losses/token_mask.hpp"
 #include "moe/routing/selection.hpp"
 
@@ -24,6 +26,29 @@ inline void check_devices(const char* where, Index devices, Index experts) {
                      "num_experts must be a multiple of num_devices");
 }
 
+/// Slopes of the communication balance: the share of the tokens that are sent to an expert's
+/// device.
+template <class Scalar>
+Vector<double> communication_slopes(const Routing<Scalar>& routing, const BalanceSums& sums,
+                                    Index num_devices, Index max_devices, TokenMask mask) {
+  if (sums.tokens == 0) return Vector<double>::Zero(sums.num_experts());
+  const Index per_device = sums.num_experts() / num_devices;
+  Vector<double> slopes = Vector<double>::Zero(sums.num_experts());
+  std::vector<bool> is_sent(static_cast<std::size_t>(num_devices));
+  for (Index t = 0; t < routing.tokens(); ++t) {
+    if (!counts(mask, t)) continue;
+    is_sent.assign(is_sent.size(), false);
+    for (Index k = 0; k < routing.top_k(); ++k)
+      if (routing.experts(t, k) != no_expert)
+        is_sent[static_cast<std::size_t>(routing.experts(t, k) / per_device)] = true;
+    for (Index d = 0; d < num_devices; ++d)
+      if (is_sent[static_cast<std::size_t>(d)])
+        slopes.segment(d * per_device, per_device).array() += 1;
+  }
+  return slopes * (static_cast<double>(num_devices) /
+                   (static_cast<double>(max_devices) * sums.tokens * sums.tokens));
+}
+
 }  // namespace detail
 
 /// sum over devices of f_d P_d: f_d the mean over the device's experts of E c_e / (K T), P_d the
@@ -32,18 +57,22 @@ inline void check_devices(const char* where, Index devices, Index experts) {
 /// Throws  as load_balancing; std::invalid_argument if the devices do not divide E.
 /// Source  Dai et al. (2024), eq. 15-17, arXiv:2401.06066.
 template <class Scalar>
-Scalar device_balance(const Routing<Scalar>& routing, Index num_devices, TokenMask mask = {}) {
-  const BalanceSums sums = detail::balance_sums("device_balance", routing, mask);
-  detail::check_devices("device_balance", num_devices, sums.num_experts());
-  if (sums.tokens == 0) return 0;
-  const Index per_device = sums.num_experts() / num_devices;
-  const double scale = static_cast<double>(sums.num_experts()) /
-                       (static_cast<double>(sums.top_k) * sums.tokens * sums.tokens);
-  double total = 0;
-  for (Index d = 0; d < num_devices; ++d)
-    total += sums.choices.segment(d * per_device, per_device).mean() *
-             sums.probabilities.segment(d * per_device, per_device).sum();
-  return static_cast<Scalar>(total * scale);
+Scalar device_balance(const Routing<Scalar>& routing, Index num_devices, TokenMask mask = {},
+                      std::type_identity_t<LossGradient<Scalar>> gradient = {}) {
+  constexpr const char* where = "device_balance";
+  const auto slopes_of = [&](const BalanceSums& sums) {
+    detail::check_devices(where, num_devices, sums.num_experts());
+    Vector<double> slopes = Vector<double>::Zero(sums.num_experts());
+    if (sums.tokens == 0) return slopes;
+    const Index per_device = sums.num_experts() / num_devices;
+    const double scale = static_cast<double>(sums.num_experts()) /
+                         (static_cast<double>(sums.top_k) * sums.tokens * sums.tokens);
+    for (Index d = 0; d < num_devices; ++d)
+      slopes.segment(d * per_device, per_device)
+          .setConstant(scale * sums.choices.segment(d * per_device, per_device).mean());
+    return slopes;
+  };
+  return static_cast<Scalar>(detail::linear_loss(where, routing, mask, gradient, slopes_of));
 }
 
 /// sum over devices of f_d P_d: f_d = D / (M T) times the number of tokens that are sent to the
@@ -54,29 +83,16 @@ Scalar device_balance(const Routing<Scalar>& routing, Index num_devices, TokenMa
 /// Source  DeepSeek-AI (2024), eq. 29-31, arXiv:2405.04434.
 template <class Scalar>
 Scalar communication_balance(const Routing<Scalar>& routing, Index num_devices, Index max_devices,
-                             TokenMask mask = {}) {
+                             TokenMask mask = {},
+                             std::type_identity_t<LossGradient<Scalar>> gradient = {}) {
   constexpr const char* where = "communication_balance";
-  const BalanceSums sums = detail::balance_sums(where, routing, mask);
-  detail::check_devices(where, num_devices, sums.num_experts());
-  moe::detail::check(max_devices > 0 && max_devices <= num_devices, where,
-                     "max_devices must be from 1 to num_devices");
-  if (sums.tokens == 0) return 0;
-  const Index per_device = sums.num_experts() / num_devices;
-  Vector<double> sent = Vector<double>::Zero(num_devices);
-  std::vector<bool> is_sent(static_cast<std::size_t>(num_devices));
-  for (Index t = 0; t < routing.tokens(); ++t) {
-    if (!detail::counts(mask, t)) continue;
-    is_sent.assign(is_sent.size(), false);
-    for (Index k = 0; k < routing.top_k(); ++k)
-      if (routing.experts(t, k) != no_expert)
-        is_sent[static_cast<std::size_t>(routing.experts(t, k) / per_device)] = true;
-    for (Index d = 0; d < num_devices; ++d) sent[d] += is_sent[static_cast<std::size_t>(d)] ? 1 : 0;
-  }
-  double total = 0;
-  for (Index d = 0; d < num_devices; ++d)
-    total += sent[d] * sums.probabilities.segment(d * per_device, per_device).sum();
-  return static_cast<Scalar>(total * static_cast<double>(num_devices) /
-                             (static_cast<double>(max_devices) * sums.tokens * sums.tokens));
+  const auto slopes_of = [&](const BalanceSums& sums) {
+    detail::check_devices(where, num_devices, sums.num_experts());
+    moe::detail::check(max_devices > 0 && max_devices <= num_devices, where,
+                       "max_devices must be from 1 to num_devices");
+    return detail::communication_slopes(routing, sums, num_devices, max_devices, mask);
+  };
+  return static_cast<Scalar>(detail::linear_loss(where, routing, mask, gradient, slopes_of));
 }
 
 /// The routing with the K experts of the largest scores in place of those that were chosen, where a

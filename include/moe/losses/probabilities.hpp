@@ -31,6 +31,17 @@ void token_probabilities(const Routing<Scalar>& routing, Index token, Vector<dou
   }
 }
 
+/// The slope of an expert's probability p in its own logit beside what all probabilities share:
+/// dp_i / dz_j = slope_j (delta_ij - p_i).
+template <class Scalar>
+double probability_slope(const Routing<Scalar>& routing, Index token, Index expert, double p) {
+  if (routing.score_function == ScoreFunction::softmax ||
+      routing.score_function == ScoreFunction::identity)
+    return p;
+  const auto s = static_cast<double>(routing.scores(token, expert));
+  return s > 0 ? p / s * score_slope(routing.score_function, s) : 0;
+}
+
 /// Throws std::invalid_argument if there are tokens but no scores.
 template <class Scalar>
 void check_has_scores(const char* where, const Routing<Scalar>& routing) {

@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
-#include <functional>
 #include <type_traits>
 #include <vector>
 
@@ -16,6 +15,7 @@
 #include "moe/core/routing.hpp"
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
+#include "moe/losses/loss_gradient.hpp"
 #include "moe/losses/token_mask.hpp"
 
 namespace moe::inline MOE_ABI::losses {
@@ -48,6 +48,21 @@ inline double variation(const Vector<double>& values, Variance variance = Varian
   return squares / (variance == Variance::population ? n : n - 1) / (mean * mean + 1e-10);
 }
 
+/// The gradient of `variation` with respect to the values.
+///
+/// Shapes  result as values.
+inline Vector<double> variation_slopes(const Vector<double>& values,
+                                       Variance variance = Variance::population) {
+  if (values.size() < 2) return Vector<double>::Zero(values.size());
+  const double mean = values.mean();
+  const auto n = static_cast<double>(values.size());
+  const double divisor = mean * mean + 1e-10;
+  const double free = variance == Variance::population ? n : n - 1;
+  const Vector<double> deviation = (values.array() - mean).matrix();
+  const double of_mean = -deviation.squaredNorm() / free * 2 * mean / (divisor * divisor);
+  return (2 / (free * divisor) * deviation.array() + of_mean / n).matrix();
+}
+
 /// Sums over the tokens of the experts' weights.
 ///
 /// Shapes  result (E).
@@ -65,15 +80,26 @@ Vector<double> expert_importance(const Routing<Scalar>& routing, TokenMask mask 
 
 /// Importance: the squared coefficient of variation of the experts' summed weights.
 ///
-/// Values  0 at balance; 0 where no token counts.
+/// Values  0 at balance; 0 where no token counts. The gradient is with respect to the weights
+///         (T, K), and goes on to the logits with that of the layer's output.
 /// Throws  ShapeError if the mask is not T long.
 /// Source  Shazeer et al. (2017), eq. 6-7, arXiv:1701.06538; Tensor2Tensor `cv_squared`; fastmoe.
 /// Differs from vmoe and Tutel, which sum the softmax over all experts instead of the weights of
 /// the chosen: `variation(balance_sums(routing).probabilities)`.
 template <class Scalar>
 Scalar importance(const Routing<Scalar>& routing, Variance variance = Variance::population,
-                  TokenMask mask = {}) {
-  return static_cast<Scalar>(variation(expert_importance(routing, mask), variance));
+                  TokenMask mask = {}, std::type_identity_t<LossGradient<Scalar>> gradient = {}) {
+  detail::check_gradient("importance", gradient, routing.tokens(), routing.top_k());
+  const Vector<double> values = expert_importance(routing, mask);  // (E)
+  if (gradient.wanted()) {
+    const Vector<double> slopes = variation_slopes(values, variance);  // (E)
+    for (Index t = 0; t < routing.tokens(); ++t)
+      for (Index k = 0; k < routing.top_k() && detail::counts(mask, t); ++k)
+        if (routing.experts(t, k) != no_expert)
+          gradient.sum(t, k) +=
+              static_cast<Scalar>(gradient.coefficient * slopes[routing.experts(t, k)]);
+  }
+  return static_cast<Scalar>(variation(values, variance));
 }
 
 /// How an expert's chance to be among the K best is estimated.
@@ -82,6 +108,58 @@ enum class LoadThreshold {
   kth,  ///< P = Phi((z - t) / sigma), t the K-th best noisy logit of all: vmoe; Tutel, where z
         ///< is the softmax of the logits
 };
+
+/// Where the load loss adds its gradient, by each of its arguments.
+///
+/// Shapes  logits, noisy_logits, deviation (T, E). Noisy logits take part as thresholds only, and
+///         come from logits, noise and deviation themselves: whoever trains adds that path.
+template <class Scalar>
+struct LoadGradient {
+  MatrixView<Scalar> logits{};
+  MatrixView<Scalar> noisy_logits{};
+  MatrixView<Scalar> deviation{};
+  double coefficient = 1;
+
+  bool wanted() const noexcept { return logits.data() != nullptr; }
+};
+
+namespace detail {
+
+/// Calls use(token, expert, threshold's expert, z) with z = (logit - threshold) / deviation.
+///
+/// Throws  as smooth_load.
+template <class Logits, class Scalar, class Use>
+void for_each_load(const char* where, const Logits& logits, MatrixView<const Scalar> noisy_logits,
+                   MatrixView<const Scalar> deviation, Index top_k, LoadThreshold threshold,
+                   TokenMask mask, Use&& use) {
+  const Index experts = logits.cols();
+  moe::detail::check(top_k > 0 && top_k <= experts, where, "top_k must be from 1 to num_experts");
+  for (const MatrixView<const Scalar>* m : {&noisy_logits, &deviation}) {
+    moe::detail::check_size(where, "rows", logits.rows(), m->rows());
+    moe::detail::check_size(where, "cols", experts, m->cols());
+  }
+  count_tokens(where, mask, logits.rows());
+  if (top_k == experts) return;
+  std::vector<Index> order(static_cast<std::size_t>(experts));
+  for (Index t = 0; t < logits.rows(); ++t) {
+    if (!counts(mask, t)) continue;
+    const Scalar* const noisy = noisy_logits.row(t);
+    for (Index e = 0; e < experts; ++e) order[static_cast<std::size_t>(e)] = e;
+    std::partial_sort(order.begin(), order.begin() + top_k + 1, order.end(), [&](Index a, Index b) {
+      return noisy[a] != noisy[b] ? noisy[a] > noisy[b] : a < b;
+    });
+    const Index kth = order[static_cast<std::size_t>(top_k - 1)];
+    const Index next = order[static_cast<std::size_t>(top_k)];
+    for (Index e = 0; e < experts; ++e) {
+      const bool is_in = noisy[e] > noisy[next];
+      const Index least = threshold == LoadThreshold::excluding && is_in ? next : kth;
+      use(t, e, least,
+          static_cast<double>(logits(t, e) - noisy[least]) / static_cast<double>(deviation(t, e)));
+    }
+  }
+}
+
+}  // namespace detail
 
 /// Smooth load: for each expert, the sum over the tokens of the probability that it would be chosen
 /// if its own noise were drawn anew.
@@ -100,30 +178,45 @@ Vector<double> smooth_load(const Logits& logits,
                            TokenMask mask = {}) {
   constexpr const char* where = "smooth_load";
   const Index experts = logits.cols();
-  moe::detail::check(top_k > 0 && top_k <= experts, where, "top_k must be from 1 to num_experts");
-  for (const MatrixView<const Scalar>* m : {&noisy_logits, &deviation}) {
-    moe::detail::check_size(where, "rows", logits.rows(), m->rows());
-    moe::detail::check_size(where, "cols", experts, m->cols());
-  }
-  const Index counted = detail::count_tokens(where, mask, logits.rows());
-  if (top_k == experts) return Vector<double>::Constant(experts, static_cast<double>(counted));
   Vector<double> load = Vector<double>::Zero(experts);
-  std::vector<Scalar> sorted(static_cast<std::size_t>(experts));
-  for (Index t = 0; t < logits.rows(); ++t) {
-    if (!detail::counts(mask, t)) continue;
-    const Scalar* const noisy = noisy_logits.row(t);
-    std::partial_sort_copy(noisy, noisy + experts, sorted.begin(), sorted.end(), std::greater<>());
-    const Scalar kth = sorted[static_cast<std::size_t>(top_k - 1)];
-    const Scalar next = sorted[static_cast<std::size_t>(top_k)];
-    for (Index e = 0; e < experts; ++e) {
-      const bool is_in = noisy[e] > next;
-      const Scalar least = threshold == LoadThreshold::excluding && is_in ? next : kth;
-      const double z =
-          static_cast<double>(logits(t, e) - least) / static_cast<double>(deviation(t, e));
-      load[e] += std::erfc(-z * 0.70710678118654752440) / 2;
-    }
-  }
+  detail::for_each_load<Logits, Scalar>(where, logits, noisy_logits, deviation, top_k, threshold,
+                                        mask, [&](Index, Index e, Index, double z) {
+                                          load[e] += std::erfc(-z * 0.70710678118654752440) / 2;
+                                        });
+  if (top_k == experts)
+    load.setConstant(static_cast<double>(detail::count_tokens(where, mask, logits.rows())));
   return load;
+}
+
+/// From the gradient with respect to each expert's smooth load to those with respect to its
+/// arguments. With K = E there are none.
+///
+/// Shapes  slopes (E), dL / d load[e].
+/// Throws  as smooth_load; ShapeError if a size of the gradient disagrees.
+template <class Logits, class Scalar = typename Logits::Scalar>
+void add_load_gradient(const Logits& logits,
+                       std::type_identity_t<MatrixView<const Scalar>> noisy_logits,
+                       std::type_identity_t<MatrixView<const Scalar>> deviation, Index top_k,
+                       const Vector<double>& slopes, const LoadGradient<Scalar>& gradient,
+                       LoadThreshold threshold = LoadThreshold::excluding, TokenMask mask = {}) {
+  constexpr const char* where = "add_load_gradient";
+  if (!gradient.wanted()) return;
+  moe::detail::check_size(where, "slopes.size()", logits.cols(), slopes.size());
+  for (const MatrixView<Scalar>* m :
+       {&gradient.logits, &gradient.noisy_logits, &gradient.deviation}) {
+    moe::detail::check_size(where, "gradient rows", logits.rows(), m->rows());
+    moe::detail::check_size(where, "gradient cols", logits.cols(), m->cols());
+  }
+  detail::for_each_load<Logits, Scalar>(
+      where, logits, noisy_logits, deviation, top_k, threshold, mask,
+      [&](Index t, Index e, Index least, double z) {
+        const double density = 0.39894228040143267794 * std::exp(-z * z / 2);
+        const double slope =
+            gradient.coefficient * slopes[e] * density / static_cast<double>(deviation(t, e));
+        gradient.logits(t, e) += static_cast<Scalar>(slope);
+        gradient.noisy_logits(t, least) -= static_cast<Scalar>(slope);
+        gradient.deviation(t, e) -= static_cast<Scalar>(slope * z);
+      });
 }
 
 /// The load loss: the variation of `smooth_load`.
@@ -135,8 +228,13 @@ template <class Logits, class Scalar = typename Logits::Scalar>
 double load(const Logits& logits, std::type_identity_t<MatrixView<const Scalar>> noisy_logits,
             std::type_identity_t<MatrixView<const Scalar>> deviation, Index top_k,
             Variance variance = Variance::population,
-            LoadThreshold threshold = LoadThreshold::excluding, TokenMask mask = {}) {
-  return variation(smooth_load(logits, noisy_logits, deviation, top_k, threshold, mask), variance);
+            LoadThreshold threshold = LoadThreshold::excluding, TokenMask mask = {},
+            const LoadGradient<Scalar>& gradient = {}) {
+  const Vector<double> values =
+      smooth_load(logits, noisy_logits, deviation, top_k, threshold, mask);  // (E)
+  add_load_gradient(logits, noisy_logits, deviation, top_k, variation_slopes(values, variance),
+                    gradient, threshold, mask);
+  return variation(values, variance);
 }
 
 }  // namespace moe::inline MOE_ABI::losses

@@ -69,4 +69,17 @@ void score_logits(ScoreFunction function, const Scalar* logit, Index n, Scalar* 
   }
 }
 
+/// ds/dz of a score that depends on its own logit alone, from the score.
+template <class Scalar>
+Scalar score_slope(ScoreFunction function, Scalar score) noexcept {
+  switch (function) {
+    case ScoreFunction::sigmoid:
+      return score * (1 - score);
+    case ScoreFunction::sqrt_softplus:  // sigmoid(z) / (2 s), and sigmoid(z) = 1 - exp(-s^2)
+      return score > 0 ? -std::expm1(-score * score) / (2 * score) : Scalar(0);
+    default:
+      return 1;
+  }
+}
+
 }  // namespace moe::inline MOE_ABI
