@@ -171,20 +171,8 @@ inline double convert(double loss, BalanceScale from, BalanceScale to, Index num
   };
   moe::detail::check(top_k == 1 || is_first(from) == is_first(to), "convert",
                      "one loss counts first choices, the other all");
-  const auto experts = static_cast<double>(num_experts);
-  const auto factor = [&](BalanceScale scale) {
-    switch (scale) {
-      case BalanceScale::per_choice:
-        return experts / static_cast<double>(top_k);
-      case BalanceScale::gshard_paper:
-        return 1 / experts;
-      case BalanceScale::unscaled:
-        return 1.0;
-      default:
-        return experts;
-    }
-  };
-  return loss / factor(from) * factor(to);
+  return loss / detail::scale_factor(from, num_experts, top_k) *
+         detail::scale_factor(to, num_experts, top_k);
 }
 
 }  // namespace moe::inline MOE_ABI::losses
