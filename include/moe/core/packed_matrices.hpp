@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <span>
 #include <utility>
 
 #include "moe/core/aligned_buffer.hpp"
@@ -64,6 +65,14 @@ class PackedMatrices {
   const Storage* panel(Index matrix, Index p, Index k = 0) const noexcept {
     return values_.data() + ((matrix * panels_ + p) * inner_ + k) * kernels::panel_width;
   }
+
+  Storage* panel(Index matrix, Index p, Index k = 0) noexcept {
+    return const_cast<Storage*>(std::as_const(*this).panel(matrix, p, k));
+  }
+
+  /// All matrices as they lie, padding included.
+  std::span<Storage> values() noexcept { return {values_.data(), values_.size()}; }
+  std::span<const Storage> values() const noexcept { return {values_.data(), values_.size()}; }
 
   /// Shapes  weights (outputs, inner).
   template <class Scalar>

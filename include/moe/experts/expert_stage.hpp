@@ -271,6 +271,10 @@ class ExpertStage {
         .packed = packed_.data() + job.packed,
         .hidden = hidden_.data() + job.hidden,
         .sums = sums_.data() + thread * (stage_sums_size + stage_expert_size()),
+        .kept_sums = part.kept_sums == nullptr
+                         ? nullptr
+                         : part.kept_sums + job.first_row * part.bank->stage_shape().up_panels *
+                                                kernels::panel_width,
         .rows = part.rows.middle_rows(job.first_row, job.num_rows),
         .past_caches = goes_past_caches(part.rows),
         .weights = part.weights.empty() ? nullptr : weights_.data() + job.weights,

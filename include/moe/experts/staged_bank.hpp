@@ -42,6 +42,7 @@ struct StageSlice {
   Scalar* packed = nullptr;         // (D, rows) by block
   Scalar* hidden = nullptr;         // (hidden, rows) by block
   Scalar* sums = nullptr;           // this thread's, `stage_sums_size`
+  Scalar* kept_sums = nullptr;      // of the expert, (rows, 32) by panel, or null: for a backward
   MatrixView<Scalar> rows{};        // of the expert: where the down projection goes
   bool past_caches = false;         // all experts' rows together exceed the caches by far
   const Scalar* weights = nullptr;  // (rows of the expert), by which they are multiplied, or null
@@ -114,6 +115,7 @@ struct StagePart {
   const ExpertInput<Scalar>* input = nullptr;
   MatrixView<Scalar> rows{};
   MatrixView<const Scalar> weights{};
+  Scalar* kept_sums = nullptr;
 };
 
 }  // namespace moe::inline MOE_ABI::detail

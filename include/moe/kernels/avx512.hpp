@@ -163,6 +163,7 @@ MOE_ALWAYS_INLINE void deinterleave(Vec& first, Vec& last) noexcept {
 #include "moe/kernels/generic/exponential.inl"
 #include "moe/kernels/generic/rows.inl"
 #include "moe/kernels/generic/scores.inl"
+#include "moe/kernels/generic/slopes.inl"
 #include "moe/kernels/generic/tile.inl"
 
 }  // namespace moe::inline MOE_ABI::kernels::avx512

@@ -107,6 +107,26 @@ ActivationKernel<Scalar> activation_kernel() {
   }
 }
 
+/// Its reverse.
+template <class Scalar, ActivationKind kind, bool gated>
+ActivationGradientKernel<Scalar> activation_gradient_kernel() {
+  if constexpr (std::is_same_v<Scalar, double>) {
+    return &scalar::of_double::activation_gradient<kind, gated>;
+  } else {
+    MOE_OF_LEVEL(activation_gradient<kind, gated>)
+  }
+}
+
+/// The transposition of the active level.
+template <class Scalar>
+TransposeKernel<Scalar> transpose_kernel() {
+  if constexpr (std::is_same_v<Scalar, double>) {
+    return &scalar::of_double::transpose_block;
+  } else {
+    MOE_OF_LEVEL(transpose_block)
+  }
+}
+
 /// A function of the active level.
 template <class Scalar, MapKind kind>
 MapKernel<Scalar> map_kernel() {

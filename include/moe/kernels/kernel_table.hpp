@@ -63,6 +63,16 @@ template <class Scalar>
 using ActivationKernel = void (*)(const ActivationRule<Scalar>& rule, const Scalar* sums,
                                   const Scalar* bias, std::ptrdiff_t rows, Scalar* hidden) noexcept;
 
+/// See slopes.inl.
+template <class Scalar>
+using ActivationGradientKernel = void (*)(const ActivationRule<Scalar>& rule, const Scalar* sums,
+                                          const Scalar* d_hidden, std::ptrdiff_t rows,
+                                          Scalar* hidden, Scalar* d_sums) noexcept;
+
+/// See slopes.inl.
+template <class Scalar>
+using TransposeKernel = void (*)(const Scalar* from, Scalar* to) noexcept;
+
 /// y[i] = f(x[i]).
 template <class Scalar>
 using MapKernel = void (*)(const Scalar* x, std::ptrdiff_t n, Scalar* y) noexcept;

@@ -117,6 +117,7 @@ inline constexpr float second_lowest = -0x1.fffffcp127F;
 #include "moe/kernels/generic/exponential.inl"
 #include "moe/kernels/generic/rows.inl"
 #include "moe/kernels/generic/scores.inl"
+#include "moe/kernels/generic/slopes.inl"
 #include "moe/kernels/generic/tile.inl"
 
 }  // namespace of_float
@@ -138,6 +139,7 @@ MOE_ALWAYS_INLINE Vec error_function(Vec x) noexcept {
 
 #include "moe/kernels/generic/rows.inl"
 #include "moe/kernels/generic/scores.inl"
+#include "moe/kernels/generic/slopes.inl"
 #include "moe/kernels/generic/tile.inl"
 
 }  // namespace of_double

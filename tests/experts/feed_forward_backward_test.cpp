@@ -1,0 +1,300 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// The backward pass of a bank: in double against central differences, in float against double.
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include <moe/core/contracts.hpp>
+#include <moe/core/random.hpp>
+#include <moe/core/scratch.hpp>
+#include <moe/experts/activation.hpp>
+#include <moe/experts/feed_forward.hpp>
+#include <moe/routing/plan.hpp>
+
+#include "support/levels.hpp"
+#include "support/routings.hpp"
+#include "support/threads.hpp"
+
+namespace {
+
+using moe::DownBias;
+using moe::ExpertsConfig;
+using moe::Index;
+using moe::MatrixView;
+
+template <class Scalar>
+using Matrix = moe::Matrix<Scalar>;
+
+enum class Weights { none, on_output, on_input };
+
+/// A bank, a routing and a gradient dy with which sum dy * y is the loss, in one precision.
+template <class Scalar, class ActivationT>
+struct Case {
+  using Bank = moe::FeedForwardExperts<Scalar, ActivationT>;
+
+  Bank bank;
+  moe::Routing<Scalar> routing;
+  moe::DispatchPlan plan;
+  Matrix<Scalar> x;   // (T, D)
+  Matrix<Scalar> dy;  // (T, D)
+  Weights where;
+  moe::Scratch scratch;
+
+  typename Bank::Gradients gradients;
+  Matrix<Scalar> rows;       // (N, D)
+  Matrix<Scalar> d_weights;  // (T, K)
+
+  Case(const ExpertsConfig& config, Index tokens, Index top_k, Weights acts,
+       const ActivationT& activation = {})
+      : bank(config, activation), where(acts), gradients(config) {
+    auto random = [seed = std::uint64_t{1}](Index r, Index c) mutable {
+      Matrix<double> m(r, c);
+      moe::detail::fill_uniform(m.data(), m.size(), 1, ++seed);
+      return Matrix<Scalar>(m.cast<Scalar>());
+    };
+    constexpr bool gated = Bank::is_gated;
+    const Index biases = config.biases ? 1 : 0;
+    for (Index e = 0; e < config.num_experts; ++e)
+      bank.set_expert(
+          e,
+          moe::ExpertMatrices<Scalar>{
+              random(gated ? config.d_ff : 0, gated ? config.d_model : 0) / 3,
+              random(config.d_ff, config.d_model) / 3, random(config.d_model, config.d_ff) / 3,
+              random(gated ? config.d_ff * biases : 0, gated ? biases : 0),
+              random(config.d_ff * biases, biases), random(config.d_model * biases, biases)}
+              .weights());
+    routing = test_support::route<Scalar>(
+        test_support::random_logits(tokens, config.num_experts, 9), top_k);
+    moe::make_plan(routing, {}, plan);
+    x = random(tokens, config.d_model);
+    dy = random(tokens, config.d_model);
+    rows.resize(plan.num_rows(), config.d_model);
+    d_weights.setZero(tokens, top_k);
+  }
+
+  moe::ExpertInput<Scalar> input() const {
+    MatrixView<const Scalar> scales;
+    if (where == Weights::on_input) scales = routing.weights;
+    return {x, plan, scales};
+  }
+
+  Scalar weight(moe::TokenSlot at) const {
+    return where == Weights::on_output ? routing.weights(at.token, at.slot) : Scalar(1);
+  }
+
+  double loss() {
+    Matrix<Scalar> y(plan.num_rows(), x.cols());
+    bank.forward(input(), y, scratch);
+    double total = 0;
+    const bool is_left_out = bank.has_biases() && left_out;
+    for (Index r = 0; r < plan.num_rows(); ++r) {
+      const moe::TokenSlot at = plan.rows[static_cast<std::size_t>(r)];
+      total += static_cast<double>(weight(at)) *
+               (y.row(r).template cast<double>()).dot(dy.row(at.token).template cast<double>());
+    }
+    if (is_left_out) {
+      Matrix<Scalar> sum = Matrix<Scalar>::Zero(x.rows(), x.cols());
+      bank.add_unweighted(routing, plan, 0, sum);
+      total += (sum.template cast<double>().array() * dy.template cast<double>().array()).sum();
+    }
+    return total;
+  }
+  bool left_out = false;  // biases are unweighted
+
+  void backward() {
+    std::vector<Scalar> sums(static_cast<std::size_t>(plan.num_rows() * bank.sums_size()));
+    Matrix<Scalar> y(plan.num_rows(), x.cols());
+    bank.forward(input(), y, sums, scratch);
+    const moe::ExpertInput<Scalar> in = input();
+    moe::detail::BankBackward<Scalar> call{in, dy, {}, sums.data(), rows, {}};
+    if (where == Weights::on_output) {
+      call.weights = routing.weights;
+      call.d_weights = d_weights;
+    }
+    bank.backward(call, gradients, scratch);
+  }
+};
+
+/// Compares up to 60 elements of a gradient, spread over it, with central differences.
+template <class Case, class At>
+void expect_slopes(Case& c, const char* what, std::size_t size, const At& at) {
+  constexpr double h = 1e-5;
+  const std::size_t step = std::max<std::size_t>(1, size / 60);
+  double largest = 0;
+  for (std::size_t i = 0; i < size; ++i) largest = std::max(largest, std::fabs(at(i).second));
+  ASSERT_GT(largest, 0) << what;
+  for (std::size_t i = 0; i < size; i += step) {
+    const auto [value, slope] = at(i);
+    const double kept = *value;
+    *value = kept + h;
+    const double above = c.loss();
+    *value = kept - h;
+    const double below = c.loss();
+    *value = kept;
+    ASSERT_NEAR(slope, (above - below) / (2 * h), 1e-6 * largest + 1e-9) << what << " " << i;
+  }
+}
+
+template <class ActivationT>
+void expect_gradients(const ExpertsConfig& config, Index tokens, Index top_k, Weights where,
+                      const ActivationT& activation = {}) {
+  SCOPED_TRACE(testing::Message() << "D " << config.d_model << ", F " << config.d_ff << ", T "
+                                  << tokens << ", weights " << static_cast<int>(where));
+  Case<double, ActivationT> c(config, tokens, top_k, where, activation);
+  c.left_out = config.down_bias == DownBias::unweighted;
+  c.backward();
+  const auto values = c.bank.values();
+  const auto slopes = c.gradients.values();
+  const char* const names[] = {"up", "down", "up bias", "down bias"};
+  for (std::size_t part = 0; part < (config.biases ? 4U : 2U); ++part)
+    expect_slopes(c, names[part], values[part].size(),
+                  [&](std::size_t i) { return std::pair(&values[part][i], slopes[part][i]); });
+  if (where == Weights::on_output)
+    expect_slopes(c, "weights", static_cast<std::size_t>(c.d_weights.size()), [&](std::size_t i) {
+      return std::pair(c.routing.weights.data() + i, c.d_weights.data()[i]);
+    });
+  // A token's gradient is the sum over its rows, through the scale of the input.
+  Matrix<double> dx = Matrix<double>::Zero(tokens, config.d_model);
+  for (Index r = 0; r < c.plan.num_rows(); ++r) {
+    const moe::TokenSlot at = c.plan.rows[static_cast<std::size_t>(r)];
+    dx.row(at.token) +=
+        c.rows.row(r) * (where == Weights::on_input ? c.routing.weights(at.token, at.slot) : 1);
+  }
+  expect_slopes(c, "x", static_cast<std::size_t>(dx.size()),
+                [&](std::size_t i) { return std::pair(c.x.data() + i, dx.data()[i]); });
+}
+
+TEST(FeedForwardBackward, OfEveryActivation) {
+  const ExpertsConfig config = {.num_experts = 3, .d_model = 5, .d_ff = 7};
+  expect_gradients<moe::Silu>(config, 4, 2, Weights::on_output);
+  expect_gradients<moe::Gelu>(config, 4, 2, Weights::on_output);
+  expect_gradients<moe::GeluTanh>(config, 4, 2, Weights::on_output);
+  expect_gradients<moe::Relu>(config, 4, 2, Weights::on_output);
+  expect_gradients<moe::SwiGlu>(config, 4, 2, Weights::on_output);
+  expect_gradients<moe::GeGlu>(config, 4, 2, Weights::on_output);
+  expect_gradients<moe::GeGluTanh>(config, 4, 2, Weights::on_output);
+  expect_gradients<moe::ReGlu>(config, 4, 2, Weights::on_output);
+  expect_gradients<moe::ClampedSwiGlu>(config, 4, 2, Weights::on_output, {.limit = 0.5});
+}
+
+TEST(FeedForwardBackward, OfSizesAroundThePanels) {
+  for (const Index size : {1, 15, 16, 17, 31, 32, 33, 65}) {
+    expect_gradients<moe::SwiGlu>({.num_experts = 2, .d_model = size, .d_ff = 19}, 5, 1,
+                                  Weights::on_output);
+    expect_gradients<moe::SwiGlu>({.num_experts = 2, .d_model = 19, .d_ff = size}, 5, 2,
+                                  Weights::none);
+    expect_gradients<moe::Gelu>({.num_experts = 2, .d_model = 34, .d_ff = size}, 17, 2,
+                                Weights::on_output);
+  }
+}
+
+TEST(FeedForwardBackward, OfBiasesAndScaledInputs) {
+  for (const Weights where : {Weights::none, Weights::on_output, Weights::on_input}) {
+    for (const DownBias down : {DownBias::weighted, DownBias::unweighted}) {
+      const ExpertsConfig config = {
+          .num_experts = 3, .d_model = 33, .d_ff = 18, .biases = true, .down_bias = down};
+      expect_gradients<moe::SwiGlu>(config, 6, 2, where);
+      expect_gradients<moe::Gelu>(config, 6, 2, where);
+    }
+  }
+}
+
+/// The largest difference relative to the largest value.
+template <class A, class B>
+double distance(const A& a, const B& b) {
+  double largest = 1e-30;
+  double worst = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    largest = std::max(largest, std::fabs(static_cast<double>(b[i])));
+    worst = std::max(worst, std::fabs(static_cast<double>(a[i]) - static_cast<double>(b[i])));
+  }
+  return worst / largest;
+}
+
+class FeedForwardBackwardLevels : public test_support::EachLevel {};
+MOE_FOR_EACH_LEVEL(FeedForwardBackwardLevels);
+
+TEST_P(FeedForwardBackwardLevels, FloatIsDoubleToRounding) {
+  // More rows than one piece, and an inner dimension of more than one slice.
+  for (const auto& [d_model, d_ff, tokens] :
+       {std::tuple<Index, Index, Index>{40, 24, 1300}, {2100, 20, 9}, {20, 1100, 9}}) {
+    const ExpertsConfig config = {
+        .num_experts = 2, .d_model = d_model, .d_ff = d_ff, .biases = true};
+    Case<double, moe::SwiGlu> exact(config, tokens, 1, Weights::on_output);
+    Case<float, moe::SwiGlu> c(config, tokens, 1, Weights::on_output);
+    exact.backward();
+    c.backward();
+    // Sums of up to 2100 terms in float: sqrt(2100) roundings of 6e-8 are usual, 2e-5 is far off.
+    for (std::size_t part = 0; part < 4; ++part)
+      EXPECT_LT(distance(c.gradients.values()[part], exact.gradients.values()[part]), 2e-5)
+          << "part " << part;
+    EXPECT_LT(distance(std::span(c.rows.data(), static_cast<std::size_t>(c.rows.size())),
+                       std::span(exact.rows.data(), static_cast<std::size_t>(exact.rows.size()))),
+              2e-5);
+  }
+}
+
+TEST_P(FeedForwardBackwardLevels, TheBitsDoNotDependOnTheNumberOfThreads) {
+  const ExpertsConfig config = {.num_experts = 5, .d_model = 70, .d_ff = 50, .biases = true};
+  std::vector<float> first;
+  for (const int threads : {1, 2, 3, 7}) {
+    const test_support::ScopedThreads scope(threads);
+    Case<float, moe::SwiGlu> c(config, 600, 2, Weights::on_output);
+    c.backward();
+    std::vector<float> all(c.rows.data(), c.rows.data() + c.rows.size());
+    all.insert(all.end(), c.d_weights.data(), c.d_weights.data() + c.d_weights.size());
+    for (const auto part : c.gradients.values()) all.insert(all.end(), part.begin(), part.end());
+    if (first.empty()) first = all;
+    EXPECT_TRUE(all == first) << threads << " threads";
+  }
+}
+
+TEST(FeedForwardBackward, AddsToTheGradients) {
+  const ExpertsConfig config = {.num_experts = 3, .d_model = 20, .d_ff = 10, .biases = true};
+  Case<double, moe::SwiGlu> c(config, 6, 2, Weights::on_output);
+  c.backward();
+  std::vector<double> once;
+  for (const auto part : c.gradients.values()) once.insert(once.end(), part.begin(), part.end());
+  c.backward();
+  std::vector<double> twice;
+  for (const auto part : c.gradients.values()) twice.insert(twice.end(), part.begin(), part.end());
+  for (std::size_t i = 0; i < once.size(); ++i) ASSERT_NEAR(twice[i], 2 * once[i], 1e-12);
+  c.gradients.set_zero();
+  for (const auto part : c.gradients.values())
+    for (const double value : part) ASSERT_EQ(value, 0);
+}
+
+TEST(FeedForwardBackward, LeavesExpertsWithoutRowsAndFilledUpPanelsAtZero) {
+  const ExpertsConfig config = {.num_experts = 40, .d_model = 20, .d_ff = 10};
+  Case<double, moe::SwiGlu> c(config, 3, 2, Weights::on_output);
+  c.backward();
+  double sum = 0;
+  for (Index e = 0; e < config.num_experts; ++e) {
+    const moe::ExpertMatrices<double> g = c.gradients.expert(e);
+    if (c.plan.rows_of(e) == 0) {
+      EXPECT_TRUE(g.up.isZero(0) && g.gate.isZero(0));
+    }
+    sum += g.gate.cwiseAbs().sum() + g.up.cwiseAbs().sum() + g.down.cwiseAbs().sum();
+  }
+  double all = 0;
+  for (const auto part : c.gradients.values())
+    for (const double value : part) all += std::fabs(value);
+  EXPECT_NEAR(all, sum, 1e-9 * sum);
+}
+
+TEST(FeedForwardBackward, RefusesGradientsOfAnotherBank) {
+  Case<float, moe::SwiGlu> c({.num_experts = 2, .d_model = 8, .d_ff = 4}, 3, 1, Weights::none);
+  c.gradients =
+      Case<float, moe::SwiGlu>::Bank::Gradients({.num_experts = 2, .d_model = 8, .d_ff = 5});
+  EXPECT_THROW(c.backward(), moe::ShapeError);
+}
+
+}  // namespace
