@@ -16,6 +16,7 @@
 #include <moe/moe.hpp>
 
 #include "conformance/comparison.hpp"
+#include "conformance/gradients.hpp"
 #include "conformance/outcome.hpp"
 
 namespace conformance {
@@ -217,6 +218,36 @@ void compare_losses(const Outcome<Scalar>& outcome, Comparison& comparison) {
                        static_cast<double>(losses::deepseek_sequence(routing, routing.tokens())));
 }
 
+/// What a case adds to its loss, with the coefficients of the case.
+template <class Scalar>
+CaseLosses<Scalar> losses_of(const GoldenCase& golden) {
+  return [&golden](const moe::Routing<Scalar>& routing, moe::Tape<Scalar>* tape) {
+    namespace losses = moe::losses;
+    const std::string family = golden.family();
+    double coefficient = golden.number("loss_aux_coef", 0);
+    double sum = 0;
+    if (coefficient != 0) {
+      if (family == "deepseek_v2_official") coefficient *= golden.number("alpha");
+      const losses::LossGradient<Scalar> gradient{tape->d_logits, coefficient};
+      Scalar loss = 0;
+      if (family == "switch") {
+        loss = losses::load_balancing_by_group(routing, golden.size("seq"),
+                                               BalanceScale::first_choice, {}, gradient);
+      } else if (family == "deepseek_v2_official") {
+        loss = golden.flag("seq_aux")
+                   ? losses::deepseek_sequence(routing, golden.size("seq"), {}, gradient)
+                   : losses::deepseek_expert(routing, {}, gradient);
+      } else {
+        loss = losses::transformers(routing, {}, gradient);
+      }
+      sum += coefficient * static_cast<double>(loss);
+    }
+    const double z = golden.number("loss_z_coef", 0);
+    if (z != 0) sum += z * static_cast<double>(losses::z_loss(routing, {}, {tape->d_logits, z}));
+    return sum;
+  };
+}
+
 /// What only the families with a selection bias have.
 template <class Scalar>
 void compare_bias(const moe::TopKRouter<Scalar>& router, const Outcome<Scalar>& outcome,
@@ -243,11 +274,15 @@ void run_checkpoint_case(Comparison& comparison) {
   std::string prefix = golden.weights_prefix();
   if (golden.family() == "granitemoe" && !prefix.ends_with("block_sparse_moe."))
     prefix += "block_sparse_moe.";
-  const auto layer = moe::io::load_block<Scalar>(golden.tensors(), layer_config(golden), prefix);
+  const moe::io::LayerConfig config = layer_config(golden);
+  const auto layer = moe::io::load_block<Scalar>(golden.tensors(), config, prefix);
   const Outcome<Scalar> outcome = run_layer(layer, golden.matrix<Scalar>("input"));
   const auto dropout = static_cast<Scalar>(golden.number("token_dropout", 0));
   compare_outcome(outcome, comparison, 1 - dropout);
   compare_losses(outcome, comparison);
+  if (golden.has("grad_output"))
+    compare_gradients<Scalar>(layer, config, prefix, losses_of<Scalar>(golden), 1 - dropout,
+                              comparison);
   if (const auto* router = layer.router().template target<moe::TopKRouter<Scalar>>())
     compare_bias(*router, outcome, comparison);
   if (comparison.expects("topk_probs")) comparison.compare("topk_probs", outcome.routing.weights);

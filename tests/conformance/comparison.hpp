@@ -21,6 +21,7 @@ class Comparison {
  public:
   Comparison(const GoldenCase& golden, bool is_double)
       : golden_(golden),
+        is_double_(is_double),
         relative_(is_double ? 1e-12 : 4e-6),
         output_(golden.output_tolerance(is_double)) {}
 
@@ -69,13 +70,26 @@ class Comparison {
     if (expected != actual) fail(name + " differs");
   }
 
+  /// A gradient, within the case's tolerance relative to its largest value or `least`.
+  void compare_gradient(const std::string& name, const Matrix<double>& actual,
+                        const Matrix<double>& expected, double least) {
+    const double relative = golden_.gradient_tolerance(is_double_);
+    has_gradients_ = true;
+    check("gradient of " + name, actual, expected, relative * std::max(largest(expected), least));
+  }
+
+  /// Whether any was compared.
+  bool has_gradients() const noexcept { return has_gradients_; }
+
+  void note(const std::string& text) { note_ += "; " + text; }
+
   void fail(const std::string& problem) {
     if (problem_.empty()) problem_ = problem;
   }
 
-  /// Fails if anything that the case expects was left out, but the gradients, which need a backward
-  /// pass, and the loss that they belong to; and if a weight was not used. `block` tells the
-  /// tensors that a loader has checked for itself. Noise may be there beside a rule that draws
+  /// Fails if anything that the case expects was left out, but the gradients, whose loader checks
+  /// that for itself, and the loss that they belong to; and if a weight was not used. `block` tells
+  /// the tensors that a loader has checked for itself. Noise may be there beside a rule that draws
   /// none: the summary says so.
   void check_that_all_is_used(const std::string& block) {
     for (const std::string& name : golden_.tensors().names()) {
@@ -129,12 +143,14 @@ class Comparison {
   }
 
   const GoldenCase& golden_;
+  bool is_double_;
   double relative_;
   double output_;
   double worst_ = 0;
   std::string worst_in_ = "all equal";
   std::string problem_;
   std::string note_;
+  bool has_gradients_ = false;
   std::set<std::string> compared_;
 };
 

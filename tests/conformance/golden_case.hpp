@@ -34,6 +34,9 @@ class GoldenCase {
     };
     output_tolerance_double_ = read("output_abs_f64");
     output_tolerance_float_ = read("output_abs_f32");
+    if (!tolerance.contains("grad_relative_to_max_f64")) return;
+    gradient_tolerance_double_ = read("grad_relative_to_max_f64");
+    gradient_tolerance_float_ = read("grad_relative_to_max_f32");
   }
 
   const moe::io::Tensors& tensors() const noexcept { return tensors_; }
@@ -98,6 +101,10 @@ class GoldenCase {
   double output_tolerance(bool is_double) const noexcept {
     return is_double ? output_tolerance_double_ : output_tolerance_float_;
   }
+  /// Relative to a gradient's largest value.
+  double gradient_tolerance(bool is_double) const noexcept {
+    return is_double ? gradient_tolerance_double_ : gradient_tolerance_float_;
+  }
 
  private:
   template <class Value, class Parse>
@@ -116,6 +123,8 @@ class GoldenCase {
   mutable std::set<std::string> used_;
   double output_tolerance_double_ = 0;
   double output_tolerance_float_ = 0;
+  double gradient_tolerance_double_ = 0;
+  double gradient_tolerance_float_ = 0;
 };
 
 }  // namespace conformance

@@ -19,7 +19,10 @@
 #include "moe/experts/gather.hpp"
 #include "moe/layer/dispatch.hpp"
 #include "moe/layer/explain.hpp"
+#include "moe/layer/explain_layer.hpp"
 #include "moe/layer/shared_experts.hpp"
+#include "moe/layer/sparse_moe_backward.hpp"
+#include "moe/layer/tape.hpp"
 #include "moe/layer/workspace.hpp"
 #include "moe/routing/capacity.hpp"
 #include "moe/routing/drops.hpp"
@@ -87,6 +90,50 @@ class SparseMoe {
   const Routing<Scalar>& forward(MatrixView<const Scalar> x, MatrixView<Scalar> y,
                                  Workspace<Scalar>& workspace, RouteOptions options = {}) const;
 
+  /// The same, and fills the tape for a `backward`. The routing is the tape's, and has logits and
+  /// scores whatever the options say.
+  ///
+  /// Throws  further: std::invalid_argument if the layer re-routes dropped choices.
+  const Routing<Scalar>& forward(MatrixView<const Scalar> x, MatrixView<Scalar> y,
+                                 Tape<Scalar>& tape, Workspace<Scalar>& workspace,
+                                 RouteOptions options = {}) const requires
+      DifferentiableBank<BankT>;
+  const Routing<Scalar>& forward(MatrixView<const Scalar> x, MatrixView<Scalar> y,
+                                 Tape<Scalar>& tape,
+                                 RouteOptions options = {}) requires DifferentiableBank<BankT> {
+    return forward(x, y, tape, workspace_, options);
+  }
+
+  /// The reverse of the forward that filled the tape: from the gradient with respect to y, and
+  /// those of losses in tape.d_logits and tape.d_weights, to dx and to the gradients of everything
+  /// that the layer has learnt, which are added to. A tape serves once.
+  ///
+  /// Shapes  x as in the forward, dy, dx (T, D).
+  /// Values  the bits do not depend on the number of threads.
+  /// Throws  std::invalid_argument if no forward of this layer filled the tape, or dx overlaps x or
+  ///         dy; ShapeError if a size disagrees.
+  void backward(MatrixView<const Scalar> x, Tape<Scalar>& tape, MatrixView<const Scalar> dy,
+                MatrixView<Scalar> dx, SparseMoeGradients<RouterT, BankT, SharedBankT>& gradients,
+                Workspace<Scalar>& workspace) const requires DifferentiableBank<BankT>;
+  void backward(MatrixView<const Scalar> x, Tape<Scalar>& tape, MatrixView<const Scalar> dy,
+                MatrixView<Scalar> dx,
+                SparseMoeGradients<RouterT, BankT, SharedBankT>& gradients) requires
+      DifferentiableBank<BankT> {
+    backward(x, tape, dy, dx, gradients, workspace_);
+  }
+
+  /// Zeros, to which `backward` adds.
+  auto gradients() const requires DifferentiableBank<BankT> {
+    return detail::zero_gradients(router_, experts_, shared_, output_bias_.size());
+  }
+
+  /// Bytes of pre-activations that a tape takes for a plan of so many rows: each row's values
+  /// before the activation, of routed and shared experts. With TapePolicy::recompute there are
+  /// none.
+  double tape_bytes(Index tokens, Index rows) const requires DifferentiableBank<BankT> {
+    return detail::tape_bytes(experts_, shared_, tokens, rows);
+  }
+
   /// Runs the layer on a routing that the caller supplies in place of the router's.
   ///
   /// Shapes  x, y (T, D); routing (T, K'), where K' need not be the router's K.
@@ -111,7 +158,9 @@ class SparseMoe {
   /// routing with its logits and scores, the plan, packed rows, hidden values, results, and what
   /// each thread works on. Lists of experts and tasks come on top, and what a capacity, jitter or
   /// noise need, and a bank of the caller's own.
-  double workspace_bytes(Index tokens) const;
+  double workspace_bytes(Index tokens) const {
+    return detail::workspace_bytes(experts_, shared_, router_.top_k(), tokens);
+  }
 
   /// Runs the layer on a routing and a plan that the caller supplies, such as one made with
   /// priorities of the caller's. The layer's capacity is not asked.
@@ -165,8 +214,8 @@ class SparseMoe {
   }
 
   void run_plan(MatrixView<const Scalar> x, const Routing<Scalar>& routing,
-                const DispatchPlan& plan, MatrixView<Scalar> y,
-                Workspace<Scalar>& workspace) const {
+                const DispatchPlan& plan, MatrixView<Scalar> y, Workspace<Scalar>& workspace,
+                Tape<Scalar>* tape = nullptr) const {
     workspace.rows.reserve(static_cast<Index>(plan.row_of.size()) * d_model());
     workspace.rows.resize(plan.num_rows(), d_model());
     const bool on_input = routing.weight_target == WeightTarget::input;
@@ -191,13 +240,15 @@ class SparseMoe {
     auto& stage = workspace.scratch.template kept<detail::ExpertStage<Scalar>>();
     stage.clear();
     if (staged != nullptr) {
-      stage.add({staged, &input, workspace.rows, left});
+      stage.add(
+          {staged, &input, workspace.rows, left, keep(tape, &Tape<Scalar>::sums, staged, plan)});
       left = none;
     }
     const ExpertInput<Scalar> shared_input{x, workspace.shared_plan};
     if (staged_shared != nullptr) {
       shared_.prepare(x, workspace);
-      stage.add({staged_shared, &shared_input, workspace.shared_rows, none});
+      stage.add({staged_shared, &shared_input, workspace.shared_rows, none,
+                 keep(tape, &Tape<Scalar>::shared_sums, staged_shared, workspace.shared_plan)});
     }
     const bool weighted = !left.empty() || (shared_.bank() && shared_.has_gate());
     constexpr Index block = detail::copy_block_rows;
@@ -215,6 +266,15 @@ class SparseMoe {
       if constexpr (requires { experts_.add_unweighted(routing, plan, begin, out); })
         experts_.add_unweighted(routing, plan, begin, out);
     });
+  }
+
+  /// Room on the tape for what a bank's backward needs, or null.
+  static Scalar* keep(Tape<Scalar>* tape, AlignedBuffer<Scalar> Tape<Scalar>::*buffer,
+                      const detail::StagedBank<Scalar>* bank, const DispatchPlan& plan) {
+    if (tape == nullptr || tape->policy == TapePolicy::recompute) return nullptr;
+    const Index values = bank->stage_shape().up_panels * kernels::panel_width;
+    (tape->*buffer).grow(static_cast<std::size_t>(plan.num_rows() * values));
+    return (tape->*buffer).data();
   }
 
   RouterT router_;
@@ -274,48 +334,7 @@ Explanation SparseMoe<RouterT, BankT, SharedBankT>::explain(const Routing<Scalar
   DispatchPlan plan;
   Routing<Scalar> changed;
   make_plan("SparseMoe::explain", routing, seed, changed, plan);
-  Explanation explanation;
-  explanation.isa = std::is_same_v<Scalar, float> ? active_isa() : Isa::scalar;
-  explanation.threads = parallel::available_threads();
-  explanation.tokens = routing.tokens();
-  explanation.dropped = static_cast<Index>(plan.dropped.size());
-  explanation.limits = limits;
-  detail::explain_bank(detail::staged_bank(experts_), plan, false, explanation);
-  if (shared_.bank()) {
-    DispatchPlan shared_plan;
-    make_full_plan(routing.tokens(), shared_.bank()->num_experts(), shared_plan);
-    detail::explain_bank(detail::staged_bank(*shared_.bank()), shared_plan, true, explanation);
-  }
-  explanation.workspace_bytes = workspace_bytes(routing.tokens());
-  return explanation;
-}
-
-template <Router RouterT, ExpertBank BankT, ExpertBank SharedBankT>
-double SparseMoe<RouterT, BankT, SharedBankT>::workspace_bytes(Index tokens) const {
-  const auto t = static_cast<double>(tokens);
-  const auto experts = static_cast<double>(experts_.num_experts());
-  const double choices = t * static_cast<double>(router_.top_k());
-  const auto width = static_cast<double>(d_model());
-  double bytes = choices * (sizeof(ExpertIndex) + sizeof(Scalar)) +
-                 2 * t * experts * sizeof(Scalar) +
-                 choices * (sizeof(TokenSlot) + sizeof(std::int32_t)) +
-                 (experts + 1) * sizeof(Index) + choices * width * sizeof(Scalar);
-  if (const auto* const staged = detail::staged_bank(experts_))
-    bytes += detail::stage_bytes<Scalar>(staged->stage_shape(), static_cast<std::size_t>(choices)) +
-             choices * sizeof(Scalar);
-  if (shared_.bank()) {
-    const double rows = t * static_cast<double>(shared_.bank()->num_experts());
-    bytes += rows * (sizeof(TokenSlot) + sizeof(std::int32_t) + width * sizeof(Scalar));
-    if (const auto* const staged = detail::staged_bank(*shared_.bank()))
-      bytes += detail::stage_bytes<Scalar>(staged->stage_shape(), static_cast<std::size_t>(rows));
-  }
-  // What each thread works on: an expert of the stage, and a tile of tokens of the router's
-  // product.
-  constexpr double tile = kernels::most_tile_rows;
-  const double of_thread =
-      static_cast<double>(detail::stage_sums_size + detail::stage_expert_size()) +
-      tile * (kernels::panel_width + width);
-  return bytes + static_cast<double>(parallel::available_threads()) * of_thread * sizeof(Scalar);
+  return detail::explain_layer(experts_, shared_, router_.top_k(), plan, limits);
 }
 
 template <Router RouterT, ExpertBank BankT, ExpertBank SharedBankT>
@@ -339,6 +358,40 @@ void SparseMoe<RouterT, BankT, SharedBankT>::forward(MatrixView<const Scalar> x,
   }
   const detail::ScratchScope scope(workspace.scratch);
   run_plan(x, routing, plan, y, workspace);
+}
+
+template <Router RouterT, ExpertBank BankT, ExpertBank SharedBankT>
+auto SparseMoe<RouterT, BankT, SharedBankT>::forward(MatrixView<const Scalar> x,
+                                                     MatrixView<Scalar> y, Tape<Scalar>& tape,
+                                                     Workspace<Scalar>& workspace,
+                                                     RouteOptions options) const
+    -> const Routing<Scalar>& requires DifferentiableBank<BankT> {
+  detail::check(!capacity_.reroute, forward_name, "re-routed choices have no gradient");
+  check_views(x, y);
+  options.keep_logits = options.keep_scores = true;
+  const detail::ScratchScope scope(workspace.scratch);
+  const MatrixView<const Scalar> hidden =
+      detail::hidden_states(router_, x, options, workspace.hidden);
+  router_.route(hidden, options, tape.routing);
+  check_routing_sizes(hidden, tape.routing, y);
+  make_plan(forward_name, tape.routing, options.seed, tape.routing, tape.plan);
+  run_plan(hidden, tape.routing, tape.plan, y, workspace, &tape);
+  detail::finish_tape(workspace, options, tape);
+  tape.layer = this;
+  return tape.routing;
+}
+
+template <Router RouterT, ExpertBank BankT, ExpertBank SharedBankT>
+void SparseMoe<RouterT, BankT, SharedBankT>::backward(
+    MatrixView<const Scalar> x, Tape<Scalar>& tape, MatrixView<const Scalar> dy,
+    MatrixView<Scalar> dx, SparseMoeGradients<RouterT, BankT, SharedBankT>& gradients,
+    Workspace<Scalar>& workspace) const requires DifferentiableBank<BankT> {
+  constexpr const char* where = "SparseMoe::backward";
+  detail::check(tape.layer == this, where, "the tape is of another layer, or was used");
+  detail::check_backward(where, shared_, output_bias_, x, tape, dy, dx, gradients);
+  tape.layer = nullptr;
+  const detail::ScratchScope scope(workspace.scratch);
+  detail::backward_of_layer(router_, experts_, shared_, x, tape, dy, dx, gradients, workspace);
 }
 
 }  // namespace moe::inline MOE_ABI

@@ -25,6 +25,7 @@
 #include "moe/routing/noise.hpp"
 #include "moe/routing/routing_rule.hpp"
 #include "moe/routing/token_choice.hpp"
+#include "moe/routing/topk_backward.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -116,6 +117,33 @@ class TopKRouter {
   /// The same with noise or previous logits that the caller supplies.
   void route(MatrixView<const Scalar> x, const RouteInputs<Scalar>& inputs, RouteOptions options,
              Routing<Scalar>& routing) const;
+
+  using Gradients = RouterGradients<Scalar>;
+
+  /// Zeros, to which `backward` adds.
+  Gradients gradients() const {
+    return {Matrix<Scalar>::Zero(weights_.weight.rows(), weights_.weight.cols()),
+            Vector<Scalar>::Zero(weights_.bias.size())};
+  }
+
+  /// The reverse of `route`: from gradients with respect to the weights, and those that losses gave
+  /// with respect to the logits, to those of the router's weight and bias and of the tokens. The
+  /// selection bias has none.
+  ///
+  /// Values  the bits do not depend on the number of threads.
+  /// Throws  std::invalid_argument if logits are not linear in x, or scaled to a deviation, or take
+  /// a
+  ///         residual: these have no gradient here; or if the routing was made without logits and
+  ///         scores; ShapeError if the gradients are of another router.
+  void backward(const RouterBackward<Scalar>& call, Gradients& gradients) const {
+    constexpr const char* where = "TopKRouter::backward";
+    const LogitRule& logits = config_.rule.logits;
+    detail::check(logits.form == LogitForm::linear && logits.standard_deviation == 0 &&
+                      weights_.residual.size() == 0,
+                  where, "only logits that are linear in x have a gradient");
+    detail::check_size(where, "gradients.bias.size()", weights_.bias.size(), gradients.bias.size());
+    detail::backward_of_logits(where, config_.rule, weights_.weight, call, gradients);
+  }
 
   /// What the experts see in place of x (T, D): x itself, or `buffer` with x jittered, where the
   /// rule says so and the options are those of training.

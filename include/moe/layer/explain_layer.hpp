@@ -1,0 +1,75 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// A layer's memory and work, from its parts.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include "moe/core/config.hpp"
+#include "moe/core/dispatch_plan.hpp"
+#include "moe/core/panels.hpp"
+#include "moe/core/routing.hpp"
+#include "moe/core/types.hpp"
+#include "moe/experts/staged_bank.hpp"
+#include "moe/kernels/dispatch.hpp"
+#include "moe/layer/explain.hpp"
+#include "moe/layer/shared_experts.hpp"
+#include "moe/parallel/parallel_for.hpp"
+#include "moe/routing/plan.hpp"
+
+namespace moe::inline MOE_ABI::detail {
+
+/// See SparseMoe::workspace_bytes.
+template <class BankT, class SharedBankT>
+double workspace_bytes(const BankT& experts_bank, const SharedExperts<SharedBankT>& shared,
+                       Index top_k, Index tokens) {
+  using Scalar = typename BankT::Scalar;
+  const auto t = static_cast<double>(tokens);
+  const auto experts = static_cast<double>(experts_bank.num_experts());
+  const double choices = t * static_cast<double>(top_k);
+  const auto width = static_cast<double>(experts_bank.d_model());
+  double bytes = choices * (sizeof(ExpertIndex) + sizeof(Scalar)) +
+                 2 * t * experts * sizeof(Scalar) +
+                 choices * (sizeof(TokenSlot) + sizeof(std::int32_t)) +
+                 (experts + 1) * sizeof(Index) + choices * width * sizeof(Scalar);
+  if (const auto* const staged = staged_bank(experts_bank))
+    bytes += stage_bytes<Scalar>(staged->stage_shape(), static_cast<std::size_t>(choices)) +
+             choices * sizeof(Scalar);
+  if (shared.bank()) {
+    const double rows = t * static_cast<double>(shared.bank()->num_experts());
+    bytes += rows * (sizeof(TokenSlot) + sizeof(std::int32_t) + width * sizeof(Scalar));
+    if (const auto* const staged = staged_bank(*shared.bank()))
+      bytes += stage_bytes<Scalar>(staged->stage_shape(), static_cast<std::size_t>(rows));
+  }
+  // What each thread works on: an expert of the stage, and a tile of tokens of the router's
+  // product.
+  constexpr double tile = kernels::most_tile_rows;
+  const double of_thread = static_cast<double>(stage_sums_size + stage_expert_size()) +
+                           tile * (kernels::panel_width + width);
+  return bytes + static_cast<double>(parallel::available_threads()) * of_thread * sizeof(Scalar);
+}
+
+/// See SparseMoe::explain.
+template <class BankT, class SharedBankT>
+Explanation explain_layer(const BankT& experts, const SharedExperts<SharedBankT>& shared,
+                          Index top_k, const DispatchPlan& plan, const MachineLimits& limits) {
+  Explanation explanation;
+  explanation.isa = std::is_same_v<typename BankT::Scalar, float> ? active_isa() : Isa::scalar;
+  explanation.threads = parallel::available_threads();
+  explanation.tokens = plan.tokens;
+  explanation.dropped = static_cast<Index>(plan.dropped.size());
+  explanation.limits = limits;
+  explain_bank(staged_bank(experts), plan, false, explanation);
+  if (shared.bank()) {
+    DispatchPlan shared_plan;
+    make_full_plan(plan.tokens, shared.bank()->num_experts(), shared_plan);
+    explain_bank(staged_bank(*shared.bank()), shared_plan, true, explanation);
+  }
+  explanation.workspace_bytes = workspace_bytes(experts, shared, top_k, plan.tokens);
+  return explanation;
+}
+
+}  // namespace moe::inline MOE_ABI::detail

@@ -1,0 +1,254 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// The backward pass of a sparse block.
+#pragma once
+
+#include <algorithm>
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+
+#include "moe/core/concepts.hpp"
+#include "moe/core/config.hpp"
+#include "moe/core/contracts.hpp"
+#include "moe/core/dispatch_plan.hpp"
+#include "moe/core/routing.hpp"
+#include "moe/core/types.hpp"
+#include "moe/core/view.hpp"
+#include "moe/experts/feed_forward_backward.hpp"
+#include "moe/layer/dispatch.hpp"
+#include "moe/layer/shared_experts.hpp"
+#include "moe/layer/tape.hpp"
+#include "moe/layer/workspace.hpp"
+#include "moe/parallel/parallel_for.hpp"
+#include "moe/routing/drops.hpp"
+#include "moe/routing/plan.hpp"
+#include "moe/routing/scores.hpp"
+#include "moe/routing/topk_backward.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// A bank that has a backward pass.
+template <class B>
+concept DifferentiableBank = requires(const B& bank) {
+  typename B::Gradients;
+  { bank.gradients() } -> std::same_as<typename B::Gradients>;
+  { bank.sums_size() } -> std::convertible_to<Index>;
+};
+
+/// The gradients of everything that a SparseMoe has learnt. A backward adds to them.
+///
+/// Shapes  shared_gate (S, D) and output_bias (D), or empty where the layer has none.
+template <class RouterT, class BankT, class SharedBankT>
+struct SparseMoeGradients {
+  using Scalar = typename BankT::Scalar;
+
+  typename RouterT::Gradients router;
+  typename BankT::Gradients experts;
+  std::optional<typename SharedBankT::Gradients> shared{};
+  Matrix<Scalar> shared_gate{};  // (S, D)
+  Vector<Scalar> output_bias{};  // (D)
+
+  void set_zero() {
+    router.set_zero();
+    experts.set_zero();
+    if (shared) shared->set_zero();
+    shared_gate.setZero();
+    output_bias.setZero();
+  }
+};
+
+namespace detail {
+
+template <class RouterT, class BankT, class SharedBankT>
+SparseMoeGradients<RouterT, BankT, SharedBankT> zero_gradients(
+    const RouterT& router, const BankT& experts, const SharedExperts<SharedBankT>& shared,
+    Index output_bias_size) {
+  SparseMoeGradients<RouterT, BankT, SharedBankT> result{router.gradients(), experts.gradients()};
+  if (shared.bank()) result.shared.emplace(shared.bank()->gradients());
+  if (shared.has_gate())
+    result.shared_gate.setZero(shared.bank()->num_experts(), experts.d_model());
+  result.output_bias.setZero(output_bias_size);
+  return result;
+}
+
+/// See SparseMoe::tape_bytes.
+template <class BankT, class SharedBankT>
+double tape_bytes(const BankT& experts, const SharedExperts<SharedBankT>& shared, Index tokens,
+                  Index rows) {
+  auto values = static_cast<double>(rows * experts.sums_size());
+  if (shared.bank())
+    values +=
+        static_cast<double>(tokens * shared.bank()->num_experts() * shared.bank()->sums_size());
+  return values * sizeof(typename BankT::Scalar);
+}
+
+/// What is left when a forward has run.
+template <class Scalar>
+void finish_tape(const Workspace<Scalar>& workspace, const RouteOptions& options,
+                 Tape<Scalar>& tape) {
+  tape.weights = tape.routing.weights;
+  if (!tape.plan.dropped.empty() || tape.routing.renormalization.after_drop)
+    final_weights(tape.routing, tape.plan, tape.weights);
+  tape.shared_gate = workspace.shared_gate;
+  tape.d_logits.resize(tape.routing.tokens(), tape.routing.num_experts);
+  tape.d_logits.setZero();
+  tape.d_weights.resize(tape.routing.tokens(), tape.routing.top_k());
+  tape.d_weights.setZero();
+  tape.options = options;
+  tape.options.token_ids = tape.options.token_types = tape.options.token_groups = {};
+}
+
+/// dx (T, D) += scale times the rows of each token, in order of the slots; where the weights acted
+/// on the input, times the weight, too, whose gradient (T, K) is the row's product with x.
+template <class Scalar>
+void add_row_gradients(const ExpertInput<Scalar>& input, MatrixView<const Scalar> rows,
+                       MatrixView<Scalar> d_scales, MatrixView<Scalar> dx) {
+  const DispatchPlan& plan = input.plan;
+  parallel::for_each_block(dx.rows(), copy_block_rows, [&](Index begin, Index end) {
+    for (Index t = begin; t < end; ++t) {
+      for (Index k = 0; k < plan.top_k; ++k) {
+        const std::int32_t r = plan.row_of[static_cast<std::size_t>(t * plan.top_k + k)];
+        if (r == DispatchPlan::no_row) continue;
+        const Scalar* const row = rows.row(r);
+        Scalar scale = input.factor;
+        if (!input.scales.empty()) {
+          scale *= input.scales(t, k);
+          Scalar product = 0;
+          for (Index d = 0; d < dx.cols(); ++d) product += row[d] * input.x(t, d);
+          d_scales(t, k) = input.factor * product;
+        }
+        for (Index d = 0; d < dx.cols(); ++d) dx(t, d) += scale * row[d];
+      }
+    }
+  });
+}
+
+/// The shared experts' part: gradients of their weights and gate, and dx (T, D) += theirs.
+template <class BankT>
+void backward_of_shared(const SharedExperts<BankT>& shared,
+                        MatrixView<const typename BankT::Scalar> x,
+                        const Tape<typename BankT::Scalar>& tape,
+                        MatrixView<const typename BankT::Scalar> dy,
+                        MatrixView<typename BankT::Scalar> dx, typename BankT::Gradients& gradients,
+                        Matrix<typename BankT::Scalar>& gate_gradient,
+                        Workspace<typename BankT::Scalar>& workspace) {
+  using Scalar = typename BankT::Scalar;
+  const BankT& bank = *shared.bank();
+  make_full_plan(x.rows(), bank.num_experts(), workspace.shared_plan);
+  workspace.shared_rows.resize(workspace.shared_plan.num_rows(), bank.d_model());
+  const ExpertInput<Scalar> input{x, workspace.shared_plan};
+  BankBackward<Scalar> call{input, dy, {}, tape.shared_sums.data(), workspace.shared_rows};
+  Matrix<Scalar> d_gate;  // (T, S)
+  if (shared.has_gate()) {
+    d_gate.setZero(x.rows(), bank.num_experts());
+    call.weights = tape.shared_gate;
+    call.d_weights = d_gate;
+  }
+  bank.backward(call, gradients, workspace.scratch);
+  add_row_gradients<Scalar>(input, workspace.shared_rows, {}, dx);
+  if (!shared.has_gate()) return;
+  for (Index t = 0; t < d_gate.rows(); ++t)
+    for (Index e = 0; e < d_gate.cols(); ++e)
+      d_gate(t, e) *= score_slope(ScoreFunction::sigmoid, tape.shared_gate(t, e));
+  add_weight_gradient<Scalar>(d_gate, x, gate_gradient);
+  add_input_gradient<Scalar>(d_gate, shared.gate(), {}, dx);
+}
+
+/// Multiplies gradients with respect to jittered tokens by the jitter.
+template <class RouterT>
+void undo_jitter(const RouterT& router, const RouteOptions& options,
+                 MatrixView<typename RouterT::Scalar> dx,
+                 GrowingMatrix<typename RouterT::Scalar>& buffer) {
+  const MatrixView<const typename RouterT::Scalar> result =
+      hidden_states(router, dx, options, buffer);
+  if (result.data() == dx.data()) return;
+  for (Index t = 0; t < dx.rows(); ++t) std::copy_n(result.row(t), dx.cols(), dx.row(t));
+}
+
+/// Throws  as SparseMoe::backward.
+template <class RouterT, class BankT, class SharedBankT>
+void check_backward(const char* where, const SharedExperts<SharedBankT>& shared,
+                    const Vector<typename BankT::Scalar>& output_bias,
+                    MatrixView<const typename BankT::Scalar> x,
+                    const Tape<typename BankT::Scalar>& tape,
+                    MatrixView<const typename BankT::Scalar> dy,
+                    MatrixView<typename BankT::Scalar> dx,
+                    const SparseMoeGradients<RouterT, BankT, SharedBankT>& gradients) {
+  const Index d_model = gradients.experts.config().d_model;
+  check_size(where, "x.rows()", tape.routing.tokens(), x.rows());
+  check_size(where, "x.cols()", d_model, x.cols());
+  check_size(where, "dy.rows()", x.rows(), dy.rows());
+  check_size(where, "dy.cols()", d_model, dy.cols());
+  check_size(where, "dx.rows()", x.rows(), dx.rows());
+  check_size(where, "dx.cols()", d_model, dx.cols());
+  check(!overlap(x, dx), where, "dx overlaps x");
+  check(!overlap(dy, dx), where, "dx overlaps dy");
+  check_size(where, "tape.d_logits.rows()", x.rows(), tape.d_logits.rows());
+  check_size(where, "tape.d_weights.rows()", x.rows(), tape.d_weights.rows());
+  check(gradients.shared.has_value() == shared.bank().has_value(), where,
+        "the gradients are of another layer");
+  check_size(where, "gradients.output_bias.size()", output_bias.size(),
+             gradients.output_bias.size());
+  check_size(where, "gradients.shared_gate.rows()",
+             shared.has_gate() ? shared.bank()->num_experts() : 0, gradients.shared_gate.rows());
+}
+
+/// The body of SparseMoe::backward.
+template <class RouterT, class BankT, class SharedBankT>
+void backward_of_layer(const RouterT& router, const BankT& experts,
+                       const SharedExperts<SharedBankT>& shared,
+                       MatrixView<const typename BankT::Scalar> x,
+                       Tape<typename BankT::Scalar>& tape,
+                       MatrixView<const typename BankT::Scalar> dy,
+                       MatrixView<typename BankT::Scalar> dx,
+                       SparseMoeGradients<RouterT, BankT, SharedBankT>& gradients,
+                       Workspace<typename BankT::Scalar>& workspace) {
+  using Scalar = typename BankT::Scalar;
+  const MatrixView<const Scalar> seen = hidden_states(router, x, tape.options, workspace.hidden);
+  const bool on_input = tape.routing.weight_target == WeightTarget::input;
+  const MatrixView<const Scalar> weights = tape.weights;
+  const MatrixView<const Scalar> none;
+  const ExpertInput<Scalar> input{seen, tape.plan, on_input ? weights : none,
+                                  static_cast<Scalar>(tape.routing.input_scale)};
+  if (tape.policy == TapePolicy::recompute) {
+    const auto again = [&](const auto& bank, const ExpertInput<Scalar>& of_bank,
+                           GrowingMatrix<Scalar>& rows, AlignedBuffer<Scalar>& sums) {
+      const Index values = of_bank.plan.num_rows() * bank.sums_size();
+      rows.resize(of_bank.plan.num_rows(), bank.d_model());
+      sums.grow(static_cast<std::size_t>(values));
+      bank.forward(of_bank, rows, std::span<Scalar>(sums.data(), static_cast<std::size_t>(values)),
+                   workspace.scratch);
+    };
+    again(experts, input, workspace.rows, tape.sums);
+    if (shared.bank()) {
+      make_full_plan(x.rows(), shared.bank()->num_experts(), workspace.shared_plan);
+      again(*shared.bank(), {seen, workspace.shared_plan}, workspace.shared_rows, tape.shared_sums);
+    }
+  }
+  Matrix<Scalar> d_weights = Matrix<Scalar>::Zero(weights.rows(), weights.cols());  // (T, K)
+  workspace.rows.resize(tape.plan.num_rows(), experts.d_model());
+  BankBackward<Scalar> call{input, dy, {}, tape.sums.data(), workspace.rows};
+  if (!on_input) {
+    call.weights = weights;
+    call.d_weights = d_weights;
+  }
+  experts.backward(call, gradients.experts, workspace.scratch);
+  for (Index t = 0; t < dx.rows(); ++t) std::fill_n(dx.row(t), dx.cols(), Scalar(0));
+  add_row_gradients<Scalar>(input, workspace.rows, d_weights, dx);
+  if (shared.bank())
+    backward_of_shared(shared, seen, tape, dy, dx, *gradients.shared, gradients.shared_gate,
+                       workspace);
+  router.backward(
+      {seen, tape.options, tape.routing, tape.plan, d_weights, tape.d_weights, tape.d_logits, dx},
+      gradients.router);
+  undo_jitter(router, tape.options, dx, workspace.hidden);
+  for (Index t = 0; t < dy.rows() && gradients.output_bias.size() != 0; ++t)
+    for (Index d = 0; d < dy.cols(); ++d) gradients.output_bias[d] += dy(t, d);
+}
+
+}  // namespace detail
+}  // namespace moe::inline MOE_ABI

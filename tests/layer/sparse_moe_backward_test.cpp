@@ -1,0 +1,364 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// The backward pass of a block against central differences in double: every gradient, for the
+// families' routing rules, with drops, jitter, shared experts and losses.
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <functional>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include <moe/core/contracts.hpp>
+#include <moe/core/random.hpp>
+#include <moe/experts/feed_forward.hpp>
+#include <moe/layer/sparse_moe.hpp>
+#include <moe/layer/tape.hpp>
+#include <moe/losses/balance.hpp>
+#include <moe/losses/logit_losses.hpp>
+#include <moe/losses/variation.hpp>
+#include <moe/routing/presets.hpp>
+#include <moe/routing/topk_router.hpp>
+
+#include "support/threads.hpp"
+
+namespace {
+
+using moe::Index;
+using moe::MatrixView;
+using moe::RoutingRule;
+using moe::TapePolicy;
+using moe::WeightTarget;
+
+constexpr Index tokens = 11;
+constexpr Index d_model = 9;
+constexpr Index experts = 6;
+
+template <class Scalar>
+using Bank = moe::FeedForwardExperts<Scalar, moe::SwiGlu>;
+template <class Scalar>
+using Layer = moe::SparseMoe<moe::TopKRouter<Scalar>, Bank<Scalar>>;
+
+template <class Scalar>
+moe::Matrix<Scalar> random(Index rows, Index cols, std::uint64_t seed) {
+  moe::Matrix<double> m(rows, cols);
+  moe::detail::fill_uniform(m.data(), m.size(), 1, seed);
+  return m.cast<Scalar>();
+}
+
+struct Setting {
+  RoutingRule rule = {.renormalization = {.kind = moe::Renormalization::sum}};
+  Index top_k = 2;
+  bool router_bias = false;
+  bool shared = false;
+  bool gated_shared = false;
+  bool output_bias = false;
+  bool biases = false;
+  moe::Capacity capacity = {};
+  bool training = false;
+  bool losses = false;
+  TapePolicy policy = TapePolicy::keep_preactivations;
+};
+
+/// What a block has learnt, from which it is made anew where a coordinate moved.
+template <class Scalar>
+struct Parameters {
+  moe::RouterWeights<Scalar> router;
+  Bank<Scalar> bank;
+  Bank<Scalar> shared;
+  moe::Matrix<Scalar> gate;
+  moe::Vector<Scalar> output_bias;
+
+  explicit Parameters(const Setting& setting)
+      : bank({.num_experts = experts, .d_model = d_model, .d_ff = 5, .biases = setting.biases}),
+        shared({.num_experts = 2, .d_model = d_model, .d_ff = 4}) {
+    router.weight = random<Scalar>(experts, d_model, 1);
+    if (setting.router_bias) router.bias = random<Scalar>(1, experts, 2).row(0);
+    std::uint64_t seed = 3;
+    for (const auto& values : {bank.values(), shared.values()})
+      for (const std::span<Scalar> part : values) {
+        const moe::Matrix<Scalar> m = random<Scalar>(1, static_cast<Index>(part.size()), ++seed);
+        std::copy_n(m.data(), part.size(), part.begin());
+      }
+    if (setting.gated_shared) gate = random<Scalar>(2, d_model, 60);
+    if (setting.output_bias) output_bias = random<Scalar>(1, d_model, 61).row(0);
+  }
+
+  Layer<Scalar> layer(const Setting& setting) const {
+    moe::SharedExperts<Bank<Scalar>> of_all;
+    if (setting.shared) of_all = moe::SharedExperts<Bank<Scalar>>(shared, gate);
+    Layer<Scalar> result(moe::TopKRouter<Scalar>({.d_model = d_model,
+                                                  .num_experts = experts,
+                                                  .top_k = setting.top_k,
+                                                  .rule = setting.rule},
+                                                 router),
+                         bank, of_all, setting.capacity);
+    if (setting.output_bias) result.set_output_bias(output_bias);
+    return result;
+  }
+};
+
+moe::RouteOptions options_of(const Setting& setting) {
+  return {.training = setting.training, .seed = 77};
+}
+
+/// The losses' value, to which they add their gradients if there is a tape.
+template <class Scalar>
+double losses(const moe::Routing<Scalar>& routing, moe::Tape<Scalar>* tape) {
+  moe::losses::LossGradient<Scalar> logits;
+  moe::losses::LossGradient<Scalar> weights;
+  if (tape != nullptr) {
+    logits.sum = tape->d_logits;
+    weights.sum = tape->d_weights;
+  }
+  double sum = 0;
+  logits.coefficient = 0.7;
+  sum += 0.7 * static_cast<double>(moe::losses::load_balancing(
+                   routing, moe::losses::BalanceScale::per_choice, {}, logits));
+  logits.coefficient = 0.3;
+  sum += 0.3 * static_cast<double>(moe::losses::z_loss(routing, {}, logits));
+  weights.coefficient = 0.2;
+  sum += 0.2 * static_cast<double>(moe::losses::importance(
+                   routing, moe::losses::Variance::population, {}, weights));
+  return sum;
+}
+
+double loss_of(const Parameters<double>& parameters, const Setting& setting,
+               const moe::Matrix<double>& x, const moe::Matrix<double>& dy) {
+  Layer<double> layer = parameters.layer(setting);
+  moe::Matrix<double> y(tokens, d_model);
+  const auto& routing = layer.forward(x, y, options_of(setting));
+  return (y.array() * dy.array()).sum() + (setting.losses ? losses<double>(routing, nullptr) : 0);
+}
+
+void expect_slopes(const char* what, double* values, const double* slopes, std::size_t size,
+                   const std::function<double()>& loss) {
+  constexpr double h = 1e-5;
+  double largest = 0;
+  for (std::size_t i = 0; i < size; ++i) largest = std::max(largest, std::fabs(slopes[i]));
+  ASSERT_GT(largest, 0) << what;
+  const std::size_t step = std::max<std::size_t>(1, size / 70);
+  for (std::size_t i = 0; i < size; i += step) {
+    const double kept = values[i];
+    values[i] = kept + h;
+    const double above = loss();
+    values[i] = kept - h;
+    const double below = loss();
+    values[i] = kept;
+    ASSERT_NEAR(slopes[i], (above - below) / (2 * h), 1e-6 * largest + 1e-9) << what << " " << i;
+  }
+}
+
+void expect_gradients(const Setting& setting, bool router_moves = true) {
+  Parameters<double> parameters(setting);
+  moe::Matrix<double> x = random<double>(tokens, d_model, 50);
+  const moe::Matrix<double> dy = random<double>(tokens, d_model, 51);
+  Layer<double> layer = parameters.layer(setting);
+  moe::Tape<double> tape{.policy = setting.policy};
+  moe::Matrix<double> y(tokens, d_model);
+  moe::Matrix<double> dx(tokens, d_model);
+  const auto& routing = layer.forward(x, y, tape, options_of(setting));
+  if (setting.losses) losses<double>(routing, &tape);
+  auto gradients = layer.gradients();
+  layer.backward(x, tape, dy, dx, gradients);
+
+  const auto loss = [&] { return loss_of(parameters, setting, x, dy); };
+  const auto count = [](const auto& m) { return static_cast<std::size_t>(m.size()); };
+  expect_slopes("x", x.data(), dx.data(), count(x), loss);
+  if (router_moves) {
+    expect_slopes("router", parameters.router.weight.data(), gradients.router.weight.data(),
+                  count(gradients.router.weight), loss);
+    if (setting.router_bias)
+      expect_slopes("router bias", parameters.router.bias.data(), gradients.router.bias.data(),
+                    count(gradients.router.bias), loss);
+  }
+  const auto check_bank = [&](const char* what, Bank<double>& bank, Bank<double>::Gradients& g,
+                              std::size_t parts) {
+    for (std::size_t i = 0; i < parts; ++i)
+      expect_slopes(what, bank.values()[i].data(), g.values()[i].data(), g.values()[i].size(),
+                    loss);
+  };
+  check_bank("experts", parameters.bank, gradients.experts, setting.biases ? 4 : 2);
+  if (setting.shared) check_bank("shared", parameters.shared, *gradients.shared, 2);
+  if (setting.gated_shared)
+    expect_slopes("gate", parameters.gate.data(), gradients.shared_gate.data(),
+                  count(gradients.shared_gate), loss);
+  if (setting.output_bias)
+    expect_slopes("output bias", parameters.output_bias.data(), gradients.output_bias.data(),
+                  count(gradients.output_bias), loss);
+}
+
+TEST(SparseMoeBackward, OfTheFamiliesRules) {
+  const RoutingRule rules[] = {
+      {},
+      {.renormalization = {.kind = moe::Renormalization::sum}},
+      {.weights_from = moe::WeightSource::softmax_of_chosen},
+      {.score = moe::ScoreFunction::sigmoid,
+       .renormalization = {.kind = moe::Renormalization::sum, .epsilon = 1e-20},
+       .scale = 2.5},
+      {.score = moe::ScoreFunction::sqrt_softplus,
+       .renormalization = {.kind = moe::Renormalization::sum}},
+      {.groups = {.count = 3, .kept = 2, .score = moe::GroupScore::maximum}, .scale = 16},
+      {.renormalization = {.kind = moe::Renormalization::p_norm, .p = 2}},
+      {.score = moe::ScoreFunction::identity,
+       .weights_from = moe::WeightSource::sigmoid_of_chosen,
+       .weight_target = WeightTarget::input},
+      {.score = moe::ScoreFunction::sigmoid,
+       .weight_target = WeightTarget::input,
+       .input_scale = 1.5},
+  };
+  for (const RoutingRule& rule : rules) {
+    SCOPED_TRACE(static_cast<int>(&rule - rules));
+    for (const bool losses : {false, true})
+      expect_gradients({.rule = rule, .router_bias = true, .losses = losses});
+  }
+}
+
+TEST(SparseMoeBackward, OfSharedExpertsAndBiases) {
+  expect_gradients({.shared = true});
+  expect_gradients({.shared = true, .gated_shared = true, .output_bias = true, .biases = true});
+  expect_gradients(
+      {.rule = {.weight_target = WeightTarget::input}, .top_k = 1, .shared = true, .biases = true});
+}
+
+TEST(SparseMoeBackward, OfDroppedChoices) {
+  for (const bool after : {false, true}) {
+    Setting setting{
+        .rule = {.renormalization = {.kind = moe::Renormalization::sum, .after_drop = after}},
+        .capacity = {.formula = moe::CapacityFormula::fixed, .fixed_rows = 3},
+        .losses = true};
+    Layer<double> layer = Parameters<double>(setting).layer(setting);
+    moe::Matrix<double> y(tokens, d_model);
+    layer.forward(random<double>(tokens, d_model, 50), y);
+    EXPECT_GT(layer.plan().dropped.size(), 2U);
+    expect_gradients(setting);
+    setting.shared = true;
+    setting.rule.weight_target = WeightTarget::input;
+    expect_gradients(setting);
+  }
+}
+
+TEST(SparseMoeBackward, OfJitter) {
+  for (const moe::JitterTarget target :
+       {moe::JitterTarget::router_input, moe::JitterTarget::hidden_states}) {
+    Setting setting{.training = true, .losses = true};
+    setting.rule.jitter = {.target = target, .epsilon = 0.3};
+    expect_gradients(setting);
+    setting.shared = setting.gated_shared = true;
+    expect_gradients(setting);
+  }
+}
+
+TEST(SparseMoeBackward, WhatIsRecomputedHasTheSameBits) {
+  Setting setting{.shared = true, .gated_shared = true, .biases = true};
+  std::vector<float> first;
+  for (const TapePolicy policy : {TapePolicy::keep_preactivations, TapePolicy::recompute}) {
+    for (const int threads : {1, 2, 3, 7}) {
+      const test_support::ScopedThreads scope(threads);
+      Layer<float> layer = Parameters<float>(setting).layer(setting);
+      const moe::Matrix<float> x = random<float>(100, d_model, 50);
+      const moe::Matrix<float> dy = random<float>(100, d_model, 51);
+      moe::Matrix<float> y(100, d_model);
+      moe::Matrix<float> dx(100, d_model);
+      moe::Tape<float> tape{.policy = policy};
+      losses(layer.forward(x, y, tape), &tape);
+      EXPECT_EQ(tape.sums.size() == 0, policy == TapePolicy::recompute);
+      auto gradients = layer.gradients();
+      layer.backward(x, tape, dy, dx, gradients);
+      std::vector<float> all;
+      const auto add = [&](const float* values, Index size) {
+        all.insert(all.end(), values, values + size);
+      };
+      add(y.data(), y.size());
+      add(dx.data(), dx.size());
+      add(gradients.router.weight.data(), gradients.router.weight.size());
+      add(gradients.shared_gate.data(), gradients.shared_gate.size());
+      for (const auto part : gradients.experts.values())
+        add(part.data(), static_cast<Index>(part.size()));
+      for (const auto part : gradients.shared->values())
+        add(part.data(), static_cast<Index>(part.size()));
+      if (first.empty()) first = all;
+      EXPECT_TRUE(all == first) << threads << " threads";
+    }
+  }
+}
+
+TEST(SparseMoeBackward, TheForwardWithATapeIsTheForward) {
+  const Setting setting{.shared = true, .losses = true};
+  Layer<float> layer = Parameters<float>(setting).layer(setting);
+  const moe::Matrix<float> x = random<float>(tokens, d_model, 50);
+  moe::Matrix<float> y(tokens, d_model);
+  moe::Matrix<float> with_tape(tokens, d_model);
+  moe::Tape<float> tape;
+  layer.forward(x, y);
+  layer.forward(x, with_tape, tape);
+  EXPECT_EQ(y, with_tape);
+}
+
+TEST(SparseMoeBackward, TheTapeTakesWhatIsDocumented) {
+  const Setting setting{.shared = true};
+  Layer<float> layer = Parameters<float>(setting).layer(setting);
+  const moe::Matrix<float> x = random<float>(tokens, d_model, 50);
+  moe::Matrix<float> y(tokens, d_model);
+  moe::Tape<float> tape;
+  layer.forward(x, y, tape);
+  // 5 gates and 5 ups fill one panel of 32, so do 4 and 4.
+  EXPECT_EQ(layer.tape_bytes(tokens, 2 * tokens), 4.0 * 32 * (2 * tokens + 2 * tokens));
+  EXPECT_EQ(layer.tape_bytes(tokens, tape.plan.num_rows()),
+            4.0 * static_cast<double>(tape.sums.size() + tape.shared_sums.size()));
+}
+
+TEST(SparseMoeBackward, RefusesWhatDoesNotBelongTogether) {
+  const Setting setting;
+  Layer<float> layer = Parameters<float>(setting).layer(setting);
+  Layer<float> other = layer;
+  const moe::Matrix<float> x = random<float>(tokens, d_model, 50);
+  const moe::Matrix<float> dy = random<float>(tokens, d_model, 51);
+  moe::Matrix<float> y(tokens, d_model);
+  moe::Matrix<float> dx(tokens, d_model);
+  moe::Matrix<float> wrong(tokens + 1, d_model);
+  moe::Tape<float> tape;
+  auto gradients = layer.gradients();
+  EXPECT_THROW(layer.backward(x, tape, dy, dx, gradients), std::invalid_argument) << "no forward";
+  layer.forward(x, y, tape);
+  EXPECT_THROW(other.backward(x, tape, dy, dx, gradients), std::invalid_argument);
+  EXPECT_THROW(layer.backward(wrong, tape, dy, dx, gradients), moe::ShapeError);
+  EXPECT_THROW(layer.backward(x, tape, wrong, dx, gradients), moe::ShapeError);
+  EXPECT_THROW(layer.backward(x, tape, dy, wrong, gradients), moe::ShapeError);
+  EXPECT_THROW(
+      layer.backward(x, tape, dy,
+                     moe::MatrixView<float>(const_cast<float*>(dy.data()), tokens, d_model),
+                     gradients),
+      std::invalid_argument)
+      << "dx overlaps dy";
+  const Setting with_shared{.shared = true};
+  auto of_another = Parameters<float>(with_shared).layer(with_shared).gradients();
+  EXPECT_THROW(layer.backward(x, tape, dy, dx, of_another), std::invalid_argument);
+  layer.backward(x, tape, dy, dx, gradients);
+  EXPECT_THROW(layer.backward(x, tape, dy, dx, gradients), std::invalid_argument) << "used";
+
+  Setting reroutes;
+  reroutes.capacity = {.formula = moe::CapacityFormula::fixed, .fixed_rows = 2, .reroute = true};
+  Layer<float> rerouting = Parameters<float>(reroutes).layer(reroutes);
+  EXPECT_THROW(rerouting.forward(x, y, tape), std::invalid_argument);
+}
+
+TEST(SparseMoeBackward, OfNoTokens) {
+  const Setting setting{.shared = true, .gated_shared = true};
+  Layer<double> layer = Parameters<double>(setting).layer(setting);
+  const moe::Matrix<double> x(0, d_model);
+  moe::Matrix<double> y(0, d_model);
+  moe::Tape<double> tape;
+  layer.forward(x, y, tape);
+  auto gradients = layer.gradients();
+  layer.backward(x, tape, x, y, gradients);
+  EXPECT_TRUE(gradients.router.weight.isZero(0));
+}
+
+}  // namespace
