@@ -36,6 +36,7 @@ int main(int argc, char** argv) {
   // Shape by shape, so that the weights of one are in memory at a time.
   for (const benchmarks::Shape& shape : benchmarks::shapes) {
     benchmarks::register_layer(shape);
+    benchmarks::register_backward(shape);
     benchmarks::register_stages(shape);
     benchmarks::register_peers(shape);
   }

@@ -190,9 +190,10 @@ double ratio_in_turn(const A& a, const B& b, std::size_t least = 5) {
 /// every 20 ms or more of iterations, and the counters `roofline`, the share of the limit, and
 /// `median_ms` are the medians over these samples, 5 at least. Returns the limits over the whole
 /// run.
-template <class Run>
-moe::MachineLimits measure_against_limits(benchmark::State& state, const Work& work,
-                                          const Run& run) {
+/// `between` runs after each iteration and is not timed.
+template <class Run, class Between>
+moe::MachineLimits measure_against_limits(benchmark::State& state, const Work& work, const Run& run,
+                                          const Between& between) {
   constexpr double seconds_of_sample = 0.02;
   std::vector<double> times;  // of an iteration, by sample
   std::vector<double> reads;
@@ -213,9 +214,9 @@ moe::MachineLimits measure_against_limits(benchmark::State& state, const Work& w
     run();
     seconds += seconds_since(start);
     ++iterations;
-    if (seconds < seconds_of_sample) continue;
     state.PauseTiming();
-    close();
+    between();
+    if (seconds >= seconds_of_sample) close();
     state.ResumeTiming();
   }
   while (times.size() < 5) {
@@ -224,6 +225,7 @@ moe::MachineLimits measure_against_limits(benchmark::State& state, const Work& w
       run();
       seconds += seconds_since(start);
       ++iterations;
+      between();
     }
     close();
   }
@@ -243,6 +245,12 @@ moe::MachineLimits measure_against_limits(benchmark::State& state, const Work& w
   state.counters["roofline_of_best"] =
       std::max(work.weight_bytes / read_limit().best(), work.flop / fma_limit().best()) / time;
   return limits;
+}
+
+template <class Run>
+moe::MachineLimits measure_against_limits(benchmark::State& state, const Work& work,
+                                          const Run& run) {
+  return measure_against_limits(state, work, run, [] {});
 }
 
 /// The last object asked for, kept while consecutive benchmarks ask for the same one: weights of
@@ -281,5 +289,9 @@ void register_stages(const Shape& shape);
 void register_peers(const Shape& shape);
 void register_many_experts();
 void register_many_stages();
+
+/// backward/<shape>/f32/T:<tokens>  a forward with a tape and its backward, with new weights each
+///                                  time, counted as three times the forward's operations
+void register_backward(const Shape& shape);
 
 }  // namespace benchmarks
