@@ -255,6 +255,30 @@ TEST(SparseMoeBackward, OfJitter) {
   }
 }
 
+TEST(SparseMoeBackward, OfNoise) {
+  Setting setting{.training = true, .losses = true};
+  setting.rule.logits.noise = 0.4;
+  expect_gradients(setting);
+}
+
+TEST(SparseMoeBackward, RefusesLogitsThatHaveNoGradient) {
+  const moe::Matrix<float> x = random<float>(tokens, d_model, 50);
+  moe::Matrix<float> y(tokens, d_model);
+  moe::Matrix<float> dx(tokens, d_model);
+  const auto refuses = [&](Setting setting) {
+    setting.training = true;
+    Layer<float> layer = Parameters<float>(setting).layer(setting);
+    moe::Tape<float> tape;
+    layer.forward(x, y, tape, options_of(setting));
+    auto gradients = layer.gradients();
+    EXPECT_THROW(layer.backward(x, tape, x, dx, gradients), std::invalid_argument);
+  };
+  refuses({.rule = {.logits = {.form = moe::LogitForm::cosine}}});
+  refuses({.rule = {.logits = {.standard_deviation = 1}}});
+  refuses(
+      {.rule = {.logits = {.noise = 0.1}, .weights_from = moe::WeightSource::softmax_of_chosen}});
+}
+
 TEST(SparseMoeBackward, WhatIsRecomputedHasTheSameBits) {
   Setting setting{.shared = true, .gated_shared = true, .biases = true};
   std::vector<float> first;

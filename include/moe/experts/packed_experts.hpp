@@ -48,8 +48,7 @@ class PackedExperts {
   /// Zeros.
   ///
   /// Throws  std::invalid_argument, beginning with `where`, if a size is not positive or the
-  /// weights
-  ///         exceed all memory.
+  ///         weights exceed all memory.
   PackedExperts(const char* where, const ExpertsConfig& its_config) : config(its_config) {
     check(config.num_experts > 0, where, "num_experts must be positive");
     check(config.d_model > 0, where, "d_model must be positive");

@@ -41,8 +41,7 @@ struct ActivationRule {
 ///         has a fused multiply-add: the same bits whatever the number of rows. With `resume`, sums
 ///         are the accumulators that an earlier slice of k left.
 /// Memory  asks for the lines from `next` on to come to the second-level cache, `step` bytes
-/// further
-///         for every k: a part of the panel that comes next.
+///         further for every k: a part of the panel that comes next.
 template <class Scalar, class Storage>
 struct TileKernels {
   using Tile = void (*)(const Scalar* a, const Storage* panel, std::ptrdiff_t inner, Scalar* sums,

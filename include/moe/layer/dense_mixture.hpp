@@ -84,8 +84,7 @@ enum class MixtureError {
 /// Errors of a DenseMixture, one for each token.
 ///
 /// Shapes  routing of `DenseMixture::forward`, rows (E T, D) of its workspace, target (T, D);
-/// result
-///         (T).
+///         result (T).
 /// Values  0 at best for the first two; the likelihood error has no least value of its own. It is
 ///         finite wherever some p is positive and the distances are finite.
 /// Throws  ShapeError if sizes disagree.

@@ -144,8 +144,7 @@ class MixtureOfDepths {
   ///
   /// Values  ln 2 for r of 0; 0 where no token counts.
   /// Throws  ShapeError if the mask is not T long; std::invalid_argument if a chosen token is out
-  /// of
-  ///         range.
+  ///         of range.
   static double choice_loss(const Vector<Scalar>& r, const std::vector<Index>& chosen,
                             losses::TokenMask mask = {}) {
     const Index counted =

@@ -45,8 +45,7 @@ struct SoftMoeWorkspace {
 /// token's output depends on all tokens of the call, which are one sequence.
 ///
 /// Values  a norm is the root of the sum of squares + 1e-6, so that tokens near 0 have small
-/// logits.
-///         T = 0 gives nothing.
+///         logits. T = 0 gives nothing.
 /// Source  Puigcerver et al. (2023), arXiv:2308.00951; vmoe `projects/soft_moe/router.py`.
 /// Differs from the paper's algorithm 2, which adds the epsilon to the norm.
 template <ExpertBank BankT>

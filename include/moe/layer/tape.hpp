@@ -25,8 +25,7 @@ enum class TapePolicy {
 /// gathered rows nor the experts' outputs are kept.
 ///
 /// Shapes  d_logits (T, E) and d_weights (T, K) are zero after a forward: before the backward,
-/// losses
-///         add their gradients with respect to the routing's logits and weights.
+///         losses add their gradients with respect to the routing's logits and weights.
 template <class Scalar>
 struct Tape {
   TapePolicy policy = TapePolicy::keep_preactivations;

@@ -93,8 +93,7 @@ Scalar tutel(const Routing<Scalar>& routing, TokenMask mask = {},
 /// them: 1 at balance without drops, more with them; 0 where nothing was kept. For K = 1.
 ///
 /// Throws  ShapeError if routing and plan differ in size; std::invalid_argument unless K is 1, or
-/// if
-///         the routing was made without scores.
+///         if the routing was made without scores.
 /// Source  fastmoe `SwitchGate`. Its `GShardGate` has `gshard_code`, if all experts are local.
 template <class Scalar>
 Scalar fastmoe_switch(const Routing<Scalar>& routing, const DispatchPlan& plan, TokenMask mask = {},
@@ -160,8 +159,7 @@ Scalar deepseek_sequence(const Routing<Scalar>& routing, Index sequence_tokens, 
 /// Brings a balancing loss from one scale to another, for E experts and K choices.
 ///
 /// Throws  std::invalid_argument between losses of first choices and of all choices for K > 1,
-/// which
-///         no factor converts, or if E or K is not positive.
+///         which no factor converts, or if E or K is not positive.
 inline double convert(double loss, BalanceScale from, BalanceScale to, Index num_experts,
                       Index top_k) {
   moe::detail::check(num_experts > 0 && top_k > 0, "convert",

@@ -48,8 +48,7 @@ class GShardRouter {
   using Scalar = ScalarT;
 
   /// Throws  std::invalid_argument if K is not 2, there is no second expert, or the threshold is
-  /// not
-  ///         positive.
+  ///         not positive.
   explicit GShardRouter(TopKRouter<Scalar> router, SecondExpert second = {})
       : router_(std::move(router)), second_(second) {
     detail::check(router_.top_k() == 2, "GShardRouter", "top_k must be 2");

@@ -160,9 +160,8 @@ constexpr RoutingRule minimax_m2() {
 /// Square roots of softplus scores, selection by score plus bias, divided by their sum, times
 /// `scale`. The first layers of the model choose by a table instead: HashRouter.
 /// Source  DeepSeek-V4, as llama.cpp and ik_llama.cpp run it. llama.cpp clamps the sum from below
-/// at
-///         6.1035e-5, half precision's least normal number, as it does for all families; here the
-///         sum is as it is.
+///         at 6.1035e-5, half precision's least normal number, as it does for all families; here
+///         the sum is as it is.
 constexpr RoutingRule deepseek_v4(double scale = 1) {
   return {.score = ScoreFunction::sqrt_softplus,
           .renormalization = {.kind = Renormalization::sum},
@@ -215,8 +214,8 @@ constexpr RoutingRule longcat_flash(double scale = 6) {
 /// `RouterWeights::residual`. Inputs of the experts are multiplied by K = 2, which is not what
 /// multiplying their outputs by 2 would give.
 /// Source  Jin et al. (2024), arXiv:2410.07348; SkyworkAI `moe_plus_plus_layer.py`, with its
-/// options
-///         at the defaults but the gate of one layer (see LogitForm::two_layer for the other).
+///         options at the defaults but the gate of one layer (see LogitForm::two_layer for the
+///         other).
 /// Differs from the paper, which has no such factor, and capacities of another size for experts
 /// without a cost.
 constexpr RoutingRule moe_plus_plus() {

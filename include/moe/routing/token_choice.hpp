@@ -107,8 +107,7 @@ void weigh_experts(const RoutingRule& rule, const Scalar* logit, const Scalar* s
 /// Ties    lower expert index first. An expert with a NaN logit never wins against one without that
 ///         may be chosen, and has weight 0; a row of NaN selects 0 .. K-1 with weights 0.
 /// Throws  std::invalid_argument if MOE_ISA names no level of this machine; the rule was checked
-/// when
-///         the router was made.
+///         when the router was made.
 template <class Scalar>
 void choose_experts(const RoutingRule& rule, const Scalar* logit, const Scalar* selection_bias,
                     Index num_experts, Index top_k, TokenChoiceScratch<Scalar>& scratch,

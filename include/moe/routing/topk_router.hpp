@@ -132,15 +132,20 @@ class TopKRouter {
   ///
   /// Values  the bits do not depend on the number of threads.
   /// Throws  std::invalid_argument if logits are not linear in x, or scaled to a deviation, or take
-  /// a
-  ///         residual: these have no gradient here; or if the routing was made without logits and
-  ///         scores; ShapeError if the gradients are of another router.
+  ///         a residual, or had noise and became weights past the scores: these have no gradient
+  ///         here; ShapeError if the routing was made without logits and scores, or the gradients
+  ///         are of another router.
   void backward(const RouterBackward<Scalar>& call, Gradients& gradients) const {
     constexpr const char* where = "TopKRouter::backward";
     const LogitRule& logits = config_.rule.logits;
     detail::check(logits.form == LogitForm::linear && logits.standard_deviation == 0 &&
                       weights_.residual.size() == 0,
                   where, "only logits that are linear in x have a gradient");
+    // Routing::logits are those without noise, scores those with.
+    const WeightSource source = config_.rule.weights_from;
+    detail::check(!call.options.training || logits.noise == 0 || source == WeightSource::scores ||
+                      source == WeightSource::one,
+                  where, "weights that are made of noisy logits have no gradient");
     detail::check_size(where, "gradients.bias.size()", weights_.bias.size(), gradients.bias.size());
     detail::backward_of_logits(where, config_.rule, weights_.weight, call, gradients);
   }
