@@ -22,6 +22,7 @@
 #include "moe/core/view.hpp"
 #include "moe/experts/activation.hpp"
 #include "moe/experts/any_experts.hpp"
+#include "moe/experts/bank_backward.hpp"
 #include "moe/experts/custom_experts.hpp"
 #include "moe/experts/expert_gradients.hpp"
 #include "moe/experts/expert_source.hpp"

@@ -295,6 +295,7 @@ TEST(SparseMoeBackward, WhatIsRecomputedHasTheSameBits) {
       EXPECT_EQ(tape.sums.size() == 0, policy == TapePolicy::recompute);
       auto gradients = layer.gradients();
       layer.backward(x, tape, dy, dx, gradients);
+      EXPECT_EQ(tape.sums.size() == 0, policy == TapePolicy::recompute);
       std::vector<float> all;
       const auto add = [&](const float* values, Index size) {
         all.insert(all.end(), values, values + size);

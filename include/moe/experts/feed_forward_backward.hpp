@@ -19,29 +19,13 @@
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
 #include "moe/experts/activation.hpp"
+#include "moe/experts/bank_backward.hpp"
 #include "moe/experts/packed_experts.hpp"
 #include "moe/experts/panel_product.hpp"
 #include "moe/kernels/dispatch.hpp"
 #include "moe/parallel/parallel_for.hpp"
 
 namespace moe::inline MOE_ABI::detail {
-
-/// What a bank's backward is given and what it gives.
-///
-/// Shapes  dy (T, D), the gradient with respect to the layer's output; weights (T, K), by which the
-///         layer multiplied the outputs, or none; sums, the pre-activations of the forward:
-///         expert e's panel p stands at (first_row(e) panels + p rows_of(e)) 32 as (rows, 32);
-///         rows (N, D), where the gradients with respect to the experts' inputs go; d_weights
-///         (T, K), where those with respect to the weights go, for slots that have a row.
-template <class Scalar>
-struct BankBackward {
-  const ExpertInput<Scalar>& input;
-  MatrixView<const Scalar> dy;
-  MatrixView<const Scalar> weights;
-  const Scalar* sums = nullptr;
-  MatrixView<Scalar> rows;
-  MatrixView<Scalar> d_weights{};
-};
 
 /// Runs a backward. Its memory grows only.
 ///
@@ -90,27 +74,8 @@ class FeedForwardBackward {
   static constexpr Index most_group_rows = 1024;
   static constexpr Index width = kernels::panel_width;
 
-  struct Sizes {
-    Index d_model;
-    Index d_ff;
-    Index up_panels;
-    Index down_panels;
-    Index sums;    // of a row, before the activation: whole panels
-    Index filled;  // of a row of dy in panels
-  };
-
-  /// Rows begin .. begin + rows - 1 of an expert, in blocks of a tile's rows.
-  struct Piece {
-    Index expert;
-    Index first_row;  // of the expert in the plan
-    Index begin;      // among the expert's rows
-    Index rows;
-    Index expert_rows;
-    Index blocks;
-    Index at;  // rows of the pieces before it in the group
-
-    Index block_row(Index b) const noexcept { return rows * b / blocks; }
-  };
+  using Sizes = BackwardSizes;
+  using Piece = RowPiece;
 
   enum class Step { pack, hidden, input, up, down, weight };
 
@@ -280,6 +245,9 @@ class FeedForwardBackward {
   void find_hidden(const PackedExperts<Scalar, gated, Storage>& weights,
                    const ActivationT& activation, const BankBackward<Scalar>& call,
                    const Sizes& sizes, const Piece& piece, Index hidden_panel, int thread) {
+    static_assert(KernelOf<ActivationT>::exists, "the activation has no gradient");
+    const auto gradient_of =
+        kernels::activation_gradient_kernel<Scalar, KernelOf<ActivationT>::kind, gated>();
     constexpr Index hidden_width = PackedExperts<Scalar, gated, Storage>::hidden_width;
     const Index from = hidden_panel * width;
     const Scalar* const d_hidden = multiply_transposed<Storage>(
@@ -306,7 +274,7 @@ class FeedForwardBackward {
                                                    width;
         Scalar* const d_sums =
             d_sums_panels_.data() + piece.at * sizes.sums + (p * piece.rows + first) * width;
-        differentiate<gated>(activation, sums, weighted, count, hidden, d_sums);
+        gradient_of(kernel_rule<Scalar>(activation), sums, weighted, count, hidden, d_sums);
         const Scalar* row[kernels::most_tile_rows];
         for (Index r = 0; r < count; ++r) {
           row[r] = d_sums + r * width;
@@ -335,14 +303,6 @@ class FeedForwardBackward {
       std::copy_n(hidden + i, run, in_columns(hidden_.data(), sizes.d_ff, piece, c, row) + place);
       i += run;
     }
-  }
-
-  template <bool gated, class ActivationT>
-  static void differentiate(const ActivationT& activation, const Scalar* sums,
-                            const Scalar* d_hidden, Index count, Scalar* hidden, Scalar* d_sums) {
-    static_assert(KernelOf<ActivationT>::exists, "the activation has no gradient");
-    kernels::activation_gradient_kernel<Scalar, KernelOf<ActivationT>::kind, gated>()(
-        kernel_rule<Scalar>(activation), sums, d_hidden, count, hidden, d_sums);
   }
 
   /// 32 columns of dx.

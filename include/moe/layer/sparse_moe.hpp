@@ -366,6 +366,7 @@ auto SparseMoe<RouterT, BankT, SharedBankT>::forward(MatrixView<const Scalar> x,
                                                      Workspace<Scalar>& workspace,
                                                      RouteOptions options) const
     -> const Routing<Scalar>& requires DifferentiableBank<BankT> {
+  tape.layer = nullptr;
   detail::check(!capacity_.reroute, forward_name, "re-routed choices have no gradient");
   check_views(x, y);
   options.keep_logits = options.keep_scores = true;

@@ -98,6 +98,7 @@ void finish_tape(const Workspace<Scalar>& workspace, const RouteOptions& options
   tape.d_logits.setZero();
   tape.d_weights.resize(tape.routing.tokens(), tape.routing.top_k());
   tape.d_weights.setZero();
+  tape.has_sums = tape.policy != TapePolicy::recompute;
   tape.options = options;
   tape.options.token_ids = tape.options.token_types = tape.options.token_groups = {};
 }
@@ -132,6 +133,7 @@ template <class BankT>
 void backward_of_shared(const SharedExperts<BankT>& shared,
                         MatrixView<const typename BankT::Scalar> x,
                         const Tape<typename BankT::Scalar>& tape,
+                        const typename BankT::Scalar* sums,
                         MatrixView<const typename BankT::Scalar> dy,
                         MatrixView<typename BankT::Scalar> dx, typename BankT::Gradients& gradients,
                         Matrix<typename BankT::Scalar>& gate_gradient,
@@ -141,7 +143,7 @@ void backward_of_shared(const SharedExperts<BankT>& shared,
   make_full_plan(x.rows(), bank.num_experts(), workspace.shared_plan);
   workspace.shared_rows.resize(workspace.shared_plan.num_rows(), bank.d_model());
   const ExpertInput<Scalar> input{x, workspace.shared_plan};
-  BankBackward<Scalar> call{input, dy, {}, tape.shared_sums.data(), workspace.shared_rows};
+  BankBackward<Scalar> call{input, dy, {}, sums, workspace.shared_rows};
   Matrix<Scalar> d_gate;  // (T, S)
   if (shared.has_gate()) {
     d_gate.setZero(x.rows(), bank.num_experts());
@@ -214,24 +216,34 @@ void backward_of_layer(const RouterT& router, const BankT& experts,
   const MatrixView<const Scalar> none;
   const ExpertInput<Scalar> input{seen, tape.plan, on_input ? weights : none,
                                   static_cast<Scalar>(tape.routing.input_scale)};
-  if (tape.policy == TapePolicy::recompute) {
+  const Scalar* sums = tape.sums.data();
+  const Scalar* shared_sums = tape.shared_sums.data();
+  struct Recomputed {
+    AlignedBuffer<Scalar> sums;
+    AlignedBuffer<Scalar> shared_sums;
+  };
+  if (!tape.has_sums) {
+    auto& recomputed = workspace.scratch.template kept<Recomputed>();
     const auto again = [&](const auto& bank, const ExpertInput<Scalar>& of_bank,
-                           GrowingMatrix<Scalar>& rows, AlignedBuffer<Scalar>& sums) {
+                           GrowingMatrix<Scalar>& rows, AlignedBuffer<Scalar>& kept) {
       const Index values = of_bank.plan.num_rows() * bank.sums_size();
       rows.resize(of_bank.plan.num_rows(), bank.d_model());
-      sums.grow(static_cast<std::size_t>(values));
-      bank.forward(of_bank, rows, std::span<Scalar>(sums.data(), static_cast<std::size_t>(values)),
+      kept.grow(static_cast<std::size_t>(values));
+      bank.forward(of_bank, rows, std::span<Scalar>(kept.data(), static_cast<std::size_t>(values)),
                    workspace.scratch);
     };
-    again(experts, input, workspace.rows, tape.sums);
+    again(experts, input, workspace.rows, recomputed.sums);
+    sums = recomputed.sums.data();
     if (shared.bank()) {
       make_full_plan(x.rows(), shared.bank()->num_experts(), workspace.shared_plan);
-      again(*shared.bank(), {seen, workspace.shared_plan}, workspace.shared_rows, tape.shared_sums);
+      again(*shared.bank(), {seen, workspace.shared_plan}, workspace.shared_rows,
+            recomputed.shared_sums);
+      shared_sums = recomputed.shared_sums.data();
     }
   }
   Matrix<Scalar> d_weights = Matrix<Scalar>::Zero(weights.rows(), weights.cols());  // (T, K)
   workspace.rows.resize(tape.plan.num_rows(), experts.d_model());
-  BankBackward<Scalar> call{input, dy, {}, tape.sums.data(), workspace.rows};
+  BankBackward<Scalar> call{input, dy, {}, sums, workspace.rows};
   if (!on_input) {
     call.weights = weights;
     call.d_weights = d_weights;
@@ -240,8 +252,8 @@ void backward_of_layer(const RouterT& router, const BankT& experts,
   for (Index t = 0; t < dx.rows(); ++t) std::fill_n(dx.row(t), dx.cols(), Scalar(0));
   add_row_gradients<Scalar>(input, workspace.rows, d_weights, dx);
   if (shared.bank())
-    backward_of_shared(shared, seen, tape, dy, dx, *gradients.shared, gradients.shared_gate,
-                       workspace);
+    backward_of_shared(shared, seen, tape, shared_sums, dy, dx, *gradients.shared,
+                       gradients.shared_gate, workspace);
   router.backward(
       {seen, tape.options, tape.routing, tape.plan, d_weights, tape.d_weights, tape.d_logits, dx},
       gradients.router);

@@ -37,6 +37,7 @@ struct Tape {
   // The rest is the layer's.
   const void* layer = nullptr;  // that filled it; none after a backward
   RouteOptions options{};
+  bool has_sums = false;
   GrowingMatrix<Scalar> weights{};      // (T, K), after drops
   AlignedBuffer<Scalar> sums{};         // (N, sums of a row)
   AlignedBuffer<Scalar> shared_sums{};  // (T * shared experts, sums of a row)

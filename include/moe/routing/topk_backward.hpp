@@ -140,6 +140,8 @@ void backward_of_logits(const char* where, const RoutingRule& rule, const Matrix
               weight.rows());
   check_shape("routing.scores.rows()", "routing.scores.cols()", call.routing.scores, tokens,
               weight.rows());
+  check_size(where, "plan.row_of.size()", tokens * call.routing.top_k(),
+             static_cast<Index>(call.plan.row_of.size()));
   check_shape("d_weights.rows()", "d_weights.cols()", call.d_weights, tokens, call.routing.top_k());
   check_shape("d_routed.rows()", "d_routed.cols()", call.d_routed, tokens, call.routing.top_k());
   check_shape("d_logits.rows()", "d_logits.cols()", call.d_logits, tokens, weight.rows());

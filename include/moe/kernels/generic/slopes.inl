@@ -36,15 +36,16 @@ MOE_ALWAYS_INLINE ValueAndSlope activate_with_slope(Vec z) noexcept {
                  Vec::broadcast(Scalar(0.39894228040143267794)));
     return {multiply(z, share), multiply_add(z, density, share)};
   } else {
-    // u = 2 sqrt(2 / pi) (z + 0.044715 z^3)
+    // u = 2 sqrt(2 / pi) (z + 0.044715 z^3), which beyond 20 leaves 1 or 0 of z.
     constexpr auto factor = Scalar(2 * 0.79788456080286535588);
     z = maximum(Vec::broadcast(lowest), z);
-    const Vec square = multiply(z, z);
+    const Vec near = maximum(Vec::broadcast(-20), minimum(Vec::broadcast(20), z));
+    const Vec square = multiply(near, near);
     const Vec one = Vec::broadcast(1);
     const Vec cubic = multiply_add(square, Vec::broadcast(Scalar(0.044715)), one);
     const Vec u_slope = multiply(Vec::broadcast(factor),
                                  multiply_add(square, Vec::broadcast(Scalar(3 * 0.044715)), one));
-    return gate_by_sigmoid(z, multiply(multiply(z, Vec::broadcast(-factor)), cubic), u_slope);
+    return gate_by_sigmoid(z, multiply(multiply(near, Vec::broadcast(-factor)), cubic), u_slope);
   }
 }
 
