@@ -116,7 +116,8 @@ class FeedForwardExperts final : public detail::StagedBank<ScalarT> {
 
   /// The weights as they lie, for an optimiser: gate and up, down, their biases. Where panels are
   /// filled up they must stay zero, as they do where an element of gradient 0 does.
-  std::array<std::span<Scalar>, 4> values() noexcept requires std::same_as<Storage, Scalar> {
+  template <std::same_as<Scalar> S = StorageT>
+  std::array<std::span<Scalar>, 4> values() noexcept {
     return weights_.values();
   }
 

@@ -126,7 +126,8 @@ class PackedExperts {
   }
 
   /// Weights as they lie, padding included: up, down, their biases.
-  std::array<std::span<Scalar>, 4> values() noexcept requires std::same_as<Storage, Scalar> {
+  template <std::same_as<Scalar> S = Storage>
+  std::array<std::span<Scalar>, 4> values() noexcept {
     const auto all = [](Matrix<Scalar>& m) {
       return std::span<Scalar>(m.data(), static_cast<std::size_t>(m.size()));
     };

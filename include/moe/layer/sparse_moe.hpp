@@ -94,13 +94,28 @@ class SparseMoe {
   /// scores whatever the options say.
   ///
   /// Throws  further: std::invalid_argument if the layer re-routes dropped choices.
+  template <DifferentiableBank B = BankT>
   const Routing<Scalar>& forward(MatrixView<const Scalar> x, MatrixView<Scalar> y,
                                  Tape<Scalar>& tape, Workspace<Scalar>& workspace,
-                                 RouteOptions options = {}) const requires
-      DifferentiableBank<BankT>;
+                                 RouteOptions options = {}) const {
+    tape.layer = nullptr;
+    detail::check(!capacity_.reroute, forward_name, "re-routed choices have no gradient");
+    check_views(x, y);
+    options.keep_logits = options.keep_scores = true;
+    const detail::ScratchScope scope(workspace.scratch);
+    const MatrixView<const Scalar> hidden =
+        detail::hidden_states(router_, x, options, workspace.hidden);
+    router_.route(hidden, options, tape.routing);
+    check_routing_sizes(hidden, tape.routing, y);
+    make_plan(forward_name, tape.routing, options.seed, tape.routing, tape.plan);
+    run_plan(hidden, tape.routing, tape.plan, y, workspace, &tape);
+    detail::finish_tape(workspace, options, tape);
+    tape.layer = this;
+    return tape.routing;
+  }
+  template <DifferentiableBank B = BankT>
   const Routing<Scalar>& forward(MatrixView<const Scalar> x, MatrixView<Scalar> y,
-                                 Tape<Scalar>& tape,
-                                 RouteOptions options = {}) requires DifferentiableBank<BankT> {
+                                 Tape<Scalar>& tape, RouteOptions options = {}) {
     return forward(x, y, tape, workspace_, options);
   }
 
@@ -112,25 +127,27 @@ class SparseMoe {
   /// Values  the bits do not depend on the number of threads.
   /// Throws  std::invalid_argument if no forward of this layer filled the tape, or dx overlaps x or
   ///         dy; ShapeError if a size disagrees.
+  template <DifferentiableBank B = BankT>
   void backward(MatrixView<const Scalar> x, Tape<Scalar>& tape, MatrixView<const Scalar> dy,
                 MatrixView<Scalar> dx, SparseMoeGradients<RouterT, BankT, SharedBankT>& gradients,
-                Workspace<Scalar>& workspace) const requires DifferentiableBank<BankT>;
+                Workspace<Scalar>& workspace) const;
+  template <DifferentiableBank B = BankT>
   void backward(MatrixView<const Scalar> x, Tape<Scalar>& tape, MatrixView<const Scalar> dy,
-                MatrixView<Scalar> dx,
-                SparseMoeGradients<RouterT, BankT, SharedBankT>& gradients) requires
-      DifferentiableBank<BankT> {
+                MatrixView<Scalar> dx, SparseMoeGradients<RouterT, BankT, SharedBankT>& gradients) {
     backward(x, tape, dy, dx, gradients, workspace_);
   }
 
   /// Zeros, to which `backward` adds.
-  auto gradients() const requires DifferentiableBank<BankT> {
+  template <DifferentiableBank B = BankT>
+  auto gradients() const {
     return detail::zero_gradients(router_, experts_, shared_, output_bias_.size());
   }
 
   /// Bytes of pre-activations that a tape takes for a plan of so many rows: each row's values
   /// before the activation, of routed and shared experts. With TapePolicy::recompute there are
   /// none.
-  double tape_bytes(Index tokens, Index rows) const requires DifferentiableBank<BankT> {
+  template <DifferentiableBank B = BankT>
+  double tape_bytes(Index tokens, Index rows) const {
     return detail::tape_bytes(experts_, shared_, tokens, rows);
   }
 
@@ -361,32 +378,11 @@ void SparseMoe<RouterT, BankT, SharedBankT>::forward(MatrixView<const Scalar> x,
 }
 
 template <Router RouterT, ExpertBank BankT, ExpertBank SharedBankT>
-auto SparseMoe<RouterT, BankT, SharedBankT>::forward(MatrixView<const Scalar> x,
-                                                     MatrixView<Scalar> y, Tape<Scalar>& tape,
-                                                     Workspace<Scalar>& workspace,
-                                                     RouteOptions options) const
-    -> const Routing<Scalar>& requires DifferentiableBank<BankT> {
-  tape.layer = nullptr;
-  detail::check(!capacity_.reroute, forward_name, "re-routed choices have no gradient");
-  check_views(x, y);
-  options.keep_logits = options.keep_scores = true;
-  const detail::ScratchScope scope(workspace.scratch);
-  const MatrixView<const Scalar> hidden =
-      detail::hidden_states(router_, x, options, workspace.hidden);
-  router_.route(hidden, options, tape.routing);
-  check_routing_sizes(hidden, tape.routing, y);
-  make_plan(forward_name, tape.routing, options.seed, tape.routing, tape.plan);
-  run_plan(hidden, tape.routing, tape.plan, y, workspace, &tape);
-  detail::finish_tape(workspace, options, tape);
-  tape.layer = this;
-  return tape.routing;
-}
-
-template <Router RouterT, ExpertBank BankT, ExpertBank SharedBankT>
+template <DifferentiableBank B>
 void SparseMoe<RouterT, BankT, SharedBankT>::backward(
     MatrixView<const Scalar> x, Tape<Scalar>& tape, MatrixView<const Scalar> dy,
     MatrixView<Scalar> dx, SparseMoeGradients<RouterT, BankT, SharedBankT>& gradients,
-    Workspace<Scalar>& workspace) const requires DifferentiableBank<BankT> {
+    Workspace<Scalar>& workspace) const {
   constexpr const char* where = "SparseMoe::backward";
   detail::check(tape.layer == this, where, "the tape is of another layer, or was used");
   detail::check_backward(where, shared_, output_bias_, x, tape, dy, dx, gradients);
