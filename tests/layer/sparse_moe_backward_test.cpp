@@ -272,6 +272,8 @@ TEST(SparseMoeBackward, RefusesLogitsThatHaveNoGradient) {
     layer.forward(x, y, tape, options_of(setting));
     auto gradients = layer.gradients();
     EXPECT_THROW(layer.backward(x, tape, x, dx, gradients), std::invalid_argument);
+    for (const auto part : gradients.experts.values())
+      for (const float value : part) ASSERT_EQ(value, 0) << "before anything is added";
   };
   refuses({.rule = {.logits = {.form = moe::LogitForm::cosine}}});
   refuses({.rule = {.logits = {.standard_deviation = 1}}});

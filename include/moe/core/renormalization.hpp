@@ -47,10 +47,9 @@ inline void check_renormalization(const char* where, const RenormalizationRule& 
         "renormalization.p must be finite and positive");
 }
 
-/// Divides n weights of a token with K slots as the rule says.
+/// What n weights of a token are divided by.
 template <class Scalar>
-void renormalize(const RenormalizationRule& rule, Index top_k, Scalar* weight, Index n) noexcept {
-  if (!renormalizes(rule, top_k)) return;
+Scalar divisor_of(const RenormalizationRule& rule, const Scalar* weight, Index n) noexcept {
   const auto epsilon = static_cast<Scalar>(rule.epsilon);
   const auto p = static_cast<Scalar>(rule.p);
   const bool is_norm = rule.kind == Renormalization::p_norm;
@@ -66,6 +65,14 @@ void renormalize(const RenormalizationRule& rule, Index top_k, Scalar* weight, I
   if (is_norm) divisor = largest * std::pow(divisor, 1 / p);
   if (rule.kind == Renormalization::sum) divisor += epsilon;
   if (rule.kind == Renormalization::clamped_sum) divisor = std::fmax(divisor, epsilon);
+  return divisor;
+}
+
+/// Divides n weights of a token with K slots as the rule says.
+template <class Scalar>
+void renormalize(const RenormalizationRule& rule, Index top_k, Scalar* weight, Index n) noexcept {
+  if (!renormalizes(rule, top_k)) return;
+  const Scalar divisor = divisor_of(rule, weight, n);
   for (Index k = 0; k < n; ++k) weight[k] = divisor != 0 ? weight[k] / divisor : Scalar(0);
 }
 
@@ -81,38 +88,23 @@ void renormalize_gradient(const RenormalizationRule& rule, Index top_k, const Sc
     for (Index k = 0; k < n; ++k) d_weight[k] = d_result[k];
     return;
   }
-  const auto epsilon = static_cast<Scalar>(rule.epsilon);
   const auto p = static_cast<Scalar>(rule.p);
-  const bool is_norm = rule.kind == Renormalization::p_norm;
-  Scalar largest = 1;  // As renormalize takes it, for the same divisor.
-  if (is_norm && p != 1) {
-    largest = 0;
-    for (Index k = 0; k < n; ++k) largest = std::fmax(largest, std::fabs(weight[k]));
-    if (!(largest > 0)) largest = 1;
-  }
-  Scalar divisor = 0;
+  const Scalar divisor = divisor_of(rule, weight, n);
+  // A clamped divisor does not move with the weights.
+  const bool moves =
+      rule.kind != Renormalization::clamped_sum || divisor > static_cast<Scalar>(rule.epsilon);
   Scalar product = 0;  // of results and their gradients, times the divisor
-  for (Index k = 0; k < n; ++k) {
-    divisor += is_norm ? std::pow(std::fabs(weight[k]) / largest, p) : weight[k];
-    product += weight[k] * d_result[k];
-  }
-  if (is_norm) divisor = largest * std::pow(divisor, 1 / p);
-  bool moves = true;  // whether the divisor depends on the weights
-  if (rule.kind == Renormalization::sum) divisor += epsilon;
-  if (rule.kind == Renormalization::clamped_sum) {
-    moves = divisor > epsilon;
-    divisor = std::fmax(divisor, epsilon);
-  }
+  for (Index k = 0; k < n; ++k) product += weight[k] * d_result[k];
   for (Index k = 0; k < n; ++k) {
     if (divisor == 0) {
       d_weight[k] = 0;
       continue;
     }
     Scalar slope = moves ? Scalar(1) : Scalar(0);  // of the divisor in this weight
-    if (is_norm) {
-      const Scalar size = std::fabs(weight[k]) / divisor;
-      slope = std::copysign(p == 1 ? Scalar(1) : std::pow(size, p - 1), weight[k]);
-      if (weight[k] == 0) slope = 0;
+    if (rule.kind == Renormalization::p_norm) {
+      slope = weight[k] == 0
+                  ? Scalar(0)
+                  : std::copysign(std::pow(std::fabs(weight[k]) / divisor, p - 1), weight[k]);
     }
     d_weight[k] = (d_result[k] - slope * (product / divisor)) / divisor;
   }

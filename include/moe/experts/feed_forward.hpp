@@ -131,14 +131,20 @@ class FeedForwardExperts final : public detail::StagedBank<ScalarT> {
   /// Throws  ShapeError if the gradients are of another bank's sizes.
   void backward(const detail::BankBackward<Scalar>& call, Gradients& gradients,
                 Scratch& scratch) const {
-    constexpr const char* where = "FeedForwardExperts::backward";
+    check_backward("FeedForwardExperts::backward", gradients);
+    scratch.kept<detail::FeedForwardBackward<Scalar>>().run(weights_, activation_, call,
+                                                            gradients.packed());
+  }
+
+  /// Throws  what `backward` would for these gradients, beginning with `where`, so that a layer
+  ///         refuses them before it has added to any.
+  void check_backward(const char* where, const Gradients& gradients) const {
     const ExpertsConfig& config = gradients.config();
     detail::check_size(where, "gradients' num_experts", num_experts(), config.num_experts);
     detail::check_size(where, "gradients' d_model", d_model(), config.d_model);
     detail::check_size(where, "gradients' d_ff", d_ff(), config.d_ff);
-    detail::check(config.biases == has_biases(), where, "the gradients are of another bank");
-    scratch.kept<detail::FeedForwardBackward<Scalar>>().run(weights_, activation_, call,
-                                                            gradients.packed());
+    detail::check(config.biases == has_biases() && config.down_bias == weights_.config.down_bias,
+                  where, "the gradients are of another bank");
   }
 
   /// Adds to tokens first .. first + y.rows() - 1 what the routing weights must not multiply: the

@@ -143,21 +143,21 @@ MOE_ALWAYS_INLINE void widen(const bfloat16* p, Vec& even, Vec& odd) noexcept {
   even.value = _mm512_castsi512_ps(_mm512_maskz_slli_epi32(all, bits, 16));
   odd.value = _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(~0xffff)));
 }
+/// a and b become what `first` and `last` say of their 32 numbers.
+MOE_ALWAYS_INLINE void permute(Vec& a, Vec& b, __m512i first, __m512i last) noexcept {
+  const __m512 before = a.value;
+  a.value = _mm512_permutex2var_ps(before, first, b.value);
+  b.value = _mm512_permutex2var_ps(before, last, b.value);
+}
 /// Numbers at even and at odd places, in their order.
 MOE_ALWAYS_INLINE void interleave(Vec& even, Vec& odd) noexcept {
   const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-  const __m512i last = _mm512_add_epi32(first, _mm512_set1_epi32(8));
-  const __m512 a = even.value;
-  even.value = _mm512_permutex2var_ps(a, first, odd.value);
-  odd.value = _mm512_permutex2var_ps(a, last, odd.value);
+  permute(even, odd, first, _mm512_add_epi32(first, _mm512_set1_epi32(8)));
 }
 /// The reverse.
 MOE_ALWAYS_INLINE void deinterleave(Vec& first, Vec& last) noexcept {
   const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-  const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
-  const __m512 a = first.value;
-  first.value = _mm512_permutex2var_ps(a, even, last.value);
-  last.value = _mm512_permutex2var_ps(a, odd, last.value);
+  permute(first, last, even, _mm512_add_epi32(even, _mm512_set1_epi32(1)));
 }
 
 #include "moe/kernels/generic/exponential.inl"

@@ -385,7 +385,8 @@ void SparseMoe<RouterT, BankT, SharedBankT>::backward(
     Workspace<Scalar>& workspace) const {
   constexpr const char* where = "SparseMoe::backward";
   detail::check(tape.layer == this, where, "the tape is of another layer, or was used");
-  detail::check_backward(where, shared_, output_bias_, x, tape, dy, dx, gradients);
+  detail::check_backward(where, router_, experts_, shared_, output_bias_, x, tape, dy, dx,
+                         gradients);
   tape.layer = nullptr;
   const detail::ScratchScope scope(workspace.scratch);
   detail::backward_of_layer(router_, experts_, shared_, x, tape, dy, dx, gradients, workspace);

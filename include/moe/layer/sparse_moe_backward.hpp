@@ -171,32 +171,41 @@ void undo_jitter(const RouterT& router, const RouteOptions& options,
   for (Index t = 0; t < dx.rows(); ++t) std::copy_n(result.row(t), dx.cols(), dx.row(t));
 }
 
-/// Throws  as SparseMoe::backward.
+/// Throws  as SparseMoe::backward, before anything was added to a gradient.
 template <class RouterT, class BankT, class SharedBankT>
-void check_backward(const char* where, const SharedExperts<SharedBankT>& shared,
+void check_backward(const char* where, const RouterT& router, const BankT& experts,
+                    const SharedExperts<SharedBankT>& shared,
                     const Vector<typename BankT::Scalar>& output_bias,
                     MatrixView<const typename BankT::Scalar> x,
                     const Tape<typename BankT::Scalar>& tape,
                     MatrixView<const typename BankT::Scalar> dy,
                     MatrixView<typename BankT::Scalar> dx,
                     const SparseMoeGradients<RouterT, BankT, SharedBankT>& gradients) {
-  const Index d_model = gradients.experts.config().d_model;
-  check_size(where, "x.rows()", tape.routing.tokens(), x.rows());
-  check_size(where, "x.cols()", d_model, x.cols());
-  check_size(where, "dy.rows()", x.rows(), dy.rows());
-  check_size(where, "dy.cols()", d_model, dy.cols());
-  check_size(where, "dx.rows()", x.rows(), dx.rows());
-  check_size(where, "dx.cols()", d_model, dx.cols());
+  const auto check_shape = [&](const char* rows_name, const char* cols_name, const auto& matrix,
+                               Index rows, Index cols) {
+    check_size(where, rows_name, rows, matrix.rows());
+    check_size(where, cols_name, cols, matrix.cols());
+  };
+  const Index tokens = tape.routing.tokens();
+  check_shape("x.rows()", "x.cols()", x, tokens, experts.d_model());
+  check_shape("dy.rows()", "dy.cols()", dy, tokens, experts.d_model());
+  check_shape("dx.rows()", "dx.cols()", dx, tokens, experts.d_model());
   check(!overlap(x, dx), where, "dx overlaps x");
   check(!overlap(dy, dx), where, "dx overlaps dy");
-  check_size(where, "tape.d_logits.rows()", x.rows(), tape.d_logits.rows());
-  check_size(where, "tape.d_weights.rows()", x.rows(), tape.d_weights.rows());
+  check_shape("tape.d_logits.rows()", "tape.d_logits.cols()", tape.d_logits, tokens,
+              tape.routing.num_experts);
+  check_shape("tape.d_weights.rows()", "tape.d_weights.cols()", tape.d_weights, tokens,
+              tape.routing.top_k());
+  router.check_backward(where, tape.options, gradients.router);
+  experts.check_backward(where, gradients.experts);
   check(gradients.shared.has_value() == shared.bank().has_value(), where,
         "the gradients are of another layer");
+  if (shared.bank()) shared.bank()->check_backward(where, *gradients.shared);
+  check_shape("gradients.shared_gate.rows()", "gradients.shared_gate.cols()", gradients.shared_gate,
+              shared.has_gate() ? shared.bank()->num_experts() : 0,
+              shared.has_gate() ? experts.d_model() : 0);
   check_size(where, "gradients.output_bias.size()", output_bias.size(),
              gradients.output_bias.size());
-  check_size(where, "gradients.shared_gate.rows()",
-             shared.has_gate() ? shared.bank()->num_experts() : 0, gradients.shared_gate.rows());
 }
 
 /// The body of SparseMoe::backward.

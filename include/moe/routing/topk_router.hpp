@@ -137,17 +137,26 @@ class TopKRouter {
   ///         are of another router.
   void backward(const RouterBackward<Scalar>& call, Gradients& gradients) const {
     constexpr const char* where = "TopKRouter::backward";
+    check_backward(where, call.options, gradients);
+    detail::backward_of_logits(where, config_.rule, weights_.weight, call, gradients);
+  }
+
+  /// Throws  what `backward` would for these options and gradients, beginning with `where`, so that
+  ///         a layer refuses them before it has added to any gradient.
+  void check_backward(const char* where, const RouteOptions& options,
+                      const Gradients& gradients) const {
     const LogitRule& logits = config_.rule.logits;
     detail::check(logits.form == LogitForm::linear && logits.standard_deviation == 0 &&
                       weights_.residual.size() == 0,
                   where, "only logits that are linear in x have a gradient");
     // Routing::logits are those without noise, scores those with.
     const WeightSource source = config_.rule.weights_from;
-    detail::check(!call.options.training || logits.noise == 0 || source == WeightSource::scores ||
+    detail::check(!options.training || logits.noise == 0 || source == WeightSource::scores ||
                       source == WeightSource::one,
                   where, "weights that are made of noisy logits have no gradient");
+    detail::check_size(where, "gradients.weight.rows()", num_experts(), gradients.weight.rows());
+    detail::check_size(where, "gradients.weight.cols()", d_model(), gradients.weight.cols());
     detail::check_size(where, "gradients.bias.size()", weights_.bias.size(), gradients.bias.size());
-    detail::backward_of_logits(where, config_.rule, weights_.weight, call, gradients);
   }
 
   /// What the experts see in place of x (T, D): x itself, or `buffer` with x jittered, where the
