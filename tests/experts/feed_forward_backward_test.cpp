@@ -19,6 +19,7 @@
 #include <moe/experts/feed_forward.hpp>
 #include <moe/routing/plan.hpp>
 
+#include "support/differences.hpp"
 #include "support/levels.hpp"
 #include "support/routings.hpp"
 #include "support/threads.hpp"
@@ -29,6 +30,7 @@ using moe::DownBias;
 using moe::ExpertsConfig;
 using moe::Index;
 using moe::MatrixView;
+using test_support::expect_some_slopes;
 
 template <class Scalar>
 using Matrix = moe::Matrix<Scalar>;
@@ -123,26 +125,6 @@ struct Case {
   }
 };
 
-/// Compares up to 60 elements of a gradient, spread over it, with central differences.
-template <class Case, class At>
-void expect_slopes(Case& c, const char* what, std::size_t size, const At& at) {
-  constexpr double h = 1e-5;
-  const std::size_t step = std::max<std::size_t>(1, size / 60);
-  double largest = 0;
-  for (std::size_t i = 0; i < size; ++i) largest = std::max(largest, std::fabs(at(i).second));
-  ASSERT_GT(largest, 0) << what;
-  for (std::size_t i = 0; i < size; i += step) {
-    const auto [value, slope] = at(i);
-    const double kept = *value;
-    *value = kept + h;
-    const double above = c.loss();
-    *value = kept - h;
-    const double below = c.loss();
-    *value = kept;
-    ASSERT_NEAR(slope, (above - below) / (2 * h), 1e-6 * largest + 1e-9) << what << " " << i;
-  }
-}
-
 template <class ActivationT>
 void expect_gradients(const ExpertsConfig& config, Index tokens, Index top_k, Weights where,
                       const ActivationT& activation = {}) {
@@ -151,16 +133,16 @@ void expect_gradients(const ExpertsConfig& config, Index tokens, Index top_k, We
   Case<double, ActivationT> c(config, tokens, top_k, where, activation);
   c.left_out = config.down_bias == DownBias::unweighted;
   c.backward();
+  const auto loss = [&] { return c.loss(); };
   const auto values = c.bank.values();
   const auto slopes = c.gradients.values();
   const char* const names[] = {"up", "down", "up bias", "down bias"};
   for (std::size_t part = 0; part < (config.biases ? 4U : 2U); ++part)
-    expect_slopes(c, names[part], values[part].size(),
-                  [&](std::size_t i) { return std::pair(&values[part][i], slopes[part][i]); });
+    expect_some_slopes(names[part], values[part].data(), slopes[part].data(), values[part].size(),
+                       loss);
   if (where == Weights::on_output)
-    expect_slopes(c, "weights", static_cast<std::size_t>(c.d_weights.size()), [&](std::size_t i) {
-      return std::pair(c.routing.weights.data() + i, c.d_weights.data()[i]);
-    });
+    expect_some_slopes("weights", c.routing.weights.data(), c.d_weights.data(),
+                       static_cast<std::size_t>(c.d_weights.size()), loss);
   // A token's gradient is the sum over its rows, through the scale of the input.
   Matrix<double> dx = Matrix<double>::Zero(tokens, config.d_model);
   for (Index r = 0; r < c.plan.num_rows(); ++r) {
@@ -168,8 +150,7 @@ void expect_gradients(const ExpertsConfig& config, Index tokens, Index top_k, We
     dx.row(at.token) +=
         c.rows.row(r) * (where == Weights::on_input ? c.routing.weights(at.token, at.slot) : 1);
   }
-  expect_slopes(c, "x", static_cast<std::size_t>(dx.size()),
-                [&](std::size_t i) { return std::pair(c.x.data() + i, dx.data()[i]); });
+  expect_some_slopes("x", c.x.data(), dx.data(), static_cast<std::size_t>(dx.size()), loss);
 }
 
 TEST(FeedForwardBackward, OfEveryActivation) {

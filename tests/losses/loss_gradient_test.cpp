@@ -22,6 +22,7 @@
 #include <moe/routing/capacity.hpp>
 #include <moe/routing/plan.hpp>
 
+#include "support/differences.hpp"
 #include "support/reference.hpp"
 #include "support/routings.hpp"
 
@@ -44,23 +45,11 @@ constexpr Index tokens = 9;
 constexpr Index experts = 6;
 const std::vector<std::uint8_t> some_tokens = {1, 0, 1, 1, 1, 0, 1, 1, 0};
 
-/// (f(x + h) - f(x - h)) / 2h at each coordinate of x, which is left as it was. The error of h =
-/// 1e-5 in double is about 1e-10 for values near 1.
+/// At each coordinate of x, which is left as it was.
 void expect_slopes(Matrix& x, const Matrix& gradient, const std::function<double()>& f,
                    const std::string& what) {
-  constexpr double h = 1e-5;
-  const double largest = gradient.cwiseAbs().maxCoeff();
-  ASSERT_GT(largest, 0) << what;
-  for (Index i = 0; i < x.size(); ++i) {
-    const double kept = x.data()[i];
-    x.data()[i] = kept + h;
-    const double above = f();
-    x.data()[i] = kept - h;
-    const double below = f();
-    x.data()[i] = kept;
-    ASSERT_NEAR(gradient.data()[i], (above - below) / (2 * h), 1e-6 * largest + 1e-10)
-        << what << ", coordinate " << i;
-  }
+  const auto size = static_cast<std::size_t>(x.size());
+  test_support::expect_some_slopes(what, x.data(), gradient.data(), size, f, size);
 }
 
 using Loss = std::function<double(const Routing<double>&, LossGradient<double>)>;

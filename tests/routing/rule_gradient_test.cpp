@@ -18,6 +18,8 @@
 #include <moe/routing/scores.hpp>
 #include <moe/routing/token_choice.hpp>
 
+#include "support/differences.hpp"
+
 namespace {
 
 using moe::ExpertIndex;
@@ -81,19 +83,8 @@ struct Token {
 
   void expect_slopes(const std::string& what, bool all_kept = true) {
     const std::vector<double> analytic = gradient(all_kept);
-    constexpr double h = 1e-6;
-    double largest = 0;
-    for (const double value : analytic) largest = std::max(largest, std::fabs(value));
-    for (std::size_t e = 0; e < logits.size(); ++e) {
-      const double value = logits[e];
-      logits[e] = value + h;
-      const double above = loss();
-      logits[e] = value - h;
-      const double below = loss();
-      logits[e] = value;
-      ASSERT_NEAR(analytic[e], (above - below) / (2 * h), 1e-6 * largest + 1e-9)
-          << what << ", logit " << e;
-    }
+    test_support::expect_slopes(what, logits.data(), analytic.data(), logits.size(),
+                                [&] { return loss(); });
   }
 };
 
