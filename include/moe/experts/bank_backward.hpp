@@ -6,6 +6,7 @@
 
 #include "moe/core/concepts.hpp"
 #include "moe/core/config.hpp"
+#include "moe/core/panels.hpp"
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
 
@@ -30,6 +31,15 @@ struct BankBackward {
 
 /// Sizes of a bank in a backward.
 struct BackwardSizes {
+  template <class Weights>
+  explicit BackwardSizes(const Weights& weights) noexcept
+      : d_model(weights.config.d_model),
+        d_ff(weights.config.d_ff),
+        up_panels(weights.up.panels()),
+        down_panels(weights.down.panels()),
+        sums(up_panels * kernels::panel_width),
+        filled(down_panels * kernels::panel_width) {}
+
   Index d_model;
   Index d_ff;
   Index up_panels;

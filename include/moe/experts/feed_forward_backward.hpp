@@ -42,7 +42,7 @@ class FeedForwardBackward {
   void run(const PackedExperts<Scalar, gated, Storage>& weights, const ActivationT& activation,
            const BankBackward<Scalar>& call, PackedExperts<Scalar, gated>& gradients) {
     tile_rows_ = kernels::tile_kernels<Scalar, Scalar>().most_rows;
-    const Sizes sizes = sizes_of(weights);
+    const BackwardSizes sizes(weights);
     const DispatchPlan& plan = call.input.plan;
     // Some experts at a time, or some rows of one, as much as the buffers hold.
     Index expert = 0;
@@ -74,9 +74,6 @@ class FeedForwardBackward {
   static constexpr Index most_group_rows = 1024;
   static constexpr Index width = kernels::panel_width;
 
-  using Sizes = BackwardSizes;
-  using Piece = RowPiece;
-
   enum class Step { pack, hidden, input, up, down, weight };
 
   struct Task {
@@ -85,17 +82,10 @@ class FeedForwardBackward {
     Index index;  // of the block or panel
   };
 
-  template <bool gated, class Storage>
-  static Sizes sizes_of(const PackedExperts<Scalar, gated, Storage>& weights) noexcept {
-    const Index up = weights.up.panels();
-    const Index down = weights.down.panels();
-    return {weights.config.d_model, weights.config.d_ff, up, down, up * width, down * width};
-  }
-
   template <bool gated, class Storage, class ActivationT>
   void run_group(const PackedExperts<Scalar, gated, Storage>& weights,
                  const ActivationT& activation, const BankBackward<Scalar>& call,
-                 PackedExperts<Scalar, gated>& gradients, const Sizes& sizes, Index rows) {
+                 PackedExperts<Scalar, gated>& gradients, const BackwardSizes& sizes, Index rows) {
     const auto grow = [&](AlignedBuffer<Scalar>& buffer, Index values) {
       buffer.grow(static_cast<std::size_t>(rows * values));
     };
@@ -110,21 +100,21 @@ class FeedForwardBackward {
     threads_.grow(static_cast<std::size_t>(parallel::available_threads()) * thread_size());
 
     tasks_.clear();
-    add_tasks(Step::pack, [](const Piece& piece) { return piece.blocks; });
+    add_tasks(Step::pack, [](const RowPiece& piece) { return piece.blocks; });
     run_tasks([&](const Task& task, int) { pack(call, sizes, piece_of(task), task.index); });
     tasks_.clear();
     const Index hidden_panels = (sizes.d_ff + width - 1) / width;
-    add_tasks(Step::hidden, [&](const Piece&) { return hidden_panels; });
+    add_tasks(Step::hidden, [&](const RowPiece&) { return hidden_panels; });
     run_tasks([&](const Task& task, int thread) {
       find_hidden(weights, activation, call, sizes, piece_of(task), task.index, thread);
     });
     tasks_.clear();
-    add_tasks(Step::input, [&](const Piece&) { return sizes.down_panels; });
-    add_tasks(Step::up, [&](const Piece&) { return sizes.up_panels; });
-    add_tasks(Step::down, [&](const Piece&) { return sizes.down_panels; });
-    if (!call.d_weights.empty()) add_tasks(Step::weight, [](const Piece&) { return Index{1}; });
+    add_tasks(Step::input, [&](const RowPiece&) { return sizes.down_panels; });
+    add_tasks(Step::up, [&](const RowPiece&) { return sizes.up_panels; });
+    add_tasks(Step::down, [&](const RowPiece&) { return sizes.down_panels; });
+    if (!call.d_weights.empty()) add_tasks(Step::weight, [](const RowPiece&) { return Index{1}; });
     run_tasks([&](const Task& task, int thread) {
-      const Piece& piece = piece_of(task);
+      const RowPiece& piece = piece_of(task);
       if (task.step == Step::input) {
         find_input(weights, call, sizes, piece, task.index, thread);
       } else if (task.step == Step::up) {
@@ -137,7 +127,7 @@ class FeedForwardBackward {
     });
   }
 
-  const Piece& piece_of(const Task& task) const noexcept {
+  const RowPiece& piece_of(const Task& task) const noexcept {
     return pieces_[static_cast<std::size_t>(task.piece)];
   }
 
@@ -155,28 +145,39 @@ class FeedForwardBackward {
     });
   }
 
-  // A thread's memory: the sums of a piece's rows with one panel, a slice of a transposed panel, a
-  // block of 32 by 32, and a tile of hidden values twice.
   static constexpr Index slice_size = 2048 * width;
   static constexpr Index tile_size = kernels::most_tile_rows * width;
   static constexpr std::size_t thread_size() noexcept {
     return static_cast<std::size_t>(most_piece_rows * width + slice_size + width * width +
                                     2 * tile_size);
   }
-  Scalar* memory_of(int thread) noexcept {
-    return threads_.data() + static_cast<std::size_t>(thread) * thread_size();
+
+  /// Parts of a thread's `thread_size` values.
+  struct ThreadMemory {
+    Scalar* sums;      // of a piece's rows with one panel
+    Scalar* panel;     // a slice of a transposed panel
+    Scalar* block;     // (32, 32) of it, before
+    Scalar* weighted;  // w dA' of a tile
+    Scalar* hidden;    // A of a tile
+  };
+  ThreadMemory memory_of(int thread) noexcept {
+    Scalar* const sums = threads_.data() + static_cast<std::size_t>(thread) * thread_size();
+    Scalar* const panel = sums + most_piece_rows * width;
+    Scalar* const weighted = panel + slice_size + width * width;
+    return {sums, panel, panel + slice_size, weighted, weighted + tile_size};
   }
 
   /// Where row `row` of column block c of a matrix stands that is kept by columns, tile_rows_ of
   /// them together: (columns of the block) for each of a piece's rows.
-  Scalar* in_columns(Scalar* matrix, Index cols, const Piece& piece, Index c, Index row) const {
+  Scalar* in_columns(Scalar* matrix, Index cols, const RowPiece& piece, Index c, Index row) const {
     const Index first = c * tile_rows_;
     return matrix + piece.at * cols + first * piece.rows +
            row * std::min<Index>(tile_rows_, cols - first);
   }
 
   /// A block of rows: dy for products with dW's transposed panels, w dy in panels, x by columns.
-  void pack(const BankBackward<Scalar>& call, const Sizes& sizes, const Piece& piece, Index block) {
+  void pack(const BankBackward<Scalar>& call, const BackwardSizes& sizes, const RowPiece& piece,
+            Index block) {
     const ExpertInput<Scalar>& input = call.input;
     const Scalar* dy[kernels::most_tile_rows];
     const Index first = piece.block_row(block);
@@ -214,37 +215,37 @@ class FeedForwardBackward {
   /// of a matrix whose transposed blocks `block_of(panel)` gives for each 32 of the inner
   /// dimension: (columns, 32), of which `columns` exist.
   template <class Storage, class BlockOf>
-  Scalar* multiply_transposed(const Piece& piece, const Scalar* rows, Index inner, Index columns,
+  Scalar* multiply_transposed(const RowPiece& piece, const Scalar* rows, Index inner, Index columns,
                               int thread, const BlockOf& block_of) {
     const auto& tiles = kernels::tile_kernels<Scalar, Scalar>();
     const auto transpose = kernels::transpose_kernel<Scalar>();
-    Scalar* const sums = memory_of(thread);
-    Scalar* const panel = sums + most_piece_rows * width;
-    Scalar* const block = panel + slice_size;
-    if (columns < width) std::fill_n(block, width * width, Scalar(0));
+    const ThreadMemory memory = memory_of(thread);
+    Scalar* const panel = memory.panel;
+    if (columns < width) std::fill_n(memory.block, width * width, Scalar(0));
     for (Index k = 0; k < inner; k += slice_size / width) {
       const Index count = std::min(slice_size / width, inner - k);
       for (Index i = 0; i < count; i += width) {
         const Storage* const from = block_of((k + i) / width);
-        for (Index j = 0; j < columns * width; ++j) block[j] = load_as<Scalar>(from[j]);
-        transpose(block, panel + i * width);
+        for (Index j = 0; j < columns * width; ++j) memory.block[j] = load_as<Scalar>(from[j]);
+        transpose(memory.block, panel + i * width);
       }
       for (Index b = 0; b < piece.blocks; ++b) {
         const Index first = piece.block_row(b);
         const Index tile_rows = piece.block_row(b + 1) - first;
         tiles.of_rows[tile_rows - 1](rows + first * inner + k * tile_rows, panel, count,
-                                     sums + first * width, k > 0,
+                                     memory.sums + first * width, k > 0,
                                      reinterpret_cast<const char*>(panel), 0);
       }
     }
-    return sums;
+    return memory.sums;
   }
 
   /// 32 hidden values of every row: dA', from it dw's share, dZ, and A again.
   template <bool gated, class Storage, class ActivationT>
   void find_hidden(const PackedExperts<Scalar, gated, Storage>& weights,
                    const ActivationT& activation, const BankBackward<Scalar>& call,
-                   const Sizes& sizes, const Piece& piece, Index hidden_panel, int thread) {
+                   const BackwardSizes& sizes, const RowPiece& piece, Index hidden_panel,
+                   int thread) {
     static_assert(KernelOf<ActivationT>::exists, "the activation has no gradient");
     const auto gradient_of =
         kernels::activation_gradient_kernel<Scalar, KernelOf<ActivationT>::kind, gated>();
@@ -254,9 +255,7 @@ class FeedForwardBackward {
         piece, dy_.data() + piece.at * sizes.d_model, sizes.d_model,
         std::min(width, sizes.d_ff - from), thread,
         [&](Index panel) { return weights.down.panel(piece.expert, panel, from); });
-    Scalar* const weighted =
-        memory_of(thread) + most_piece_rows * width + slice_size + width * width;
-    Scalar* const hidden = weighted + tile_size;
+    const ThreadMemory memory = memory_of(thread);
     for (Index b = 0; b < piece.blocks; ++b) {
       const Index first = piece.block_row(b);
       const Index count = piece.block_row(b + 1) - first;
@@ -268,23 +267,24 @@ class FeedForwardBackward {
         };
         for (Index r = 0; r < count; ++r)
           for (Index i = 0; i < hidden_width; ++i)
-            weighted[r * hidden_width + i] = weight_.data()[piece.at + first + r] * dA(r)[i];
+            memory.weighted[r * hidden_width + i] = weight_.data()[piece.at + first + r] * dA(r)[i];
         const Scalar* const sums = call.sums + (piece.first_row * sizes.up_panels +
                                                 p * piece.expert_rows + piece.begin + first) *
                                                    width;
         Scalar* const d_sums =
             d_sums_panels_.data() + piece.at * sizes.sums + (p * piece.rows + first) * width;
-        gradient_of(kernel_rule<Scalar>(activation), sums, weighted, count, hidden, d_sums);
+        gradient_of(kernel_rule<Scalar>(activation), sums, memory.weighted, count, memory.hidden,
+                    d_sums);
         const Scalar* row[kernels::most_tile_rows];
         for (Index r = 0; r < count; ++r) {
           row[r] = d_sums + r * width;
           Scalar product = 0;
           for (Index i = 0; i < hidden_width; ++i)
-            product += dA(r)[i] * hidden[r * hidden_width + i];
+            product += dA(r)[i] * memory.hidden[r * hidden_width + i];
           products_.data()[piece.at * sizes.up_panels + p * piece.rows + first + r] = product;
           keep_hidden(sizes, piece, first + r, p * hidden_width,
                       std::min(hidden_width, sizes.d_ff - p * hidden_width),
-                      hidden + r * hidden_width);
+                      memory.hidden + r * hidden_width);
         }
         kernels::row_kernels<Scalar>().pack(
             row, nullptr, count, width,
@@ -293,9 +293,9 @@ class FeedForwardBackward {
     }
   }
 
-  /// Hidden values from .. from + count - 1 of a row, by columns.
-  void keep_hidden(const Sizes& sizes, const Piece& piece, Index row, Index from, Index count,
-                   const Scalar* hidden) {
+  /// Hidden values of a row from `from` on, by columns.
+  void keep_hidden(const BackwardSizes& sizes, const RowPiece& piece, Index row, Index from,
+                   Index count, const Scalar* hidden) {
     for (Index i = 0; i < count;) {
       const Index c = (from + i) / tile_rows_;
       const Index place = (from + i) % tile_rows_;
@@ -308,8 +308,8 @@ class FeedForwardBackward {
   /// 32 columns of dx.
   template <bool gated, class Storage>
   void find_input(const PackedExperts<Scalar, gated, Storage>& weights,
-                  const BankBackward<Scalar>& call, const Sizes& sizes, const Piece& piece,
-                  Index panel, int thread) {
+                  const BankBackward<Scalar>& call, const BackwardSizes& sizes,
+                  const RowPiece& piece, Index panel, int thread) {
     const Index from = panel * width;
     const Index columns = std::min(width, sizes.d_model - from);
     const Scalar* const sums = multiply_transposed<Storage>(
@@ -321,7 +321,7 @@ class FeedForwardBackward {
   }
 
   /// Adds sum over the rows of (row's columns)^T (row's 32 values) to a panel (columns, 32).
-  void add_outer(const Piece& piece, Scalar* by_columns, Index cols, const Scalar* values,
+  void add_outer(const RowPiece& piece, Scalar* by_columns, Index cols, const Scalar* values,
                  Scalar* panel) {
     const auto& tiles = kernels::tile_kernels<Scalar, Scalar>();
     for (Index c = 0; c * tile_rows_ < cols; ++c) {
@@ -338,8 +338,8 @@ class FeedForwardBackward {
   }
 
   template <bool gated>
-  void find_up(PackedExperts<Scalar, gated>& gradients, const Sizes& sizes, const Piece& piece,
-               Index p) {
+  void find_up(PackedExperts<Scalar, gated>& gradients, const BackwardSizes& sizes,
+               const RowPiece& piece, Index p) {
     const Scalar* const values =
         d_sums_panels_.data() + piece.at * sizes.sums + p * piece.rows * width;
     add_outer(piece, x_.data(), sizes.d_model, values, gradients.up.panel(piece.expert, p));
@@ -349,7 +349,7 @@ class FeedForwardBackward {
 
   template <bool gated>
   void find_down(PackedExperts<Scalar, gated>& gradients, const BankBackward<Scalar>& call,
-                 const Sizes& sizes, const Piece& piece, Index p) {
+                 const BackwardSizes& sizes, const RowPiece& piece, Index p) {
     const Scalar* const values =
         dy_panels_.data() + piece.at * sizes.filled + p * piece.rows * width;
     add_outer(piece, hidden_.data(), sizes.d_ff, values, gradients.down.panel(piece.expert, p));
@@ -366,7 +366,8 @@ class FeedForwardBackward {
   /// dw = <dA', A>, and <dy, b> where the weight multiplies the bias, too.
   template <bool gated, class Storage>
   void find_weights(const PackedExperts<Scalar, gated, Storage>& weights,
-                    const BankBackward<Scalar>& call, const Sizes& sizes, const Piece& piece) {
+                    const BankBackward<Scalar>& call, const BackwardSizes& sizes,
+                    const RowPiece& piece) {
     const Scalar* const products = products_.data() + piece.at * sizes.up_panels;
     for (Index r = 0; r < piece.rows; ++r) {
       const TokenSlot choice =
@@ -383,7 +384,7 @@ class FeedForwardBackward {
   }
 
   Index tile_rows_ = 1;
-  std::vector<Piece> pieces_;
+  std::vector<RowPiece> pieces_;
   std::vector<Task> tasks_;
   AlignedBuffer<Scalar> dy_;             // (D, rows) by block
   AlignedBuffer<Scalar> dy_panels_;      // w dy, (rows, 32) by panel
