@@ -68,20 +68,42 @@ void add_experts(const std::string& name, Gradients& actual, const Bank& expecte
   }
 }
 
-/// Compares if the layer's experts are of this type; false if they are not.
-template <class Bank, class Scalar = typename Bank::Scalar>
-bool compare_gradients_of(const moe::io::CheckpointLayer<Scalar>& layer,
+/// Calls use(bank) with what `any` holds; a bank of another type goes unseen, and the case is
+/// reported as one whose gradients were not compared.
+template <class Scalar, class Use>
+void visit_bank(const moe::AnyExperts<Scalar>& any, const Use& use) {
+  const auto visits = [&]<class Bank>(Bank* /*type*/) {
+    const Bank* const bank = any.template target<Bank>();
+    if (bank != nullptr) use(*bank);
+    return bank != nullptr;
+  };
+  (void)(visits(static_cast<moe::SwiGluExperts<Scalar>*>(nullptr)) ||
+         visits(static_cast<moe::FeedForwardExperts<Scalar, moe::ClampedSwiGlu>*>(nullptr)) ||
+         visits(static_cast<moe::ReluExperts<Scalar>*>(nullptr)) ||
+         visits(static_cast<moe::GeluExperts<Scalar>*>(nullptr)) ||
+         visits(static_cast<moe::GeluTanhExperts<Scalar>*>(nullptr)));
+}
+
+template <class Scalar>
+moe::RouterWeights<Scalar> weights_of(const moe::TopKRouter<Scalar>& router) {
+  return router.weights();
+}
+template <class Scalar>
+moe::RouterWeights<Scalar> weights_of(const moe::SparseMixerRouter<Scalar>& router) {
+  return {.weight = router.weight()};
+}
+
+template <class RouterT, class Bank, class Scalar = typename Bank::Scalar>
+void compare_gradients_of(const RouterT& router, const RouterT& expected_router, const Bank& bank,
+                          const moe::io::CheckpointLayer<Scalar>& layer,
                           const moe::io::CheckpointLayer<Scalar>& expected,
                           const CaseLosses<Scalar>& losses, Scalar output_scale,
                           Comparison& comparison) {
-  const Bank* const bank = layer.experts().template target<Bank>();
-  const auto* const router = layer.router().template target<moe::TopKRouter<Scalar>>();
-  if (bank == nullptr || router == nullptr) return false;
   moe::SharedExperts<Bank> shared;
   if (layer.shared().bank())
     shared = moe::SharedExperts<Bank>(*layer.shared().bank()->template target<Bank>(),
                                       layer.shared().gate());
-  moe::SparseMoe typed{*router, *bank, shared, layer.capacity()};
+  moe::SparseMoe typed{router, bank, shared, layer.capacity()};
   typed.set_output_bias(layer.output_bias());
 
   const GoldenCase& golden = comparison.golden();
@@ -100,10 +122,9 @@ bool compare_gradients_of(const moe::io::CheckpointLayer<Scalar>& layer,
   GradientComparison all;
   if (comparison.expects("grad_input"))
     all.add("grad_input", dx, golden.matrix<double>("expected.grad_input"));
-  const auto& expected_router =
-      expected.router().template target<moe::TopKRouter<Scalar>>()->weights();
-  all.add("router", gradients.router.weight, expected_router.weight);
-  all.add("router bias", gradients.router.bias, expected_router.bias);
+  const moe::RouterWeights<Scalar> expected_weights = weights_of(expected_router);
+  all.add("router", gradients.router.weight, expected_weights.weight);
+  all.add("router bias", gradients.router.bias, expected_weights.bias);
   add_experts<Scalar>("expert", gradients.experts, *expected.experts().template target<Bank>(),
                       all);
   if (shared.bank())
@@ -112,7 +133,6 @@ bool compare_gradients_of(const moe::io::CheckpointLayer<Scalar>& layer,
   all.add("shared gate", gradients.shared_gate, expected.shared().gate());
   all.add("output bias", gradients.output_bias, expected.output_bias());
   all.compare(comparison);
-  return true;
 }
 
 /// `config` is the block's; in that of the gradients there is no selection bias, which has none.
@@ -125,14 +145,17 @@ void compare_gradients(const moe::io::CheckpointLayer<Scalar>& layer, moe::io::L
     if (config.family == biased) config.family = Family::deepseek_v2;
   const auto expected =
       moe::io::load_block<Scalar>(comparison.golden().tensors(), config, "expected.grad." + prefix);
-  const auto compares_if_of = [&]<class Bank>(Bank* /*type*/) {
-    return compare_gradients_of<Bank>(layer, expected, losses, output_scale, comparison);
-  };
-  // What the families with such cases have; whoever is of another type is reported.
-  (void)(compares_if_of(static_cast<moe::SwiGluExperts<Scalar>*>(nullptr)) ||
-         compares_if_of(
-             static_cast<moe::FeedForwardExperts<Scalar, moe::ClampedSwiGlu>*>(nullptr)) ||
-         compares_if_of(static_cast<moe::FeedForwardExperts<Scalar, moe::Relu>*>(nullptr)));
+  visit_bank(layer.experts(), [&](const auto& bank) {
+    const auto compares_if_of = [&]<class RouterT>(RouterT* /*type*/) {
+      const RouterT* const router = layer.router().template target<RouterT>();
+      if (router != nullptr)
+        compare_gradients_of(*router, *expected.router().template target<RouterT>(), bank, layer,
+                             expected, losses, output_scale, comparison);
+      return router != nullptr;
+    };
+    (void)(compares_if_of(static_cast<moe::TopKRouter<Scalar>*>(nullptr)) ||
+           compares_if_of(static_cast<moe::SparseMixerRouter<Scalar>*>(nullptr)));
+  });
 }
 
 }  // namespace conformance

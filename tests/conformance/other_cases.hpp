@@ -6,8 +6,10 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -16,6 +18,7 @@
 
 #include "conformance/checkpoint_cases.hpp"
 #include "conformance/comparison.hpp"
+#include "conformance/other_gradients.hpp"
 #include "conformance/outcome.hpp"
 
 namespace conformance {
@@ -73,9 +76,10 @@ moe::AnyExperts<Scalar> stacked_experts(const GoldenCase& golden, const std::str
 
 /// w1, w2 and c_proj of llm-baselines: gate, up and down. Experts first .. first + count - 1.
 template <class Scalar>
-moe::AnyExperts<Scalar> llm_baselines_experts(const GoldenCase& golden, Index first, Index count) {
+moe::AnyExperts<Scalar> llm_baselines_experts(const GoldenCase& golden, const std::string& prefix,
+                                              Index first, Index count) {
   return make_experts<Scalar>(golden, count, true, false, [&](Index e) {
-    const std::string of = golden.weights_prefix() + "experts." + std::to_string(first + e) + ".";
+    const std::string of = prefix + "experts." + std::to_string(first + e) + ".";
     moe::ExpertMatrices<Scalar> m;
     m.gate = golden.matrix<Scalar>(of + "w1.weight");
     m.up = golden.matrix<Scalar>(of + "w2.weight");
@@ -124,9 +128,11 @@ void run_deepspeed(Comparison& comparison) {
   }
   const auto router = make_router<Scalar>(golden.matrix<Scalar>(prefix + "gate.wg.weight"), top_k,
                                           moe::presets::deepspeed());
-  const OtherLayer<Scalar> layer(
-      router, biased_experts<Scalar>(golden, prefix + "experts.deepspeed_experts.", "dense_h_to_4h",
-                                     "dense_4h_to_h"));
+  const auto experts = [&](const std::string& of) {
+    return biased_experts<Scalar>(golden, of + prefix + "experts.deepspeed_experts.",
+                                  "dense_h_to_4h", "dense_4h_to_h");
+  };
+  const OtherLayer<Scalar> layer(router, experts(""));
   Outcome<Scalar> outcome;
   if (golden.has("gumbel_noise")) {
     const moe::GShardRouter<Scalar> sampling(router, {.policy = moe::SecondExpertPolicy::sampling});
@@ -139,6 +145,17 @@ void run_deepspeed(Comparison& comparison) {
   compare_outcome(outcome, comparison);
   if (comparison.expects("aux_loss"))
     comparison.compare("aux_loss", static_cast<double>(moe::losses::deepspeed(outcome.routing)));
+  if (golden.has("grad_output"))
+    compare_other_gradients(
+        router, layer.experts(), experts("expected.grad."),
+        {.weight = golden.matrix<Scalar>("expected.grad." + prefix + "gate.wg.weight")}, outcome,
+        {.losses =
+             [&](const moe::Routing<Scalar>& routing, moe::Tape<Scalar>* tape) {
+               const double coefficient = golden.number("loss_aux_coef", 0);
+               return coefficient * static_cast<double>(moe::losses::deepspeed(
+                                        routing, {}, {tape->d_logits, coefficient}));
+             }},
+        comparison);
   if (!capacity.is_unlimited())
     check_capacity_used(golden, capacity.rows(x.rows(), top_k, golden.size("E")), comparison);
   if (comparison.expects("locations")) {
@@ -165,11 +182,14 @@ void run_megablocks(Comparison& comparison) {
   const std::string& prefix = golden.weights_prefix();
   const moe::Capacity capacity{.factor = golden.number("capacity_factor"),
                                .formula = moe::CapacityFormula::megablocks};
+  const auto experts = [&](const std::string& of) {
+    return stacked_experts<Scalar>(golden, of + prefix + "experts.mlp.w1",
+                                   of + prefix + "experts.mlp.w2");
+  };
   const OtherLayer<Scalar> layer(
       make_router<Scalar>(golden.matrix<Scalar>(prefix + "router.layer.weight"), golden.size("k"),
                           moe::presets::megablocks(norm_of(golden))),
-      stacked_experts<Scalar>(golden, prefix + "experts.mlp.w1", prefix + "experts.mlp.w2"), {},
-      capacity);
+      experts(""), {}, capacity);
   const auto x = golden.matrix<Scalar>("input");
   const Outcome<Scalar> outcome = run_layer(layer, x);
   compare_outcome(outcome, comparison);
@@ -180,6 +200,23 @@ void run_megablocks(Comparison& comparison) {
   if (comparison.expects("z_loss"))
     comparison.compare("z_loss", golden.number("z_loss_includes_coef") *
                                      static_cast<double>(moe::losses::z_loss(outcome.routing)));
+  if (golden.has("grad_output"))
+    compare_other_gradients(
+        layer.router(), layer.experts(), experts("expected.grad."),
+        {.weight = golden.matrix<Scalar>("expected.grad." + prefix + "router.layer.weight")},
+        outcome,
+        {.losses =
+             [&](const moe::Routing<Scalar>& routing, moe::Tape<Scalar>* tape) {
+               const double aux =
+                   golden.number("loss_aux_coef", 0) * golden.number("aux_loss_includes_coef", 1);
+               const double z =
+                   golden.number("loss_z_coef", 0) * golden.number("z_loss_includes_coef", 1);
+               return aux * static_cast<double>(
+                                moe::losses::megablocks(routing, {}, {tape->d_logits, aux})) +
+                      z * static_cast<double>(
+                              moe::losses::z_loss(routing, {}, {tape->d_logits, z}));
+             }},
+        comparison);
   Index limit = capacity.rows(x.rows(), golden.size("k"), golden.size("E"));
   if (limit == moe::Capacity::unlimited) {  // Then it is the largest load.
     limit = 0;
@@ -225,9 +262,17 @@ void compare_tokens_of_experts(const moe::Routing<Scalar>& routing, Index groups
   comparison.compare_exactly("experts_per_token", per_token);
 }
 
+/// Where the gradients of a case of expert choice are: experts(prefix), and the router's name.
+template <class Scalar>
+struct ExpertChoiceGradients {
+  std::function<moe::AnyExperts<Scalar>(const std::string&)> experts{};
+  std::string router{};
+};
+
 template <class Scalar>
 void run_expert_choice(const moe::ExpertChoiceRouter<Scalar>& router,
-                       moe::AnyExperts<Scalar> experts, Index groups, Comparison& comparison) {
+                       moe::AnyExperts<Scalar> experts, Index groups, Comparison& comparison,
+                       const ExpertChoiceGradients<Scalar>& gradients = {}) {
   const GoldenCase& golden = comparison.golden();
   const auto x = golden.matrix<Scalar>("input");
   const moe::SparseMoe<moe::ExpertChoiceRouter<Scalar>, moe::AnyExperts<Scalar>> layer(
@@ -240,6 +285,17 @@ void run_expert_choice(const moe::ExpertChoiceRouter<Scalar>& router,
   compare_drops(outcome, comparison);
   comparison.compare_output(outcome.y);
   check_capacity_used(golden, taken, comparison);
+  if (golden.has("grad_output") && gradients.experts)
+    compare_other_gradients(
+        router, layer.experts(), gradients.experts("expected.grad."),
+        {.weight = golden.matrix<Scalar>("expected.grad." + gradients.router)}, outcome,
+        {.losses =
+             [&](const moe::Routing<Scalar>& routing, moe::Tape<Scalar>* tape) {
+               const double z = golden.number("loss_z_coef", 0);
+               return z *
+                      static_cast<double>(moe::losses::z_loss(routing, {}, {tape->d_logits, z}));
+             }},
+        comparison);
   if (comparison.expects("z_loss"))
     comparison.compare("z_loss", static_cast<double>(moe::losses::z_loss(outcome.routing)));
   if (comparison.expects("entropy_reg"))
@@ -290,15 +346,20 @@ void run_flaxformer(Comparison& comparison) {
 template <class Scalar>
 void run_epfml_expert_choice(Comparison& comparison) {
   const GoldenCase& golden = comparison.golden();
+  const std::string& prefix = golden.weights_prefix();
   if (golden.text("softmax_order") != "softmax_topk")
     throw std::runtime_error("experts that choose by logits are not known");
-  run_expert_choice<Scalar>({{.d_model = golden.size("d_model"),
-                              .num_experts = golden.size("E"),
-                              .capacity = {.factor = golden.number("capacity_factor"),
-                                           .formula = moe::CapacityFormula::tokens_floor}},
-                             golden.matrix<Scalar>(golden.weights_prefix() + "router.weight")},
-                            llm_baselines_experts<Scalar>(golden, 0, golden.size("E")), 1,
-                            comparison);
+  run_expert_choice<Scalar>(
+      {{.d_model = golden.size("d_model"),
+        .num_experts = golden.size("E"),
+        .capacity = {.factor = golden.number("capacity_factor"),
+                     .formula = moe::CapacityFormula::tokens_floor}},
+       golden.matrix<Scalar>(prefix + "router.weight")},
+      llm_baselines_experts<Scalar>(golden, prefix, 0, golden.size("E")), 1, comparison,
+      {[&](const std::string& of) {
+         return llm_baselines_experts<Scalar>(golden, of + prefix, 0, golden.size("E"));
+       },
+       prefix + "router.weight"});
 }
 
 template <class Scalar>
@@ -308,15 +369,19 @@ void run_epfml(Comparison& comparison) {
   if (order != "softmax_topk" && order != "topk_softmax")
     throw std::runtime_error("the order '" + order + "' is not known");
   const Index shared = golden.size("n_shared", 0);
-  moe::SharedExperts<moe::AnyExperts<Scalar>> always;
-  if (shared > 0)
-    always = moe::SharedExperts<moe::AnyExperts<Scalar>>(
-        llm_baselines_experts<Scalar>(golden, 0, shared));
+  const std::string& prefix = golden.weights_prefix();
+  const auto routed = [&](const std::string& of) {
+    return llm_baselines_experts<Scalar>(golden, of + prefix, shared, golden.size("E") - shared);
+  };
+  const auto always = [&](const std::string& of) {
+    return llm_baselines_experts<Scalar>(golden, of + prefix, 0, shared);
+  };
+  moe::SharedExperts<moe::AnyExperts<Scalar>> of_all;
+  if (shared > 0) of_all = moe::SharedExperts<moe::AnyExperts<Scalar>>(always(""));
   const OtherLayer<Scalar> layer(
-      make_router<Scalar>(golden.matrix<Scalar>(golden.weights_prefix() + "router.weight"),
-                          golden.size("k"),
+      make_router<Scalar>(golden.matrix<Scalar>(prefix + "router.weight"), golden.size("k"),
                           order == "topk_softmax" ? moe::presets::jetmoe() : moe::RoutingRule{}),
-      llm_baselines_experts<Scalar>(golden, shared, golden.size("E") - shared), std::move(always));
+      routed(""), std::move(of_all));
   const Outcome<Scalar> outcome = run_layer(layer, golden.matrix<Scalar>("input"));
   compare_outcome(outcome, comparison);
   if (comparison.expects("aux_loss"))
@@ -327,6 +392,25 @@ void run_epfml(Comparison& comparison) {
   if (comparison.expects("entropy_reg"))
     comparison.compare("entropy_reg",
                        static_cast<double>(moe::losses::mean_entropy(outcome.routing)));
+  if (!golden.has("grad_output")) return;
+  OtherGradients<Scalar> of_case{
+      .losses = [&](const moe::Routing<Scalar>& routing, moe::Tape<Scalar>* tape) {
+        const double aux = golden.number("loss_aux_coef", 0);
+        const double z = golden.number("loss_z_coef", 0);
+        return aux * static_cast<double>(moe::losses::load_balancing(
+                         routing, BalanceScale::unscaled, {}, {tape->d_logits, aux})) +
+               z * static_cast<double>(moe::losses::z_loss(routing, {}, {tape->d_logits, z}));
+      }};
+  std::vector<moe::AnyExperts<Scalar>> expected_shared;
+  if (shared > 0) {
+    expected_shared.push_back(always("expected.grad."));
+    of_case.shared = &*layer.shared().bank();
+    of_case.expected_shared = &expected_shared.front();
+  }
+  compare_other_gradients(
+      layer.router(), layer.experts(), routed("expected.grad."),
+      {.weight = golden.matrix<Scalar>("expected.grad." + prefix + "router.weight")}, outcome,
+      of_case, comparison);
 }
 
 template <class Scalar>
@@ -348,8 +432,11 @@ void run_shazeer(Comparison& comparison) {
   moe::NoisyLogits<Scalar> drawn;
   router.route(x, noise, {.training = noisy}, outcome.routing, drawn);
   moe::make_plan(outcome.routing, {}, outcome.plan);
+  const auto expert_bank = [&](const std::string& of) {
+    return biased_experts<Scalar>(golden, of + "experts.", "fc1", "fc2");
+  };
   const moe::SparseMoe<moe::NoisyTopKRouter<Scalar>, moe::AnyExperts<Scalar>> layer(
-      router, biased_experts<Scalar>(golden, "experts.", "fc1", "fc2"));
+      router, expert_bank(""));
   run_planned(layer, x, outcome);
   compare_outcome(outcome, comparison);
   if (comparison.expects("noisy_logits")) {
@@ -375,6 +462,75 @@ void run_shazeer(Comparison& comparison) {
     comparison.compare("aux_loss", both(losses::Variance::unbiased));
     comparison.compare_entry("aux_loss_ddof0", both(losses::Variance::population));
   }
+  if (!golden.has("grad_output")) return;
+  Matrix<Scalar> d_deviation = Matrix<Scalar>::Zero(drawn.deviation.rows(), drawn.deviation.cols());
+  const auto of_losses = [&](const moe::Routing<Scalar>& routing, moe::Tape<Scalar>* tape) {
+    const double coefficient =
+        golden.number("loss_aux_coef", 0) * golden.number("aux_loss_includes_coef");
+    const losses::Variance variance = losses::Variance::unbiased;
+    double sum = static_cast<double>(
+        losses::importance(routing, variance, {}, {tape->d_weights, coefficient}));
+    if (noisy && top_k < experts) {
+      sum += losses::load(routing.logits, drawn.noisy_logits, drawn.deviation, top_k, variance,
+                          losses::LoadThreshold::excluding, {},
+                          {tape->d_logits, tape->d_scored, d_deviation, coefficient});
+    } else {
+      sum += losses::variation(load, variance);
+    }
+    return coefficient * sum;
+  };
+  compare_other_gradients(
+      router, layer.experts(), expert_bank("expected.grad."),
+      {.weight = golden.matrix<Scalar>("expected.grad.w_gate").transpose(),
+       .noise_weight =
+           golden.has("expected.grad.w_noise")
+               ? Matrix<Scalar>(golden.matrix<Scalar>("expected.grad.w_noise").transpose())
+               : Matrix<Scalar>::Zero(experts, x.cols())},
+      outcome,
+      {.options = {.training = noisy},
+       .inputs = {.noise = noise},
+       .losses = of_losses,
+       .d_deviation = d_deviation},
+      comparison);
+}
+
+/// Gradients of sum(y * grad_output), and of the likelihood error.
+template <class Scalar, class Bank>
+void compare_jacobs_gradients(const moe::TopKRouter<Scalar>& router, const Bank& bank,
+                              const Bank& expected_bank, Comparison& comparison) {
+  const GoldenCase& golden = comparison.golden();
+  const moe::DenseMixture layer{router, bank};
+  const auto x = golden.matrix<Scalar>("input");
+  const auto dy = golden.matrix<Scalar>("grad_output");
+  Matrix<Scalar> y(x.rows(), x.cols());
+  Matrix<Scalar> dx(x.rows(), x.cols());
+  moe::MixtureTape<Scalar> tape;
+  moe::Scratch scratch;
+  auto gradients = layer.gradients();
+  layer.forward(x, y, tape, scratch);
+  comparison.compare("loss", product_of<Scalar>(y, dy));
+  layer.backward(x, tape, dy, dx, gradients, scratch);
+  GradientComparison all;
+  const auto add = [&](const std::string& of) {
+    const std::string prefix = "expected." + of;
+    all.add(of + "_input", dx, golden.matrix<double>(prefix + "_input"));
+    all.add(of + " router", gradients.router.weight,
+            golden.matrix<double>(prefix + ".gating.weight"));
+    all.add(of + " bias", gradients.router.bias,
+            golden.matrix<double>(prefix + ".gating.bias").col(0));
+  };
+  add("grad");
+  add_experts<Scalar>("expert", gradients.experts, expected_bank, all);
+  if (golden.has("expected.nll_grad_input")) {
+    layer.forward(x, y, tape, scratch);
+    moe::losses::mixture_error<Scalar>(moe::losses::MixtureError::likelihood, tape.routing,
+                                       tape.rows, golden.matrix<Scalar>("target"),
+                                       {tape.d_rows, tape.d_weights});
+    gradients.set_zero();
+    layer.backward(x, tape, {}, dx, gradients, scratch);
+    add("nll_grad");
+  }
+  all.compare(comparison);
 }
 
 template <class Scalar>
@@ -385,6 +541,12 @@ void run_jacobs(Comparison& comparison) {
       make_router<Scalar>(golden.matrix<Scalar>("gating.weight"), golden.size("E"),
                           moe::RoutingRule{}, bias),
       biased_experts<Scalar>(golden, "experts.", "fc1", "fc2"));
+  if (golden.has("grad_output"))
+    visit_bank(layer.experts(), [&](const auto& bank) {
+      using Bank = std::remove_cvref_t<decltype(bank)>;
+      const auto expected = biased_experts<Scalar>(golden, "expected.grad.experts.", "fc1", "fc2");
+      compare_jacobs_gradients(layer.router(), bank, *expected.template target<Bank>(), comparison);
+    });
   const auto x = golden.matrix<Scalar>("input");
   Matrix<Scalar> y(x.rows(), x.cols());
   moe::Workspace<Scalar> workspace;

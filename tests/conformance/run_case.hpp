@@ -59,12 +59,8 @@ Comparison run(const GoldenCase& golden) {
   } else {
     comparison.fail("the family '" + family + "' is not known");
   }
-  // Of these, the library has no backward pass.
-  const bool runs_forward_only = !is_checkpoint_family(family) || family == "phimoe";
-  if (golden.has("grad_output") && !comparison.has_gradients()) {
-    comparison.note("gradients not compared");
-    if (!runs_forward_only) comparison.fail("the gradients were not compared");
-  }
+  if (golden.has("grad_output") && !comparison.has_gradients())
+    comparison.fail("the gradients were not compared");
   comparison.check_that_all_is_used(is_checkpoint_family(family) ? golden.weights_prefix() : "");
   return comparison;
 }

@@ -116,7 +116,7 @@ struct Case {
     Matrix<Scalar> y(plan.num_rows(), x.cols());
     bank.forward(input(), y, sums, scratch);
     const moe::ExpertInput<Scalar> in = input();
-    moe::detail::BankBackward<Scalar> call{in, dy, {}, sums.data(), rows, {}};
+    moe::BankBackward<Scalar> call{in, dy, sums, rows};
     if (where == Weights::on_output) {
       call.weights = routing.weights;
       call.d_weights = d_weights;

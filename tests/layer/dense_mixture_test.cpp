@@ -1,6 +1,8 @@
 // SPDX-FileCopyrightText: The moe authors
 // SPDX-License-Identifier: Apache-2.0
 #include <cmath>
+#include <cstddef>
+#include <stdexcept>
 
 #include <gtest/gtest.h>
 
@@ -8,8 +10,10 @@
 #include <moe/fwd.hpp>
 #include <moe/layer/dense_mixture.hpp>
 #include <moe/layer/sparse_moe.hpp>
+#include <moe/losses/logit_losses.hpp>
 #include <moe/routing/topk_router.hpp>
 
+#include "support/differences.hpp"
 #include "support/layers.hpp"
 
 namespace {
@@ -86,6 +90,52 @@ TEST(MixtureError, LikelihoodDoesNotUnderflow) {
   EXPECT_THROW(moe::losses::mixture_error(MixtureError::likelihood, routing, workspace.rows,
                                           s.target.topRows(3).eval()),
                moe::ShapeError);
+}
+
+TEST(DenseMixture, HasTheGradientsThatDifferencesHave) {
+  for (const auto kind :
+       {MixtureError::cooperative, MixtureError::competitive, MixtureError::likelihood}) {
+    for (const moe::ScoreFunction score :
+         {moe::ScoreFunction::softmax, moe::ScoreFunction::sigmoid}) {
+      Setting s;
+      Matrix<double> weight = random_matrix<double>(4, 6, 1);
+      moe::DenseMixture<Router, Bank> layer(s.router, s.bank);
+      const auto dy = random_matrix<double>(9, 6, 5);
+      Matrix<double> y(9, 6);
+      Matrix<double> dx(9, 6);
+      moe::MixtureTape<double> tape;
+      moe::Scratch scratch;
+      const auto run = [&](bool with_gradient) {
+        layer.router() =
+            Router({.d_model = 6, .num_experts = 4, .top_k = 4, .rule = {.score = score}},
+                   {.weight = weight});
+        const auto& routing = layer.forward(s.x, y, tape, scratch);
+        moe::losses::MixtureErrorGradient<double> gradient{.coefficient = 0.3};
+        moe::losses::LossGradient<double> of_logits{.coefficient = 0.1};
+        if (with_gradient) {
+          gradient.rows = tape.d_rows;
+          gradient.weights = tape.d_weights;
+          of_logits.sum = tape.d_logits;
+        }
+        return (y.array() * dy.array()).sum() + 0.1 * moe::losses::z_loss(routing, {}, of_logits) +
+               0.3 * moe::losses::mixture_error(kind, routing, tape.rows, s.target, gradient).sum();
+      };
+      run(true);
+      auto gradients = layer.gradients();
+      layer.backward(s.x, tape, dy, dx, gradients, scratch);
+      EXPECT_THROW(layer.backward(s.x, tape, dy, dx, gradients, scratch), std::invalid_argument);
+      const auto loss = [&] { return run(false); };
+      const auto check = [&](const char* what, double* values, const double* slopes, Index size) {
+        test_support::expect_some_slopes(what, values, slopes, static_cast<std::size_t>(size),
+                                         loss);
+      };
+      check("x", s.x.data(), dx.data(), s.x.size());
+      check("router", weight.data(), gradients.router.weight.data(), weight.size());
+      for (std::size_t i = 0; i < 4; ++i)
+        check("experts", layer.experts().values()[i].data(), gradients.experts.values()[i].data(),
+              static_cast<Index>(gradients.experts.values()[i].size()));
+    }
+  }
 }
 
 }  // namespace

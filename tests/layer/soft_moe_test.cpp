@@ -1,6 +1,7 @@
 // SPDX-FileCopyrightText: The moe authors
 // SPDX-License-Identifier: Apache-2.0
 #include <cmath>
+#include <cstddef>
 #include <stdexcept>
 
 #include <gtest/gtest.h>
@@ -10,6 +11,7 @@
 #include <moe/fwd.hpp>
 #include <moe/layer/soft_moe.hpp>
 
+#include "support/differences.hpp"
 #include "support/layers.hpp"
 
 namespace {
@@ -85,6 +87,37 @@ TEST(SoftMoe, RefusesWhatCannotWork) {
   const Layer layer({.phi = random_matrix<double>(3, 6, 2)}, bank);
   Matrix<double> y(2, 5);
   EXPECT_THROW(layer.forward(Matrix<double>(2, 6), y), moe::ShapeError);
+}
+
+TEST(SoftMoe, HasTheGradientsThatDifferencesHave) {
+  Bank bank = test_support::random_bank<Bank>({.num_experts = 3, .d_model = 6, .d_ff = 4}, 1);
+  moe::SoftMoe<Bank> layer({.phi = random_matrix<double>(6, 6, 2), .scale = 3}, bank);
+  Matrix<double> x = random_matrix<double>(9, 6, 3);
+  const auto dy = random_matrix<double>(9, 6, 4);
+  Matrix<double> y(9, 6);
+  Matrix<double> dx(9, 6);
+  moe::SoftMoeTape<double> tape;
+  auto gradients = layer.gradients();
+  EXPECT_THROW(layer.backward(x, tape, dy, dx, gradients), std::invalid_argument);
+  layer.forward(x, y, tape);
+  Matrix<double> without(9, 6);
+  layer.forward(x, without);
+  EXPECT_EQ(y, without);
+  layer.backward(x, tape, dy, dx, gradients);
+  EXPECT_THROW(layer.backward(x, tape, dy, dx, gradients), std::invalid_argument) << "used";
+  const auto loss = [&] {
+    layer.forward(x, y);
+    return (y.array() * dy.array()).sum();
+  };
+  const auto check = [&](const char* what, double* values, const double* slopes, Index size) {
+    test_support::expect_some_slopes(what, values, slopes, static_cast<std::size_t>(size), loss);
+  };
+  check("x", x.data(), dx.data(), x.size());
+  check("phi", layer.weights().phi.data(), gradients.phi.data(), gradients.phi.size());
+  check("scale", &layer.weights().scale, &gradients.scale, 1);
+  for (std::size_t i = 0; i < 2; ++i)
+    check("experts", layer.experts().values()[i].data(), gradients.experts.values()[i].data(),
+          static_cast<Index>(gradients.experts.values()[i].size()));
 }
 
 }  // namespace

@@ -66,6 +66,8 @@ struct Setting {
   bool training = false;
   bool losses = false;
   TapePolicy policy = TapePolicy::keep_preactivations;
+  moe::ExpertDropout dropout = {};
+  moe::DownBias down_bias = moe::DownBias::weighted;
 };
 
 /// What a block has learnt, from which it is made anew where a coordinate moved.
@@ -78,8 +80,16 @@ struct Parameters {
   moe::Vector<Scalar> output_bias;
 
   explicit Parameters(const Setting& setting)
-      : bank({.num_experts = experts, .d_model = d_model, .d_ff = 5, .biases = setting.biases}),
-        shared({.num_experts = 2, .d_model = d_model, .d_ff = 4}) {
+      : bank({.num_experts = experts,
+              .d_model = d_model,
+              .d_ff = 5,
+              .biases = setting.biases,
+              .down_bias = setting.down_bias}),
+        shared({.num_experts = 2,
+                .d_model = d_model,
+                .d_ff = 4,
+                .biases = setting.biases,
+                .down_bias = setting.down_bias}) {
     router.weight = random<Scalar>(experts, d_model, 1);
     if (setting.router_bias) router.bias = random<Scalar>(1, experts, 2).row(0);
     std::uint64_t seed = 3;
@@ -102,6 +112,7 @@ struct Parameters {
                                                  router),
                          bank, of_all, setting.capacity);
     if (setting.output_bias) result.set_output_bias(output_bias);
+    result.set_expert_dropout(setting.dropout);
     return result;
   }
 };
@@ -135,7 +146,8 @@ double loss_of(const Parameters<double>& parameters, const Setting& setting,
                const moe::Matrix<double>& x, const moe::Matrix<double>& dy) {
   Layer<double> layer = parameters.layer(setting);
   moe::Matrix<double> y(tokens, d_model);
-  const auto& routing = layer.forward(x, y, options_of(setting));
+  moe::Tape<double> tape{.policy = setting.policy};
+  const auto& routing = layer.forward(x, y, tape, options_of(setting));
   return (y.array() * dy.array()).sum() + (setting.losses ? losses<double>(routing, nullptr) : 0);
 }
 
@@ -169,7 +181,8 @@ void expect_gradients(const Setting& setting, bool router_moves = true) {
                          loss);
   };
   check_bank("experts", parameters.bank, gradients.experts, setting.biases ? 4 : 2);
-  if (setting.shared) check_bank("shared", parameters.shared, *gradients.shared, 2);
+  if (setting.shared)
+    check_bank("shared", parameters.shared, *gradients.shared, setting.biases ? 4 : 2);
   if (setting.gated_shared)
     expect_some_slopes("gate", parameters.gate.data(), gradients.shared_gate.data(),
                        count(gradients.shared_gate), loss);
@@ -245,24 +258,111 @@ TEST(SparseMoeBackward, OfNoise) {
   expect_gradients(setting);
 }
 
-TEST(SparseMoeBackward, RefusesLogitsThatHaveNoGradient) {
-  const moe::Matrix<float> x = random<float>(tokens, d_model, 50);
-  moe::Matrix<float> y(tokens, d_model);
-  moe::Matrix<float> dx(tokens, d_model);
-  const auto refuses = [&](Setting setting) {
-    setting.training = true;
-    Layer<float> layer = Parameters<float>(setting).layer(setting);
-    moe::Tape<float> tape;
-    layer.forward(x, y, tape, options_of(setting));
+TEST(SparseMoeBackward, OfDropoutInsideExperts) {
+  for (const TapePolicy policy : {TapePolicy::keep_preactivations, TapePolicy::recompute}) {
+    Setting setting{.shared = true, .biases = true, .training = true, .policy = policy};
+    setting.dropout = {.routed = 0.4, .shared = 0.2};
+    expect_gradients(setting);
+    setting.gated_shared = true;
+    setting.rule.weight_target = WeightTarget::input;
+    expect_gradients(setting);
+  }
+}
+
+TEST(SparseMoeBackward, DropoutIsOffOutsideOfTrainingAndKeepsTheMean) {
+  Setting setting{.shared = true};
+  Layer<double> layer = Parameters<double>(setting).layer(setting);
+  const moe::Matrix<double> x = random<double>(tokens, d_model, 50);
+  moe::Matrix<double> y(tokens, d_model);
+  moe::Matrix<double> dropped(tokens, d_model);
+  layer.forward(x, y);
+  layer.set_expert_dropout({.routed = 0.5, .shared = 0.1});
+  moe::Tape<double> tape;
+  layer.forward(x, dropped, tape);
+  EXPECT_EQ(y, dropped);
+  moe::Matrix<double> mean = moe::Matrix<double>::Zero(tokens, d_model);
+  constexpr int draws = 4000;
+  for (int i = 0; i < draws; ++i) {
+    layer.forward(x, dropped, tape, {.training = true, .seed = static_cast<std::uint64_t>(i)});
+    mean += dropped / draws;
+  }
+  EXPECT_NE(y, dropped);
+  EXPECT_LT((mean - y).norm(), 0.05 * y.norm());
+  EXPECT_THROW(layer.set_expert_dropout({.routed = 1}), std::invalid_argument);
+  EXPECT_THROW(layer.set_expert_dropout({.shared = -0.1}), std::invalid_argument);
+}
+
+TEST(SparseMoeBackward, FrozenPartsGetNothingAndTheOthersTheSame) {
+  const Setting setting{.shared = true, .gated_shared = true, .biases = true};
+  Layer<double> layer = Parameters<double>(setting).layer(setting);
+  const moe::Matrix<double> x = random<double>(tokens, d_model, 50);
+  const moe::Matrix<double> dy = random<double>(tokens, d_model, 51);
+  moe::Matrix<double> y(tokens, d_model);
+  const auto run = [&](const moe::FrozenParts& frozen) {
+    moe::Tape<double> tape;
+    moe::Matrix<double> dx(tokens, d_model);
+    layer.forward(x, y, tape);
     auto gradients = layer.gradients();
-    EXPECT_THROW(layer.backward(x, tape, x, dx, gradients), std::invalid_argument);
-    for (const auto part : gradients.experts.values())
-      for (const float value : part) ASSERT_EQ(value, 0) << "before anything is added";
+    gradients.frozen = frozen;
+    layer.backward(x, tape, dy, dx, gradients);
+    return std::pair(std::move(gradients), std::move(dx));
   };
-  refuses({.rule = {.logits = {.form = moe::LogitForm::cosine}}});
-  refuses({.rule = {.logits = {.standard_deviation = 1}}});
-  refuses(
-      {.rule = {.logits = {.noise = 0.1}, .weights_from = moe::WeightSource::softmax_of_chosen}});
+  const auto is_zero = [](auto&& bank) {
+    for (const auto part : bank.values())
+      for (const double value : part)
+        if (value != 0) return false;
+    return true;
+  };
+  auto [all, dx] = run({});
+  auto [no_router, dx1] = run({.router = true});
+  EXPECT_EQ(dx, dx1);
+  EXPECT_TRUE(no_router.router.weight.isZero(0));
+  EXPECT_FALSE(is_zero(no_router.experts));
+  auto [no_experts, dx2] = run({.experts = true});
+  EXPECT_EQ(dx, dx2);
+  EXPECT_TRUE(is_zero(no_experts.experts));
+  EXPECT_EQ(no_experts.router.weight, all.router.weight);
+  EXPECT_FALSE(is_zero(*no_experts.shared));
+  auto [no_shared, dx3] = run({.shared = true});
+  EXPECT_EQ(dx, dx3);
+  EXPECT_TRUE(is_zero(*no_shared.shared));
+  EXPECT_TRUE(no_shared.shared_gate.isZero(0));
+  auto [some, dx4] = run({.of_experts = {0, 1, 0, 0, 1, 0}});
+  EXPECT_EQ(dx, dx4);
+  for (Index e = 0; e < experts; ++e) {
+    const bool frozen = e == 1 || e == 4;
+    EXPECT_EQ(some.experts.expert(e).down.isZero(0), frozen) << e;
+    EXPECT_EQ(some.experts.expert(e).up_bias.isZero(0), frozen) << e;
+    if (!frozen) {
+      EXPECT_EQ(some.experts.expert(e).down, all.experts.expert(e).down) << e;
+    }
+  }
+  EXPECT_THROW(run({.of_experts = {1}}), moe::ShapeError);
+}
+
+TEST(SparseMoeBackward, KeepsTheOutputsWhereAsked) {
+  const Setting setting{.policy = TapePolicy::keep_all};
+  expect_gradients(setting);
+  Layer<double> layer = Parameters<double>(setting).layer(setting);
+  const moe::Matrix<double> x = random<double>(tokens, d_model, 50);
+  moe::Matrix<double> y(tokens, d_model);
+  moe::Tape<double> tape{.policy = TapePolicy::keep_all};
+  layer.forward(x, y, tape);
+  moe::Matrix<double> sum = moe::Matrix<double>::Zero(tokens, d_model);
+  for (Index r = 0; r < tape.plan.num_rows(); ++r)
+    sum.row(tape.plan.rows[static_cast<std::size_t>(r)].token) += tape.outputs.row(r);
+  EXPECT_LT((sum - y).norm(), 1e-13);
+  EXPECT_EQ(layer.tape_bytes(tokens, 2 * tokens, TapePolicy::keep_all),
+            8.0 * static_cast<double>(tape.sums.size() + tape.outputs.size()));
+  EXPECT_EQ(layer.tape_bytes(tokens, 2 * tokens, TapePolicy::recompute), 0);
+}
+
+TEST(SparseMoeBackward, OfBiasesThatNoWeightMultiplies) {
+  expect_gradients({.shared = true, .biases = true, .down_bias = moe::DownBias::unweighted});
+  expect_gradients({.shared = true,
+                    .gated_shared = true,
+                    .biases = true,
+                    .down_bias = moe::DownBias::unweighted});
 }
 
 TEST(SparseMoeBackward, WhatIsRecomputedHasTheSameBits) {

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <concepts>
+#include <cstdint>
 
 #include "moe/core/config.hpp"
 #include "moe/core/dispatch_plan.hpp"
@@ -63,6 +64,13 @@ MatrixView<const typename RouterT::Scalar> hidden_states(
 
 }  // namespace detail
 
+/// Dropout of the experts' hidden values, after the activation: each is 0 with probability `rate`,
+/// else divided by 1 - rate. What is drawn depends on seed, token, slot and hidden value.
+struct HiddenDropout {
+  double rate = 0;
+  std::uint64_t seed = 0;
+};
+
 /// What a bank of experts works on: row r of the plan is token plan.rows[r].token of x, times that
 /// slot's entry of `scales` if there are any, times `factor`.
 ///
@@ -73,6 +81,7 @@ struct ExpertInput {
   const DispatchPlan& plan;
   MatrixView<const Scalar> scales{};
   Scalar factor = 1;
+  HiddenDropout dropout{};  // for banks of feed-forward experts
 };
 
 /// Owns the weights of E experts. `forward(input, rows, scratch)` writes every expert's output for

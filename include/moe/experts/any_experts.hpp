@@ -46,6 +46,9 @@ class AnyExperts {
     held_->add_unweighted(routing, plan, first, y);
   }
 
+  /// The down bias (D) of an expert, if no weight is to multiply it, else null.
+  const Scalar* unweighted_bias(Index e) const noexcept { return held_->unweighted_bias(e); }
+
   /// The bank as a part of a layer's expert stage, or null if it is none.
   const detail::StagedBank<Scalar>* staged() const noexcept { return held_->staged(); }
 
@@ -68,6 +71,7 @@ class AnyExperts {
                          Scratch& scratch) const = 0;
     virtual void add_unweighted(const Routing<Scalar>& routing, const DispatchPlan& plan,
                                 Index first, MatrixView<Scalar> y) const = 0;
+    virtual const Scalar* unweighted_bias(Index e) const noexcept = 0;
     virtual const detail::StagedBank<Scalar>* staged() const noexcept = 0;
   };
 
@@ -84,6 +88,13 @@ class AnyExperts {
                         MatrixView<Scalar> y) const override {
       if constexpr (requires { bank.add_unweighted(routing, plan, first, y); })
         bank.add_unweighted(routing, plan, first, y);
+    }
+    const Scalar* unweighted_bias(Index e) const noexcept override {
+      if constexpr (requires { bank.unweighted_bias(e); }) {
+        return bank.unweighted_bias(e);
+      } else {
+        return nullptr;
+      }
     }
     const detail::StagedBank<Scalar>* staged() const noexcept override {
       return detail::staged_bank(bank);

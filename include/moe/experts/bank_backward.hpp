@@ -4,30 +4,91 @@
 // What the backward pass of a bank works on.
 #pragma once
 
+#include <algorithm>
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
 #include "moe/core/concepts.hpp"
 #include "moe/core/config.hpp"
+#include "moe/core/contracts.hpp"
+#include "moe/core/dispatch_plan.hpp"
 #include "moe/core/panels.hpp"
+#include "moe/core/scratch.hpp"
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
+#include "moe/experts/gather.hpp"
 
-namespace moe::inline MOE_ABI::detail {
+namespace moe::inline MOE_ABI {
 
 /// What a bank's backward is given and what it gives.
 ///
-/// Shapes  dy (T, D), the gradient with respect to the layer's output; weights (T, K), by which the
-///         layer multiplied the outputs, or none; sums, the pre-activations of the forward:
-///         expert e's panel p stands at (first_row(e) panels + p rows_of(e)) 32 as (rows, 32);
-///         rows (N, D), where the gradients with respect to the experts' inputs go; d_weights
-///         (T, K), where those with respect to the weights go, for slots that have a row.
+/// Shapes  input: the forward's; dy (T, D), the gradient with respect to the layer's output, or, if
+///         `dy_of_rows`, (N, D), with respect to each row of the bank's; sums, what the forward
+///         kept; rows (N, D), where the gradients with respect to the experts' inputs go; weights
+///         (T, K), by which the layer multiplied the outputs, or none; d_weights (T, K), where the
+///         gradients with respect to them go, for slots that have a row, or none; frozen (E), not 0
+///         for experts whose weights get no gradient, or empty.
 template <class Scalar>
 struct BankBackward {
   const ExpertInput<Scalar>& input;
   MatrixView<const Scalar> dy;
-  MatrixView<const Scalar> weights;
-  const Scalar* sums = nullptr;
+  std::span<const Scalar> sums;
   MatrixView<Scalar> rows;
+  MatrixView<const Scalar> weights{};
   MatrixView<Scalar> d_weights{};
+  bool dy_of_rows = false;
+  bool all_frozen = false;
+  std::span<const std::uint8_t> frozen{};
+
+  /// dy of row r of the plan.
+  const Scalar* dy_row(Index r) const noexcept {
+    return dy.row(dy_of_rows ? r : Index{input.plan.rows[static_cast<std::size_t>(r)].token});
+  }
+  bool is_frozen(Index expert) const noexcept {
+    return all_frozen || (!frozen.empty() && frozen[static_cast<std::size_t>(expert)] != 0);
+  }
 };
+
+/// A bank that has a backward pass. Its forward that keeps `sums_size()` values of each row is what
+/// a backward needs; `check_backward` throws what `backward` would for these gradients.
+template <class B>
+concept DifferentiableBank = ExpertBank<B> &&
+    requires(const B& bank, const ExpertInput<typename B::Scalar>& input,
+             MatrixView<typename B::Scalar> rows, std::span<typename B::Scalar> sums,
+             const BankBackward<typename B::Scalar>& call, typename B::Gradients& gradients,
+             Scratch& scratch) {
+  { bank.gradients() } -> std::same_as<typename B::Gradients>;
+  { bank.sums_size() } -> std::convertible_to<Index>;
+  { bank.forward(input, rows, sums, scratch) } -> std::same_as<void>;
+  { bank.check_backward("", gradients) } -> std::same_as<void>;
+  { bank.backward(call, gradients, scratch) } -> std::same_as<void>;
+};
+
+namespace detail {
+
+/// Throws ShapeError if what a bank's backward is given does not fit together.
+template <class Scalar>
+void check_bank_backward(const char* where, const BankBackward<Scalar>& call, Index num_experts,
+                         Index d_model, Index sums_size) {
+  const DispatchPlan& plan = call.input.plan;
+  check_bank_call(where, call.input, call.rows, num_experts, d_model);
+  check_size(where, "dy.rows()", call.dy_of_rows ? plan.num_rows() : plan.tokens, call.dy.rows());
+  check_size(where, "dy.cols()", d_model, call.dy.cols());
+  check_size(where, "sums.size()", plan.num_rows() * sums_size,
+             static_cast<Index>(call.sums.size()));
+  const auto check_weights = [&](const char* rows_name, const char* cols_name, const auto& m) {
+    if (m.rows() == 0 && m.cols() == 0) return;
+    check_size(where, rows_name, plan.tokens, m.rows());
+    check_size(where, cols_name, plan.top_k, m.cols());
+  };
+  check_weights("weights.rows()", "weights.cols()", call.weights);
+  check_weights("d_weights.rows()", "d_weights.cols()", call.d_weights);
+  if (!call.frozen.empty())
+    check_size(where, "frozen.size()", num_experts, static_cast<Index>(call.frozen.size()));
+}
 
 /// Sizes of a bank in a backward.
 struct BackwardSizes {
@@ -59,6 +120,36 @@ struct RowPiece {
   Index at;  // rows of the pieces before it in the group
 
   Index block_row(Index b) const noexcept { return rows * b / blocks; }
+  Index plan_row(Index r) const noexcept { return first_row + begin + r; }
 };
 
-}  // namespace moe::inline MOE_ABI::detail
+/// Cuts a plan's rows into pieces of at most `most_piece`, and calls body(rows) for groups of them,
+/// each complete at `most_group` rows or more. Pieces of one expert stand in different groups, so
+/// that they add to its gradients one after another.
+template <class Body>
+void for_each_group(const DispatchPlan& plan, Index tile_rows, Index most_piece, Index most_group,
+                    std::vector<RowPiece>& pieces, const Body& body) {
+  Index expert = 0;
+  Index begin = 0;
+  while (expert < plan.num_experts) {
+    pieces.clear();
+    Index rows = 0;
+    while (expert < plan.num_experts && rows < most_group) {
+      const Index left = plan.rows_of(expert) - begin;
+      const Index take = std::min(left, most_piece);
+      if (take > 0) {
+        pieces.push_back({expert, plan.first_row(expert), begin, take, plan.rows_of(expert),
+                          (take + tile_rows - 1) / tile_rows, rows});
+        rows += take;
+      }
+      begin += take;
+      if (begin < plan.rows_of(expert)) break;
+      ++expert;
+      begin = 0;
+    }
+    if (!pieces.empty()) body(rows);
+  }
+}
+
+}  // namespace detail
+}  // namespace moe::inline MOE_ABI

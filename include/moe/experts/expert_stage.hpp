@@ -278,6 +278,8 @@ class ExpertStage {
         .rows = part.rows.middle_rows(job.first_row, job.num_rows),
         .past_caches = goes_past_caches(part.rows),
         .weights = part.weights.empty() ? nullptr : weights_.data() + job.weights,
+        .input = part.input,
+        .first_row = job.first_row,
     };
     if (task.step == Step::all) {
       const StageShape shape = part.bank->stage_shape();

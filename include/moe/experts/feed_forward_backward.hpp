@@ -20,6 +20,7 @@
 #include "moe/core/view.hpp"
 #include "moe/experts/activation.hpp"
 #include "moe/experts/bank_backward.hpp"
+#include "moe/experts/hidden_dropout.hpp"
 #include "moe/experts/packed_experts.hpp"
 #include "moe/experts/panel_product.hpp"
 #include "moe/kernels/dispatch.hpp"
@@ -43,28 +44,9 @@ class FeedForwardBackward {
            const BankBackward<Scalar>& call, PackedExperts<Scalar, gated>& gradients) {
     tile_rows_ = kernels::tile_kernels<Scalar, Scalar>().most_rows;
     const BackwardSizes sizes(weights);
-    const DispatchPlan& plan = call.input.plan;
-    // Some experts at a time, or some rows of one, as much as the buffers hold.
-    Index expert = 0;
-    Index begin = 0;
-    while (expert < plan.num_experts) {
-      pieces_.clear();
-      Index rows = 0;
-      while (expert < plan.num_experts && rows < most_group_rows) {
-        const Index left = plan.rows_of(expert) - begin;
-        const Index take = std::min(left, most_piece_rows);
-        if (take > 0) {
-          pieces_.push_back({expert, plan.first_row(expert), begin, take, plan.rows_of(expert),
-                             (take + tile_rows_ - 1) / tile_rows_, rows});
-          rows += take;
-        }
-        begin += take;
-        if (begin < plan.rows_of(expert)) break;  // The rest adds to the same gradients.
-        ++expert;
-        begin = 0;
-      }
-      if (!pieces_.empty()) run_group(weights, activation, call, gradients, sizes, rows);
-    }
+    for_each_group(
+        call.input.plan, tile_rows_, most_piece_rows, most_group_rows, pieces_,
+        [&](Index rows) { run_group(weights, activation, call, gradients, sizes, rows); });
   }
 
  private:
@@ -110,8 +92,13 @@ class FeedForwardBackward {
     });
     tasks_.clear();
     add_tasks(Step::input, [&](const RowPiece&) { return sizes.down_panels; });
-    add_tasks(Step::up, [&](const RowPiece&) { return sizes.up_panels; });
-    add_tasks(Step::down, [&](const RowPiece&) { return sizes.down_panels; });
+    const auto unless_frozen = [&](Index count) {
+      return [&call, count](const RowPiece& piece) {
+        return call.is_frozen(piece.expert) ? Index{0} : count;
+      };
+    };
+    add_tasks(Step::up, unless_frozen(sizes.up_panels));
+    add_tasks(Step::down, unless_frozen(sizes.down_panels));
     if (!call.d_weights.empty()) add_tasks(Step::weight, [](const RowPiece&) { return Index{1}; });
     run_tasks([&](const Task& task, int thread) {
       const RowPiece& piece = piece_of(task);
@@ -149,7 +136,7 @@ class FeedForwardBackward {
   static constexpr Index tile_size = kernels::most_tile_rows * width;
   static constexpr std::size_t thread_size() noexcept {
     return static_cast<std::size_t>(most_piece_rows * width + slice_size + width * width +
-                                    2 * tile_size);
+                                    3 * tile_size);
   }
 
   /// Parts of a thread's `thread_size` values.
@@ -159,12 +146,14 @@ class FeedForwardBackward {
     Scalar* block;     // (32, 32) of it, before
     Scalar* weighted;  // w dA' of a tile
     Scalar* hidden;    // A of a tile
+    Scalar* factors;   // of dropout, of a tile
   };
   ThreadMemory memory_of(int thread) noexcept {
     Scalar* const sums = threads_.data() + static_cast<std::size_t>(thread) * thread_size();
     Scalar* const panel = sums + most_piece_rows * width;
     Scalar* const weighted = panel + slice_size + width * width;
-    return {sums, panel, panel + slice_size, weighted, weighted + tile_size};
+    return {
+        sums, panel, panel + slice_size, weighted, weighted + tile_size, weighted + 2 * tile_size};
   }
 
   /// Where row `row` of column block c of a matrix stands that is kept by columns, tile_rows_ of
@@ -183,9 +172,8 @@ class FeedForwardBackward {
     const Index first = piece.block_row(block);
     const Index count = piece.block_row(block + 1) - first;
     for (Index r = 0; r < count; ++r) {
-      const TokenSlot choice =
-          input.plan.rows[static_cast<std::size_t>(piece.first_row + piece.begin + first + r)];
-      dy[r] = call.dy.row(choice.token);
+      const TokenSlot choice = input.plan.rows[static_cast<std::size_t>(piece.plan_row(first + r))];
+      dy[r] = call.dy_row(piece.plan_row(first + r));
       const Scalar weight =
           call.weights.empty() ? Scalar(1) : call.weights(choice.token, choice.slot);
       weight_.data()[piece.at + first + r] = weight;
@@ -268,13 +256,24 @@ class FeedForwardBackward {
         for (Index r = 0; r < count; ++r)
           for (Index i = 0; i < hidden_width; ++i)
             memory.weighted[r * hidden_width + i] = weight_.data()[piece.at + first + r] * dA(r)[i];
-        const Scalar* const sums = call.sums + (piece.first_row * sizes.up_panels +
-                                                p * piece.expert_rows + piece.begin + first) *
-                                                   width;
+        const bool drops = call.input.dropout.rate > 0;
+        for (Index r = 0; r < count && drops; ++r)
+          dropout_factors(call.input.dropout,
+                          call.input.plan.rows[static_cast<std::size_t>(piece.plan_row(first + r))],
+                          call.input.plan.top_k, sizes.d_ff, p * hidden_width, hidden_width,
+                          memory.factors + r * hidden_width);
+        for (Index i = 0; i < count * hidden_width && drops; ++i)
+          memory.weighted[i] *= memory.factors[i];
+        const Scalar* const sums =
+            call.sums.data() +
+            (piece.first_row * sizes.up_panels + p * piece.expert_rows + piece.begin + first) *
+                width;
         Scalar* const d_sums =
             d_sums_panels_.data() + piece.at * sizes.sums + (p * piece.rows + first) * width;
         gradient_of(kernel_rule<Scalar>(activation), sums, memory.weighted, count, memory.hidden,
                     d_sums);
+        for (Index i = 0; i < count * hidden_width && drops; ++i)
+          memory.hidden[i] *= memory.factors[i];
         const Scalar* row[kernels::most_tile_rows];
         for (Index r = 0; r < count; ++r) {
           row[r] = d_sums + r * width;
@@ -316,7 +315,7 @@ class FeedForwardBackward {
         piece, d_sums_.data() + piece.at * sizes.sums, sizes.sums, columns, thread,
         [&](Index p) { return weights.up.panel(piece.expert, p, from); });
     kernels::row_kernels<Scalar>().finish(sums, nullptr, nullptr, piece.rows, columns,
-                                          call.rows.row(piece.first_row + piece.begin) + from,
+                                          call.rows.row(piece.plan_row(0)) + from,
                                           call.rows.row_stride());
   }
 
@@ -357,8 +356,7 @@ class FeedForwardBackward {
     Scalar* const bias = row_data(gradients.down_bias, piece.expert) + p * width;
     if (gradients.config.down_bias == DownBias::weighted) return add_rows(values, piece.rows, bias);
     for (Index r = 0; r < piece.rows; ++r) {
-      const auto at = static_cast<std::size_t>(piece.first_row + piece.begin + r);
-      const Scalar* const dy = call.dy.row(call.input.plan.rows[at].token) + p * width;
+      const Scalar* const dy = call.dy_row(piece.plan_row(r)) + p * width;
       for (Index i = 0; i < std::min(width, sizes.d_model - p * width); ++i) bias[i] += dy[i];
     }
   }
@@ -370,13 +368,12 @@ class FeedForwardBackward {
                     const RowPiece& piece) {
     const Scalar* const products = products_.data() + piece.at * sizes.up_panels;
     for (Index r = 0; r < piece.rows; ++r) {
-      const TokenSlot choice =
-          call.input.plan.rows[static_cast<std::size_t>(piece.first_row + piece.begin + r)];
+      const TokenSlot choice = call.input.plan.rows[static_cast<std::size_t>(piece.plan_row(r))];
       Scalar sum = 0;
       for (Index p = 0; p < sizes.up_panels; ++p) sum += products[p * piece.rows + r];
       if (weights.config.biases && weights.config.down_bias == DownBias::weighted) {
         const Scalar* const bias = weights.down_bias_of(piece.expert, 0);
-        const Scalar* const dy = call.dy.row(choice.token);
+        const Scalar* const dy = call.dy_row(piece.plan_row(r));
         for (Index d = 0; d < sizes.d_model; ++d) sum += dy[d] * bias[d];
       }
       call.d_weights(choice.token, choice.slot) = sum;

@@ -51,6 +51,8 @@ void check_bank_call(const char* where, const ExpertInput<Scalar>& input,
     check_size(where, "input.scales.rows()", input.plan.tokens, input.scales.rows());
     check_size(where, "input.scales.cols()", input.plan.top_k, input.scales.cols());
   }
+  check(input.dropout.rate >= 0 && input.dropout.rate < 1, where,
+        "input.dropout.rate must be at least 0 and below 1");
   check(!overlap(input.x, rows) && !overlap(input.scales, rows), where, "rows overlaps the input");
 }
 

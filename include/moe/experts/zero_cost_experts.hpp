@@ -80,8 +80,8 @@ class ZeroCostExperts {
     };
     DispatchPlan& part = scratch.kept<Part>().plan;
     detail::restrict_plan(input.plan, 0, bank_.num_experts(), part);
-    bank_.forward({input.x, part, input.scales, input.factor}, rows.middle_rows(0, part.num_rows()),
-                  scratch);
+    bank_.forward({input.x, part, input.scales, input.factor, input.dropout},
+                  rows.middle_rows(0, part.num_rows()), scratch);
     for (std::size_t i = 0; i < others_.size(); ++i) {
       const Index e = bank_.num_experts() + static_cast<Index>(i);
       const Index first = input.plan.first_row(e);

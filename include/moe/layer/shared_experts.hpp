@@ -44,9 +44,19 @@ class SharedExperts {
 
   /// The bank, or nothing where the layer has no shared experts.
   const std::optional<BankT>& bank() const noexcept { return bank_; }
+  std::optional<BankT>& bank() noexcept { return bank_; }
   bool has_gate() const noexcept { return !gate_.empty(); }
   /// A copy, unpacked.
   Matrix<Scalar> gate() const { return gate_.weight(); }
+
+  /// For a gate that learns.
+  ///
+  /// Throws  ShapeError unless the gate has the shape of the one that it replaces.
+  void set_gate(const Matrix<Scalar>& gate) {
+    detail::check_size("SharedExperts::set_gate", "gate.rows()", gate_.outputs(), gate.rows());
+    detail::check_size("SharedExperts::set_gate", "gate.cols()", gate_.inner(), gate.cols());
+    gate_ = detail::LinearMap<Scalar>(gate);
+  }
 
   /// Runs the experts on x (T, D); what they give stays in the workspace.
   void run(MatrixView<const Scalar> x, Workspace<Scalar>& workspace) const {
@@ -86,9 +96,14 @@ class SharedExperts {
   /// Adds the rows of token t, times their gates.
   void add_token(const Workspace<Scalar>& workspace, Index t, detail::RowSum<Scalar>& sum) const {
     const MatrixView<const Scalar> rows = workspace.shared_rows;
-    for (Index e = 0; e < bank_->num_experts(); ++e)
+    for (Index e = 0; e < bank_->num_experts(); ++e) {
       sum.add(rows.row(e * workspace.shared_plan.tokens + t),
               !gate_.empty() ? workspace.shared_gate(t, e) : Scalar(1));
+      if constexpr (requires { bank_->unweighted_bias(e); }) {
+        const Scalar* const bias = bank_->unweighted_bias(e);
+        if (bias != nullptr) sum.add(bias, 1);
+      }
+    }
   }
 
  private:

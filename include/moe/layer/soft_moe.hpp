@@ -5,8 +5,11 @@
 #pragma once
 
 #include <cmath>
+#include <cstddef>
+#include <span>
 #include <utility>
 
+#include "moe/core/aligned_buffer.hpp"
 #include "moe/core/concepts.hpp"
 #include "moe/core/config.hpp"
 #include "moe/core/contracts.hpp"
@@ -14,7 +17,9 @@
 #include "moe/core/scratch.hpp"
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
+#include "moe/experts/bank_backward.hpp"
 #include "moe/routing/plan.hpp"
+#include "moe/routing/router_backward.hpp"
 #include "moe/routing/scores.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -38,6 +43,30 @@ struct SoftMoeWorkspace {
   Matrix<Scalar> outputs;   // (E p, D)
   DispatchPlan plan;
   Scratch scratch;
+};
+
+/// What a forward of SoftMoe leaves for its backward.
+template <class Scalar>
+struct SoftMoeTape {
+  SoftMoeWorkspace<Scalar> workspace{};
+  AlignedBuffer<Scalar> sums{};  // (E p, sums of a row)
+  const void* layer = nullptr;   // that filled it; none after a backward
+};
+
+/// The gradients of what a SoftMoe has learnt. A backward adds to them.
+template <class BankT>
+struct SoftMoeGradients {
+  using Scalar = typename BankT::Scalar;
+
+  Matrix<Scalar> phi;  // (E p, D)
+  Scalar scale = 0;
+  typename BankT::Gradients experts;
+
+  void set_zero() {
+    phi.setZero();
+    scale = 0;
+    experts.set_zero();
+  }
 };
 
 /// logits = scale x phi^T, after x and phi are divided by their norms; slots = dispatch^T x; each
@@ -65,23 +94,18 @@ class SoftMoe {
   Index d_model() const noexcept { return experts_.d_model(); }
   Index num_slots() const noexcept { return weights_.phi.rows(); }
   const SoftMoeWeights<Scalar>& weights() const noexcept { return weights_; }
+  SoftMoeWeights<Scalar>& weights() noexcept { return weights_; }
   const BankT& experts() const noexcept { return experts_; }
+  BankT& experts() noexcept { return experts_; }
 
   /// Shapes  x, y (T, D).
   /// Throws  ShapeError if x or y do not fit; std::invalid_argument if y overlaps x.
   void forward(MatrixView<const Scalar> x, MatrixView<Scalar> y,
                SoftMoeWorkspace<Scalar>& workspace) const {
-    constexpr const char* where = "SoftMoe::forward";
-    detail::check_size(where, "x.cols()", d_model(), x.cols());
-    detail::check_size(where, "y.rows()", x.rows(), y.rows());
-    detail::check_size(where, "y.cols()", d_model(), y.cols());
-    detail::check(!detail::overlap(x, y), where, "y overlaps x");
+    check_views(x, y);
     if (x.rows() == 0) return;
     mix(x, workspace);
-    const Index per_expert = num_slots() / experts_.num_experts();
-    make_slot_plan(per_expert, workspace.plan);
-    workspace.outputs.resize(num_slots(), d_model());
-    experts_.forward({workspace.slots, workspace.plan, {}}, workspace.outputs, workspace.scratch);
+    experts_.forward({workspace.slots, workspace.plan}, workspace.outputs, workspace.scratch);
     y.map().noalias() = workspace.combine * workspace.outputs;
   }
 
@@ -90,14 +114,114 @@ class SoftMoe {
     forward(x, y, workspace);
   }
 
+  /// The same, and fills the tape for a `backward`.
+  template <DifferentiableBank B = BankT>
+  void forward(MatrixView<const Scalar> x, MatrixView<Scalar> y, SoftMoeTape<Scalar>& tape) const {
+    tape.layer = nullptr;
+    check_views(x, y);
+    SoftMoeWorkspace<Scalar>& workspace = tape.workspace;
+    if (x.rows() == 0) {
+      workspace.combine.resize(0, num_slots());
+    } else {
+      mix(x, workspace);
+      experts_.forward({workspace.slots, workspace.plan}, workspace.outputs, sums_of(tape),
+                       workspace.scratch);
+      y.map().noalias() = workspace.combine * workspace.outputs;
+    }
+    tape.layer = this;
+  }
+
+  /// Zeros, to which `backward` adds.
+  template <DifferentiableBank B = BankT>
+  SoftMoeGradients<BankT> gradients() const {
+    return {Matrix<Scalar>::Zero(num_slots(), d_model()), 0, experts_.gradients()};
+  }
+
+  /// The reverse of the forward that filled the tape, which serves once: from the gradient with
+  /// respect to y to dx and, added, to the gradients of phi, scale and experts.
+  ///
+  /// Shapes  x as in the forward, dy, dx (T, D).
+  /// Throws  std::invalid_argument if no forward of this layer filled the tape, or dx overlaps x or
+  ///         dy; ShapeError if a size disagrees.
+  template <DifferentiableBank B = BankT>
+  void backward(MatrixView<const Scalar> x, SoftMoeTape<Scalar>& tape, MatrixView<const Scalar> dy,
+                MatrixView<Scalar> dx, SoftMoeGradients<BankT>& gradients) const {
+    constexpr const char* where = "SoftMoe::backward";
+    SoftMoeWorkspace<Scalar>& workspace = tape.workspace;
+    detail::check(tape.layer == this, where, "the tape is of another layer, or was used");
+    const Index tokens = workspace.combine.rows();
+    detail::check_shape(where, "x.rows()", "x.cols()", x, tokens, d_model());
+    detail::check_shape(where, "dy.rows()", "dy.cols()", dy, tokens, d_model());
+    detail::check_shape(where, "dx.rows()", "dx.cols()", dx, tokens, d_model());
+    detail::check(!detail::overlap(x, dx) && !detail::overlap(dy, dx), where,
+                  "dx overlaps x or dy");
+    detail::check_shape(where, "gradients.phi.rows()", "gradients.phi.cols()", gradients.phi,
+                        num_slots(), d_model());
+    experts_.check_backward(where, gradients.experts);
+    tape.layer = nullptr;
+    if (tokens == 0) return;
+    Matrix<Scalar> d_combine = dy.map() * workspace.outputs.transpose();        // (T, E p)
+    const Matrix<Scalar> d_outputs = workspace.combine.transpose() * dy.map();  // (E p, D)
+    Matrix<Scalar> d_slots(num_slots(), d_model());
+    const ExpertInput<Scalar> input{workspace.slots, workspace.plan};
+    experts_.backward({input, d_outputs, sums_of(tape), d_slots}, gradients.experts,
+                      workspace.scratch);
+    Matrix<Scalar> d_logits = x.map() * d_slots.transpose();  // (T, E p), of dispatch so far
+    dx.map().noalias() = workspace.dispatch * d_slots;
+    for (Index s = 0; s < num_slots(); ++s) {
+      const Scalar mean = workspace.dispatch.col(s).dot(d_logits.col(s));
+      d_logits.col(s) = workspace.dispatch.col(s).array() * (d_logits.col(s).array() - mean);
+    }
+    for (Index t = 0; t < tokens; ++t) {
+      const Scalar mean = workspace.combine.row(t).dot(d_combine.row(t));
+      d_logits.row(t).array() +=
+          workspace.combine.row(t).array() * (d_combine.row(t).array() - mean);
+    }
+    const Matrix<Scalar> x_unit = normalized(x);
+    const Matrix<Scalar> phi_unit = normalized(weights_.phi);
+    const Matrix<Scalar> d_phi = d_logits.transpose() * x_unit;  // of scale phi_unit
+    gradients.scale += d_phi.cwiseProduct(phi_unit).sum();
+    add_norm_gradient(weights_.phi, phi_unit, weights_.scale * d_phi, gradients.phi);
+    const Matrix<Scalar> d_x = weights_.scale * d_logits * phi_unit;
+    add_norm_gradient(x, x_unit, d_x, dx);
+  }
+
  private:
+  void check_views(MatrixView<const Scalar> x, MatrixView<Scalar> y) const {
+    constexpr const char* where = "SoftMoe::forward";
+    detail::check_size(where, "x.cols()", d_model(), x.cols());
+    detail::check_size(where, "y.rows()", x.rows(), y.rows());
+    detail::check_size(where, "y.cols()", d_model(), y.cols());
+    detail::check(!detail::overlap(x, y), where, "y overlaps x");
+  }
+
+  std::span<Scalar> sums_of(SoftMoeTape<Scalar>& tape) const {
+    const auto size = static_cast<std::size_t>(num_slots() * experts_.sums_size());
+    tape.sums.grow(size);
+    return {tape.sums.data(), size};
+  }
+
+  static Scalar norm(MatrixView<const Scalar> m, Index r) {
+    return std::sqrt(m.map().row(r).squaredNorm() + least_square);
+  }
+
+  /// Of the rows of m divided by their norms, whose part along the row does not count.
+  static void add_norm_gradient(MatrixView<const Scalar> m, const Matrix<Scalar>& unit,
+                                const Matrix<Scalar>& d_unit, MatrixView<Scalar> d_m) {
+    for (Index r = 0; r < m.rows(); ++r)
+      d_m.map().row(r) +=
+          (d_unit.row(r) - unit.row(r) * unit.row(r).dot(d_unit.row(r))) / norm(m, r);
+  }
+
+  static constexpr Scalar least_square = Scalar(1e-6);
+
   static Matrix<Scalar> normalized(MatrixView<const Scalar> m) {
     Matrix<Scalar> result = m.map();
-    for (Index r = 0; r < result.rows(); ++r)
-      result.row(r) /= std::sqrt(result.row(r).squaredNorm() + Scalar(1e-6));
+    for (Index r = 0; r < result.rows(); ++r) result.row(r) /= norm(m, r);
     return result;
   }
 
+  /// All that comes before the experts.
   void mix(MatrixView<const Scalar> x, SoftMoeWorkspace<Scalar>& workspace) const {
     const Matrix<Scalar> phi = weights_.scale * normalized(weights_.phi);
     workspace.logits.noalias() = normalized(x) * phi.transpose();
@@ -114,6 +238,8 @@ class SoftMoe {
       workspace.dispatch.col(s) = column;
     }
     workspace.slots.noalias() = workspace.dispatch.transpose() * x.map();
+    make_slot_plan(num_slots() / experts_.num_experts(), workspace.plan);
+    workspace.outputs.resize(num_slots(), d_model());
   }
 
   /// The slots as tokens of one choice each.

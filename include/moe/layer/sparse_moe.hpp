@@ -20,6 +20,7 @@
 #include "moe/layer/dispatch.hpp"
 #include "moe/layer/explain.hpp"
 #include "moe/layer/explain_layer.hpp"
+#include "moe/layer/run_layer.hpp"
 #include "moe/layer/shared_experts.hpp"
 #include "moe/layer/sparse_moe_backward.hpp"
 #include "moe/layer/tape.hpp"
@@ -62,6 +63,7 @@ class SparseMoe {
   const BankT& experts() const noexcept { return experts_; }
   BankT& experts() noexcept { return experts_; }
   const SharedExperts<SharedBankT>& shared() const noexcept { return shared_; }
+  SharedExperts<SharedBankT>& shared() noexcept { return shared_; }
   const Capacity& capacity() const noexcept { return capacity_; }
   Capacity& capacity() noexcept { return capacity_; }
 
@@ -75,7 +77,18 @@ class SparseMoe {
     output_bias_ = std::move(bias);
   }
 
-  /// The plan of the last forward that used the layer's own workspace.
+  /// Of hidden values in training: in forwards with a tape whose options say so.
+  const ExpertDropout& expert_dropout() const noexcept { return expert_dropout_; }
+
+  /// Throws  std::invalid_argument unless both rates are at least 0 and below 1.
+  void set_expert_dropout(ExpertDropout dropout) {
+    for (const double rate : {dropout.routed, dropout.shared})
+      detail::check(rate >= 0 && rate < 1, "SparseMoe::set_expert_dropout",
+                    "a rate must be at least 0 and below 1");
+    expert_dropout_ = dropout;
+  }
+
+  /// The plan of the last forward that used the layer's own workspace and no tape.
   const DispatchPlan& plan() const noexcept { return workspace_.plan; }
 
   /// Routes x and runs the layer with its own workspace.
@@ -90,26 +103,26 @@ class SparseMoe {
   const Routing<Scalar>& forward(MatrixView<const Scalar> x, MatrixView<Scalar> y,
                                  Workspace<Scalar>& workspace, RouteOptions options = {}) const;
 
-  /// The same, and fills the tape for a `backward`. The routing is the tape's, and has logits and
-  /// scores whatever the options say.
+  /// The same, and fills the tape for a `backward`. The routing and the plan are the tape's; the
+  /// routing has logits and scores whatever the options say, if the router has any.
   ///
   /// Throws  further: std::invalid_argument if the layer re-routes dropped choices.
   template <DifferentiableBank B = BankT>
   const Routing<Scalar>& forward(MatrixView<const Scalar> x, MatrixView<Scalar> y,
                                  Tape<Scalar>& tape, Workspace<Scalar>& workspace,
                                  RouteOptions options = {}) const {
-    tape.layer = nullptr;
     detail::check(!capacity_.reroute, forward_name, "re-routed choices have no gradient");
+    detail::begin_tape(options, expert_dropout_, tape);
     check_views(x, y);
-    options.keep_logits = options.keep_scores = true;
     const detail::ScratchScope scope(workspace.scratch);
     const MatrixView<const Scalar> hidden =
         detail::hidden_states(router_, x, options, workspace.hidden);
-    router_.route(hidden, options, tape.routing);
+    detail::route_on_tape(router_, hidden, options, tape);
     check_routing_sizes(hidden, tape.routing, y);
     make_plan(forward_name, tape.routing, options.seed, tape.routing, tape.plan);
     run_plan(hidden, tape.routing, tape.plan, y, workspace, &tape);
-    detail::finish_tape(workspace, options, tape);
+    detail::finish_tape(workspace, tape);
+    tape.through_router = true;
     tape.layer = this;
     return tape.routing;
   }
@@ -119,9 +132,26 @@ class SparseMoe {
     return forward(x, y, tape, workspace_, options);
   }
 
+  /// The same on a routing and a plan of the caller's, where the backward ends: it gives
+  /// tape.d_weights_used, from which the caller's own router, or `router().backward`, goes on.
+  template <DifferentiableBank B = BankT>
+  void forward(MatrixView<const Scalar> x, const Routing<Scalar>& routing, const DispatchPlan& plan,
+               MatrixView<Scalar> y, Tape<Scalar>& tape, Workspace<Scalar>& workspace) const {
+    detail::begin_tape({}, {}, tape);
+    check_plan(x, routing, plan, y);
+    tape.routing = routing;
+    tape.plan = plan;
+    const detail::ScratchScope scope(workspace.scratch);
+    run_plan(x, tape.routing, tape.plan, y, workspace, &tape);
+    detail::finish_tape(workspace, tape);
+    tape.through_router = false;
+    tape.layer = this;
+  }
+
   /// The reverse of the forward that filled the tape: from the gradient with respect to y, and
-  /// those of losses in tape.d_logits and tape.d_weights, to dx and to the gradients of everything
-  /// that the layer has learnt, which are added to. A tape serves once.
+  /// those of losses on the tape, to dx and to the gradients of everything that the layer has
+  /// learnt and that is not frozen, which are added to. A router without a backward of its own
+  /// gets none: tape.d_weights_used is where the gradients end then. A tape serves once.
   ///
   /// Shapes  x as in the forward, dy, dx (T, D).
   /// Values  the bits do not depend on the number of threads.
@@ -143,12 +173,13 @@ class SparseMoe {
     return detail::zero_gradients(router_, experts_, shared_, output_bias_.size());
   }
 
-  /// Bytes of pre-activations that a tape takes for a plan of so many rows: each row's values
-  /// before the activation, of routed and shared experts. With TapePolicy::recompute there are
-  /// none.
+  /// Bytes of a tape for a plan of so many rows, beside its routing and plan, the gradients with
+  /// respect to these, and spare room: each row's values before the activation, of routed and
+  /// shared experts, none with TapePolicy::recompute; with keep_all, outputs of routed experts.
   template <DifferentiableBank B = BankT>
-  double tape_bytes(Index tokens, Index rows) const {
-    return detail::tape_bytes(experts_, shared_, tokens, rows);
+  double tape_bytes(Index tokens, Index rows,
+                    TapePolicy policy = TapePolicy::keep_preactivations) const {
+    return detail::tape_bytes(experts_, shared_, tokens, rows, policy);
   }
 
   /// Runs the layer on a routing that the caller supplies in place of the router's.
@@ -230,68 +261,29 @@ class SparseMoe {
     check_size_of_experts(forward_name, routing);
   }
 
+  void check_plan(MatrixView<const Scalar> x, const Routing<Scalar>& routing,
+                  const DispatchPlan& plan, MatrixView<Scalar> y) const {
+    check_views(x, y);
+    check_routing_sizes(x, routing, y);
+    detail::check_routing(forward_name, routing);
+    detail::check_plan(forward_name, plan);
+    detail::check_size(forward_name, "plan.tokens", x.rows(), plan.tokens);
+    detail::check_size(forward_name, "plan.top_k", routing.top_k(), plan.top_k);
+    detail::check_size(forward_name, "plan.first_expert", 0, plan.first_expert);
+    for (Index e = 0; e < plan.num_experts; ++e) {
+      for (Index r = plan.first_row(e); r < plan.first_row(e + 1); ++r) {
+        const TokenSlot at = plan.rows[static_cast<std::size_t>(r)];
+        detail::check(routing.experts(at.token, at.slot) == e, forward_name,
+                      "the plan has other experts than the routing");
+      }
+    }
+  }
+
   void run_plan(MatrixView<const Scalar> x, const Routing<Scalar>& routing,
                 const DispatchPlan& plan, MatrixView<Scalar> y, Workspace<Scalar>& workspace,
                 Tape<Scalar>* tape = nullptr) const {
-    workspace.rows.reserve(static_cast<Index>(plan.row_of.size()) * d_model());
-    workspace.rows.resize(plan.num_rows(), d_model());
-    const bool on_input = routing.weight_target == WeightTarget::input;
-    MatrixView<const Scalar> weights = routing.weights;
-    if (!capacity_.is_unlimited()) workspace.weights.reserve(routing.weights.size());
-    if (!plan.dropped.empty() || routing.renormalization.after_drop) {
-      final_weights(routing, plan, workspace.weights);
-      weights = workspace.weights;
-    }
-    const MatrixView<const Scalar> none;
-    const ExpertInput<Scalar> input{x, plan, on_input ? weights : none,
-                                    static_cast<Scalar>(routing.input_scale)};
-    MatrixView<const Scalar> left = on_input ? none : weights;  // What combine multiplies by.
-    detail::check_bank_call<Scalar>(forward_name, input, workspace.rows, experts_.num_experts(),
-                                    d_model());
-    const auto* const staged = detail::staged_bank(experts_);
-    const auto* const staged_shared =
-        shared_.bank() ? detail::staged_bank(*shared_.bank()) : nullptr;
-    // Banks that are no part of the stage come first: they may hold others, which have a stage too.
-    if (staged == nullptr) experts_.forward(input, workspace.rows, workspace.scratch);
-    if (shared_.bank() && staged_shared == nullptr) shared_.run(x, workspace);
-    auto& stage = workspace.scratch.template kept<detail::ExpertStage<Scalar>>();
-    stage.clear();
-    if (staged != nullptr) {
-      stage.add(
-          {staged, &input, workspace.rows, left, keep(tape, &Tape<Scalar>::sums, staged, plan)});
-      left = none;
-    }
-    const ExpertInput<Scalar> shared_input{x, workspace.shared_plan};
-    if (staged_shared != nullptr) {
-      shared_.prepare(x, workspace);
-      stage.add({staged_shared, &shared_input, workspace.shared_rows, none,
-                 keep(tape, &Tape<Scalar>::shared_sums, staged_shared, workspace.shared_plan)});
-    }
-    const bool weighted = !left.empty() || (shared_.bank() && shared_.has_gate());
-    constexpr Index block = detail::copy_block_rows;
-    stage.run((x.rows() + block - 1) / block, [&](Index task) {
-      const Index begin = task * block;
-      const Index end = std::min(begin + block, x.rows());
-      for (Index t = begin; t < end; ++t) {
-        detail::RowSum<Scalar> sum(y.row(t), d_model(), weighted);
-        detail::add_token<Scalar>(workspace.rows, plan, left, t, sum);
-        if (shared_.bank()) shared_.add_token(workspace, t, sum);
-        if (output_bias_.size() != 0) sum.add(output_bias_.data(), 1);
-        sum.finish();
-      }
-      const MatrixView<Scalar> out = y.middle_rows(begin, end - begin);
-      if constexpr (requires { experts_.add_unweighted(routing, plan, begin, out); })
-        experts_.add_unweighted(routing, plan, begin, out);
-    });
-  }
-
-  /// Room on the tape for what a bank's backward needs, or null.
-  static Scalar* keep(Tape<Scalar>* tape, AlignedBuffer<Scalar> Tape<Scalar>::*buffer,
-                      const detail::StagedBank<Scalar>* bank, const DispatchPlan& plan) {
-    if (tape == nullptr || tape->policy == TapePolicy::recompute) return nullptr;
-    const Index values = bank->stage_shape().up_panels * kernels::panel_width;
-    (tape->*buffer).grow(static_cast<std::size_t>(plan.num_rows() * values));
-    return (tape->*buffer).data();
+    detail::run_layer(forward_name, experts_, shared_, output_bias_, capacity_.is_unlimited(), x,
+                      routing, plan, y, workspace, tape);
   }
 
   RouterT router_;
@@ -299,6 +291,7 @@ class SparseMoe {
   SharedExperts<SharedBankT> shared_;
   Capacity capacity_;
   Vector<Scalar> output_bias_;
+  ExpertDropout expert_dropout_{};
   Workspace<Scalar> workspace_;
 };
 
@@ -359,20 +352,7 @@ void SparseMoe<RouterT, BankT, SharedBankT>::forward(MatrixView<const Scalar> x,
                                                      const Routing<Scalar>& routing,
                                                      const DispatchPlan& plan, MatrixView<Scalar> y,
                                                      Workspace<Scalar>& workspace) const {
-  check_views(x, y);
-  check_routing_sizes(x, routing, y);
-  detail::check_routing(forward_name, routing);
-  detail::check_plan(forward_name, plan);
-  detail::check_size(forward_name, "plan.tokens", x.rows(), plan.tokens);
-  detail::check_size(forward_name, "plan.top_k", routing.top_k(), plan.top_k);
-  detail::check_size(forward_name, "plan.first_expert", 0, plan.first_expert);
-  for (Index e = 0; e < plan.num_experts; ++e) {
-    for (Index r = plan.first_row(e); r < plan.first_row(e + 1); ++r) {
-      const TokenSlot at = plan.rows[static_cast<std::size_t>(r)];
-      detail::check(routing.experts(at.token, at.slot) == e, forward_name,
-                    "the plan has other experts than the routing");
-    }
-  }
+  check_plan(x, routing, plan, y);
   const detail::ScratchScope scope(workspace.scratch);
   run_plan(x, routing, plan, y, workspace);
 }

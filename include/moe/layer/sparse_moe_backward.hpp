@@ -10,34 +10,66 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <vector>
 
+#include "moe/core/aligned_buffer.hpp"
 #include "moe/core/concepts.hpp"
 #include "moe/core/config.hpp"
 #include "moe/core/contracts.hpp"
 #include "moe/core/dispatch_plan.hpp"
+#include "moe/core/growing_matrix.hpp"
 #include "moe/core/routing.hpp"
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
-#include "moe/experts/feed_forward_backward.hpp"
+#include "moe/experts/bank_backward.hpp"
 #include "moe/layer/dispatch.hpp"
 #include "moe/layer/shared_experts.hpp"
 #include "moe/layer/tape.hpp"
 #include "moe/layer/workspace.hpp"
 #include "moe/parallel/parallel_for.hpp"
 #include "moe/routing/drops.hpp"
+#include "moe/routing/noise.hpp"
 #include "moe/routing/plan.hpp"
+#include "moe/routing/router_backward.hpp"
 #include "moe/routing/scores.hpp"
-#include "moe/routing/topk_backward.hpp"
 
 namespace moe::inline MOE_ABI {
 
-/// A bank that has a backward pass.
-template <class B>
-concept DifferentiableBank = requires(const B& bank) {
-  typename B::Gradients;
-  { bank.gradients() } -> std::same_as<typename B::Gradients>;
-  { bank.sums_size() } -> std::convertible_to<Index>;
+/// Rates of dropout inside experts.
+///
+/// Source  Fedus et al. (2021), section 2.4, arXiv:2101.03961, whose routed experts drop more than
+///         the rest of the model.
+struct ExpertDropout {
+  double routed = 0;
+  double shared = 0;
 };
+
+/// Parts of a layer that are not trained: a backward adds nothing to their gradients, and saves the
+/// work.
+struct FrozenParts {
+  bool router = false;
+  bool experts = false;                       ///< all routed ones
+  bool shared = false;                        ///< shared experts and their gate
+  std::vector<std::uint8_t> of_experts = {};  ///< (E), not 0 for routed experts that are frozen
+};
+
+/// In place of the gradients of a router that has no backward pass.
+struct NoGradients {
+  void set_zero() noexcept {}
+};
+
+namespace detail {
+
+template <class RouterT>
+struct GradientsOfRouter {
+  using Type = NoGradients;
+};
+template <DifferentiableRouter RouterT>
+struct GradientsOfRouter<RouterT> {
+  using Type = typename RouterT::Gradients;
+};
+
+}  // namespace detail
 
 /// The gradients of everything that a SparseMoe has learnt. A backward adds to them.
 ///
@@ -46,11 +78,12 @@ template <class RouterT, class BankT, class SharedBankT>
 struct SparseMoeGradients {
   using Scalar = typename BankT::Scalar;
 
-  typename RouterT::Gradients router;
+  typename detail::GradientsOfRouter<RouterT>::Type router;
   typename BankT::Gradients experts;
   std::optional<typename SharedBankT::Gradients> shared{};
   Matrix<Scalar> shared_gate{};  // (S, D)
   Vector<Scalar> output_bias{};  // (D)
+  FrozenParts frozen{};          // which parts do not get any
 
   void set_zero() {
     router.set_zero();
@@ -67,7 +100,14 @@ template <class RouterT, class BankT, class SharedBankT>
 SparseMoeGradients<RouterT, BankT, SharedBankT> zero_gradients(
     const RouterT& router, const BankT& experts, const SharedExperts<SharedBankT>& shared,
     Index output_bias_size) {
-  SparseMoeGradients<RouterT, BankT, SharedBankT> result{router.gradients(), experts.gradients()};
+  const auto of_router = [&] {
+    if constexpr (DifferentiableRouter<RouterT>) {
+      return router.gradients();
+    } else {
+      return NoGradients{};
+    }
+  };
+  SparseMoeGradients<RouterT, BankT, SharedBankT> result{of_router(), experts.gradients()};
   if (shared.bank()) result.shared.emplace(shared.bank()->gradients());
   if (shared.has_gate())
     result.shared_gate.setZero(shared.bank()->num_experts(), experts.d_model());
@@ -78,29 +118,61 @@ SparseMoeGradients<RouterT, BankT, SharedBankT> zero_gradients(
 /// See SparseMoe::tape_bytes.
 template <class BankT, class SharedBankT>
 double tape_bytes(const BankT& experts, const SharedExperts<SharedBankT>& shared, Index tokens,
-                  Index rows) {
+                  Index rows, TapePolicy policy) {
+  if (policy == TapePolicy::recompute) return 0;
   auto values = static_cast<double>(rows * experts.sums_size());
   if (shared.bank())
     values +=
         static_cast<double>(tokens * shared.bank()->num_experts() * shared.bank()->sums_size());
+  if (policy == TapePolicy::keep_all) values += static_cast<double>(rows * experts.d_model());
   return values * sizeof(typename BankT::Scalar);
+}
+
+/// Before anything else, so that a forward that fails leaves a tape that serves for nothing.
+template <class Scalar>
+void begin_tape(const RouteOptions& options, const ExpertDropout& dropout, Tape<Scalar>& tape) {
+  tape.layer = nullptr;
+  tape.options = options;
+  tape.options.keep_logits = tape.options.keep_scores = true;
+  tape.options.token_ids = tape.options.token_types = tape.options.token_groups = {};
+  const auto drop = [&](double rate, NoiseStream stream) -> HiddenDropout {
+    if (!options.training) return {};
+    return {rate, stream_seed(options.seed, stream)};
+  };
+  tape.dropout = drop(dropout.routed, NoiseStream::dropout);
+  tape.shared_dropout = drop(dropout.shared, NoiseStream::shared_dropout);
+  tape.drawn = {};
+}
+
+/// Routes with logits and scores, and with what a noisy router drew.
+template <class RouterT>
+void route_on_tape(const RouterT& router, MatrixView<const typename RouterT::Scalar> x,
+                   RouteOptions options, Tape<typename RouterT::Scalar>& tape) {
+  options.keep_logits = options.keep_scores = true;
+  if constexpr (requires { router.route(x, {}, options, tape.routing, tape.drawn); }) {
+    router.route(x, {}, options, tape.routing, tape.drawn);
+  } else {
+    router.route(x, options, tape.routing);
+  }
 }
 
 /// What is left when a forward has run.
 template <class Scalar>
-void finish_tape(const Workspace<Scalar>& workspace, const RouteOptions& options,
-                 Tape<Scalar>& tape) {
+void finish_tape(const Workspace<Scalar>& workspace, Tape<Scalar>& tape) {
   tape.weights = tape.routing.weights;
   if (!tape.plan.dropped.empty() || tape.routing.renormalization.after_drop)
     final_weights(tape.routing, tape.plan, tape.weights);
   tape.shared_gate = workspace.shared_gate;
-  tape.d_logits.resize(tape.routing.tokens(), tape.routing.num_experts);
-  tape.d_logits.setZero();
-  tape.d_weights.resize(tape.routing.tokens(), tape.routing.top_k());
-  tape.d_weights.setZero();
+  const auto zero = [](GrowingMatrix<Scalar>& matrix, Index rows, Index cols) {
+    matrix.resize(rows, cols);
+    matrix.setZero();
+  };
+  const Index tokens = tape.routing.tokens();
+  zero(tape.d_logits, tokens, tape.routing.num_experts);
+  zero(tape.d_scored, tokens, tape.routing.num_experts);
+  zero(tape.d_deviation, tape.drawn.deviation.rows(), tape.drawn.deviation.cols());
+  zero(tape.d_weights, tokens, tape.routing.top_k());
   tape.has_sums = tape.policy != TapePolicy::recompute;
-  tape.options = options;
-  tape.options.token_ids = tape.options.token_types = tape.options.token_groups = {};
 }
 
 /// dx (T, D) += scale times the rows of each token, in order of the slots; where the weights acted
@@ -133,7 +205,7 @@ template <class BankT>
 void backward_of_shared(const SharedExperts<BankT>& shared,
                         MatrixView<const typename BankT::Scalar> x,
                         const Tape<typename BankT::Scalar>& tape,
-                        const typename BankT::Scalar* sums,
+                        std::span<const typename BankT::Scalar> sums, bool frozen,
                         MatrixView<const typename BankT::Scalar> dy,
                         MatrixView<typename BankT::Scalar> dx, typename BankT::Gradients& gradients,
                         Matrix<typename BankT::Scalar>& gate_gradient,
@@ -142,8 +214,9 @@ void backward_of_shared(const SharedExperts<BankT>& shared,
   const BankT& bank = *shared.bank();
   make_full_plan(x.rows(), bank.num_experts(), workspace.shared_plan);
   workspace.shared_rows.resize(workspace.shared_plan.num_rows(), bank.d_model());
-  const ExpertInput<Scalar> input{x, workspace.shared_plan};
-  BankBackward<Scalar> call{input, dy, {}, sums, workspace.shared_rows};
+  const ExpertInput<Scalar> input{x, workspace.shared_plan, {}, 1, tape.shared_dropout};
+  BankBackward<Scalar> call{input, dy, sums, workspace.shared_rows};
+  call.all_frozen = frozen;
   Matrix<Scalar> d_gate;  // (T, S)
   if (shared.has_gate()) {
     d_gate.setZero(x.rows(), bank.num_experts());
@@ -156,7 +229,7 @@ void backward_of_shared(const SharedExperts<BankT>& shared,
   for (Index t = 0; t < d_gate.rows(); ++t)
     for (Index e = 0; e < d_gate.cols(); ++e)
       d_gate(t, e) *= score_slope(ScoreFunction::sigmoid, tape.shared_gate(t, e));
-  add_weight_gradient<Scalar>(d_gate, x, gate_gradient);
+  if (!frozen) add_weight_gradient<Scalar>(d_gate, x, gate_gradient);
   add_input_gradient<Scalar>(d_gate, shared.gate(), {}, dx);
 }
 
@@ -181,28 +254,29 @@ void check_backward(const char* where, const RouterT& router, const BankT& exper
                     MatrixView<const typename BankT::Scalar> dy,
                     MatrixView<typename BankT::Scalar> dx,
                     const SparseMoeGradients<RouterT, BankT, SharedBankT>& gradients) {
-  const auto check_shape = [&](const char* rows_name, const char* cols_name, const auto& matrix,
-                               Index rows, Index cols) {
-    check_size(where, rows_name, rows, matrix.rows());
-    check_size(where, cols_name, cols, matrix.cols());
-  };
   const Index tokens = tape.routing.tokens();
-  check_shape("x.rows()", "x.cols()", x, tokens, experts.d_model());
-  check_shape("dy.rows()", "dy.cols()", dy, tokens, experts.d_model());
-  check_shape("dx.rows()", "dx.cols()", dx, tokens, experts.d_model());
+  check_shape(where, "x.rows()", "x.cols()", x, tokens, experts.d_model());
+  check_shape(where, "dy.rows()", "dy.cols()", dy, tokens, experts.d_model());
+  check_shape(where, "dx.rows()", "dx.cols()", dx, tokens, experts.d_model());
   check(!overlap(x, dx), where, "dx overlaps x");
   check(!overlap(dy, dx), where, "dx overlaps dy");
-  check_shape("tape.d_logits.rows()", "tape.d_logits.cols()", tape.d_logits, tokens,
+  check_shape(where, "tape.d_logits.rows()", "tape.d_logits.cols()", tape.d_logits, tokens,
               tape.routing.num_experts);
-  check_shape("tape.d_weights.rows()", "tape.d_weights.cols()", tape.d_weights, tokens,
+  check_shape(where, "tape.d_weights.rows()", "tape.d_weights.cols()", tape.d_weights, tokens,
               tape.routing.top_k());
-  router.check_backward(where, tape.options, gradients.router);
+  check_shape(where, "tape.d_scored.rows()", "tape.d_scored.cols()", tape.d_scored, tokens,
+              tape.routing.num_experts);
+  if constexpr (DifferentiableRouter<RouterT>)
+    router.check_backward(where, tape.options, gradients.router);
+  if (!gradients.frozen.of_experts.empty())
+    check_size(where, "gradients.frozen.of_experts.size()", experts.num_experts(),
+               static_cast<Index>(gradients.frozen.of_experts.size()));
   experts.check_backward(where, gradients.experts);
   check(gradients.shared.has_value() == shared.bank().has_value(), where,
         "the gradients are of another layer");
   if (shared.bank()) shared.bank()->check_backward(where, *gradients.shared);
-  check_shape("gradients.shared_gate.rows()", "gradients.shared_gate.cols()", gradients.shared_gate,
-              shared.has_gate() ? shared.bank()->num_experts() : 0,
+  check_shape(where, "gradients.shared_gate.rows()", "gradients.shared_gate.cols()",
+              gradients.shared_gate, shared.has_gate() ? shared.bank()->num_experts() : 0,
               shared.has_gate() ? experts.d_model() : 0);
   check_size(where, "gradients.output_bias.size()", output_bias.size(),
              gradients.output_bias.size());
@@ -224,9 +298,17 @@ void backward_of_layer(const RouterT& router, const BankT& experts,
   const MatrixView<const Scalar> weights = tape.weights;
   const MatrixView<const Scalar> none;
   const ExpertInput<Scalar> input{seen, tape.plan, on_input ? weights : none,
-                                  static_cast<Scalar>(tape.routing.input_scale)};
-  const Scalar* sums = tape.sums.data();
-  const Scalar* shared_sums = tape.shared_sums.data();
+                                  static_cast<Scalar>(tape.routing.input_scale), tape.dropout};
+  const Index sums_size = tape.plan.num_rows() * experts.sums_size();
+  const Index shared_sums_size =
+      shared.bank() ? x.rows() * shared.bank()->num_experts() * shared.bank()->sums_size() : 0;
+  const auto first_of = [](AlignedBuffer<Scalar>& values, Index size) {
+    values.grow(static_cast<std::size_t>(size));
+    return std::span<Scalar>(values.data(), static_cast<std::size_t>(size));
+  };
+  std::span<const Scalar> sums = first_of(tape.sums, tape.has_sums ? sums_size : 0);
+  std::span<const Scalar> shared_sums =
+      first_of(tape.shared_sums, tape.has_sums ? shared_sums_size : 0);
   struct Recomputed {
     AlignedBuffer<Scalar> sums;
     AlignedBuffer<Scalar> shared_sums;
@@ -234,25 +316,25 @@ void backward_of_layer(const RouterT& router, const BankT& experts,
   if (!tape.has_sums) {
     auto& recomputed = workspace.scratch.template kept<Recomputed>();
     const auto again = [&](const auto& bank, const ExpertInput<Scalar>& of_bank,
-                           GrowingMatrix<Scalar>& rows, AlignedBuffer<Scalar>& kept) {
-      const Index values = of_bank.plan.num_rows() * bank.sums_size();
+                           GrowingMatrix<Scalar>& rows, std::span<Scalar> kept) {
       rows.resize(of_bank.plan.num_rows(), bank.d_model());
-      kept.grow(static_cast<std::size_t>(values));
-      bank.forward(of_bank, rows, std::span<Scalar>(kept.data(), static_cast<std::size_t>(values)),
-                   workspace.scratch);
+      bank.forward(of_bank, rows, kept, workspace.scratch);
+      return std::span<const Scalar>(kept);
     };
-    again(experts, input, workspace.rows, recomputed.sums);
-    sums = recomputed.sums.data();
+    sums = again(experts, input, workspace.rows, first_of(recomputed.sums, sums_size));
     if (shared.bank()) {
       make_full_plan(x.rows(), shared.bank()->num_experts(), workspace.shared_plan);
-      again(*shared.bank(), {seen, workspace.shared_plan}, workspace.shared_rows,
-            recomputed.shared_sums);
-      shared_sums = recomputed.shared_sums.data();
+      shared_sums = again(*shared.bank(), {seen, workspace.shared_plan}, workspace.shared_rows,
+                          first_of(recomputed.shared_sums, shared_sums_size));
     }
   }
-  Matrix<Scalar> d_weights = Matrix<Scalar>::Zero(weights.rows(), weights.cols());  // (T, K)
+  GrowingMatrix<Scalar>& d_weights = tape.d_weights_used;
+  d_weights.resize(weights.rows(), weights.cols());
+  d_weights.setZero();
   workspace.rows.resize(tape.plan.num_rows(), experts.d_model());
-  BankBackward<Scalar> call{input, dy, {}, sums, workspace.rows};
+  BankBackward<Scalar> call{input, dy, sums, workspace.rows};
+  call.all_frozen = gradients.frozen.experts;
+  call.frozen = gradients.frozen.of_experts;
   if (!on_input) {
     call.weights = weights;
     call.d_weights = d_weights;
@@ -261,11 +343,23 @@ void backward_of_layer(const RouterT& router, const BankT& experts,
   for (Index t = 0; t < dx.rows(); ++t) std::fill_n(dx.row(t), dx.cols(), Scalar(0));
   add_row_gradients<Scalar>(input, workspace.rows, d_weights, dx);
   if (shared.bank())
-    backward_of_shared(shared, seen, tape, shared_sums, dy, dx, *gradients.shared,
-                       gradients.shared_gate, workspace);
-  router.backward(
-      {seen, tape.options, tape.routing, tape.plan, d_weights, tape.d_weights, tape.d_logits, dx},
-      gradients.router);
+    backward_of_shared(shared, seen, tape, shared_sums, gradients.frozen.shared, dy, dx,
+                       *gradients.shared, gradients.shared_gate, workspace);
+  if constexpr (DifferentiableRouter<RouterT>) {
+    if (tape.through_router)
+      router.backward({.x = seen,
+                       .options = tape.options,
+                       .routing = tape.routing,
+                       .plan = tape.plan,
+                       .d_weights = d_weights,
+                       .d_logits = tape.d_logits,
+                       .dx = dx,
+                       .d_routed = tape.d_weights,
+                       .d_scored = tape.d_scored,
+                       .d_deviation = tape.d_deviation,
+                       .frozen = gradients.frozen.router},
+                      gradients.router);
+  }
   undo_jitter(router, tape.options, dx, workspace.hidden);
   for (Index t = 0; t < dy.rows() && gradients.output_bias.size() != 0; ++t)
     for (Index d = 0; d < dy.cols(); ++d) gradients.output_bias[d] += dy(t, d);

@@ -7,38 +7,54 @@
 #include <cstddef>
 
 #include "moe/core/aligned_buffer.hpp"
+#include "moe/core/concepts.hpp"
 #include "moe/core/config.hpp"
 #include "moe/core/dispatch_plan.hpp"
 #include "moe/core/growing_matrix.hpp"
 #include "moe/core/routing.hpp"
 #include "moe/core/types.hpp"
+#include "moe/routing/noise.hpp"
 
 namespace moe::inline MOE_ABI {
 
 /// How much of a forward is kept.
 enum class TapePolicy {
+  keep_all,             ///< further the experts' outputs, which a backward does not need
   keep_preactivations,  ///< the routing, and the experts' values before their activation
   recompute,            ///< the routing: a backward runs the experts again, at a third more
 };
 
-/// Filled by `SparseMoe::forward` and read by `SparseMoe::backward`. Its memory grows only. Neither
-/// gathered rows nor the experts' outputs are kept.
+/// Filled by `SparseMoe::forward` and read by `SparseMoe::backward`. Its memory grows only.
 ///
-/// Shapes  d_logits (T, E) and d_weights (T, K) are zero after a forward: before the backward,
-///         losses add their gradients with respect to the routing's logits and weights.
+/// Shapes  d_logits, d_scored (T, E) and d_weights (T, K) are zero after a forward: before the
+///         backward, losses add their gradients with respect to the routing's logits, to the logits
+///         that its scores were made of, and to its weights. Where neither scaling nor noise comes
+///         between, d_logits and d_scored are the same. Where a NoisyTopKRouter drew noise, `drawn`
+///         has it, and d_deviation (T, E) is the gradient with respect to its deviation; that with
+///         respect to its noisy logits is d_scored.
 template <class Scalar>
 struct Tape {
   TapePolicy policy = TapePolicy::keep_preactivations;
   Routing<Scalar> routing{};  // as the layer ran it
   DispatchPlan plan{};
-  GrowingMatrix<Scalar> d_logits{};   // (T, E)
-  GrowingMatrix<Scalar> d_weights{};  // (T, K)
+  NoisyLogits<Scalar> drawn{};          // (T, E), or empty
+  GrowingMatrix<Scalar> d_logits{};     // (T, E)
+  GrowingMatrix<Scalar> d_scored{};     // (T, E)
+  GrowingMatrix<Scalar> d_deviation{};  // (T, E), or empty
+  GrowingMatrix<Scalar> d_weights{};    // (T, K)
+
+  GrowingMatrix<Scalar> weights{};         // (T, K), after drops
+  GrowingMatrix<Scalar> outputs{};         // (N, D), with keep_all, times their weights where these
+                                           // act on the output and the bank multiplies by them
+  GrowingMatrix<Scalar> d_weights_used{};  // (T, K), after a backward: with respect to `weights`
 
   // The rest is the layer's.
   const void* layer = nullptr;  // that filled it; none after a backward
+  bool through_router = false;  // false: the routing was the caller's
   RouteOptions options{};
+  HiddenDropout dropout{};
+  HiddenDropout shared_dropout{};
   bool has_sums = false;
-  GrowingMatrix<Scalar> weights{};      // (T, K), after drops
   AlignedBuffer<Scalar> sums{};         // (N, sums of a row)
   AlignedBuffer<Scalar> shared_sums{};  // (T * shared experts, sums of a row)
   GrowingMatrix<Scalar> shared_gate{};  // (T, shared experts), where they are gated

@@ -16,6 +16,8 @@
 #include "moe/core/view.hpp"
 #include "moe/routing/auction.hpp"
 #include "moe/routing/linear_logits.hpp"
+#include "moe/routing/router_backward.hpp"
+#include "moe/routing/routing_rule.hpp"
 #include "moe/routing/scores.hpp"
 #include "moe/routing/selection.hpp"
 
@@ -77,6 +79,28 @@ class BaseRouter {
                      detail::row_data(routing.scores, t));
     }
     if (options.keep_logits) routing.logits = std::move(logits);
+  }
+
+  using Gradients = RouterGradients<Scalar>;
+
+  /// Zeros, to which `backward` adds: `weight` is that of the centroids.
+  Gradients gradients() const { return {.weight = Matrix<Scalar>::Zero(num_experts(), d_model())}; }
+
+  /// The reverse of `route`, through the sigmoid of the logit: the assignment has no gradient.
+  ///
+  /// Throws  ShapeError if the routing was made without logits and scores, or a size disagrees.
+  void backward(const RouterBackward<Scalar>& call, Gradients& gradients) const {
+    constexpr const char* where = "BaseRouter::backward";
+    check_backward(where, call.options, gradients);
+    detail::backward_of_rule(where, {.score = ScoreFunction::sigmoid}, call, centroids_.weight(),
+                             gradients.weight);
+  }
+
+  /// Throws  ShapeError if the gradients are of another router.
+  void check_backward(const char* where, const RouteOptions& /*options*/,
+                      const Gradients& gradients) const {
+    detail::check_shape(where, "gradients.weight.rows()", "gradients.weight.cols()",
+                        gradients.weight, num_experts(), d_model());
   }
 
  private:

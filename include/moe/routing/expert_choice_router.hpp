@@ -19,6 +19,8 @@
 #include "moe/parallel/parallel_for.hpp"
 #include "moe/routing/capacity.hpp"
 #include "moe/routing/linear_logits.hpp"
+#include "moe/routing/router_backward.hpp"
+#include "moe/routing/routing_rule.hpp"
 #include "moe/routing/scores.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -109,6 +111,28 @@ class ExpertChoiceRouter {
     }
     if (options.keep_logits) routing.logits = std::move(logits);
     if (options.keep_scores) routing.scores = std::move(scores);
+  }
+
+  using Gradients = RouterGradients<Scalar>;
+
+  /// Zeros, to which `backward` adds.
+  Gradients gradients() const { return {.weight = Matrix<Scalar>::Zero(num_experts(), d_model())}; }
+
+  /// The reverse of `route`, through the scores of the tokens that were taken.
+  ///
+  /// Throws  ShapeError if the routing was made without logits and scores, or a size disagrees.
+  void backward(const RouterBackward<Scalar>& call, Gradients& gradients) const {
+    constexpr const char* where = "ExpertChoiceRouter::backward";
+    check_backward(where, call.options, gradients);
+    detail::backward_of_rule(where, {.score = config_.score}, call, weight_.weight(),
+                             gradients.weight);
+  }
+
+  /// Throws  ShapeError if the gradients are of another router.
+  void check_backward(const char* where, const RouteOptions& /*options*/,
+                      const Gradients& gradients) const {
+    detail::check_shape(where, "gradients.weight.rows()", "gradients.weight.cols()",
+                        gradients.weight, num_experts(), d_model());
   }
 
  private:

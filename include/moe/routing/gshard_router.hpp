@@ -19,6 +19,7 @@
 #include "moe/core/view.hpp"
 #include "moe/routing/noise.hpp"
 #include "moe/routing/presets.hpp"
+#include "moe/routing/router_backward.hpp"
 #include "moe/routing/token_choice.hpp"
 #include "moe/routing/topk_router.hpp"
 
@@ -91,6 +92,40 @@ class GShardRouter {
     }
     if (!options.keep_logits) routing.logits.resize(0, 0);
     if (!options.keep_scores) routing.scores.resize(0, 0);
+  }
+
+  using Gradients = RouterGradients<Scalar>;
+
+  /// Zeros, to which `backward` adds.
+  Gradients gradients() const { return router_.gradients(); }
+
+  /// As TopKRouter. Whether the second expert is kept has no gradient; the first one's weight was
+  /// made beside it all the same.
+  void backward(const RouterBackward<Scalar>& call, Gradients& gradients) const {
+    if (!call.options.training || second_.policy != SecondExpertPolicy::random)
+      return router_.backward(call, gradients);
+    RouteOptions all = call.options;
+    all.keep_logits = all.keep_scores = true;
+    Routing<Scalar> both;  // as it was before second experts were left out
+    router_.route(call.x, call.inputs, all, both);
+    router_.backward({.x = call.x,
+                      .options = call.options,
+                      .routing = both,
+                      .plan = call.plan,
+                      .d_weights = call.d_weights,
+                      .d_logits = call.d_logits,
+                      .dx = call.dx,
+                      .d_routed = call.d_routed,
+                      .d_scored = call.d_scored,
+                      .d_deviation = call.d_deviation,
+                      .inputs = call.inputs,
+                      .d_previous_logits = call.d_previous_logits,
+                      .frozen = call.frozen},
+                     gradients);
+  }
+  void check_backward(const char* where, const RouteOptions& options,
+                      const Gradients& gradients) const {
+    router_.check_backward(where, options, gradients);
   }
 
   /// As TopKRouter.

@@ -22,6 +22,7 @@
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
 #include "moe/routing/linear_logits.hpp"
+#include "moe/routing/router_backward.hpp"
 #include "moe/routing/routing_rule.hpp"
 #include "moe/routing/scores.hpp"
 #include "moe/routing/token_choice.hpp"
@@ -168,6 +169,30 @@ class HashRouter {
       if (options.keep_scores)
         std::copy_n(score.data(), num_experts(), detail::row_data(routing.scores, t));
     });
+  }
+
+  using Gradients = RouterGradients<Scalar>;
+
+  /// Zeros, to which `backward` adds; nothing where the router has no weight.
+  Gradients gradients() const {
+    return {.weight = Matrix<Scalar>::Zero(weight_.outputs(), weight_.inner())};
+  }
+
+  /// The reverse of `route`, through the weights of the table's experts.
+  ///
+  /// Throws  ShapeError if a router with a weight has routed without logits and scores, or a size
+  ///         disagrees.
+  void backward(const RouterBackward<Scalar>& call, Gradients& gradients) const {
+    constexpr const char* where = "HashRouter::backward";
+    check_backward(where, call.options, gradients);
+    if (rule_) detail::backward_of_rule(where, *rule_, call, weight_.weight(), gradients.weight);
+  }
+
+  /// Throws  ShapeError if the gradients are of another router.
+  void check_backward(const char* where, const RouteOptions& /*options*/,
+                      const Gradients& gradients) const {
+    detail::check_shape(where, "gradients.weight.rows()", "gradients.weight.cols()",
+                        gradients.weight, weight_.outputs(), weight_.inner());
   }
 
  private:

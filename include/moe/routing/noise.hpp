@@ -26,7 +26,15 @@ enum class Noise {
 namespace detail {
 
 /// Streams of one seed, so that what one part draws does not depend on another's sizes.
-enum class NoiseStream : std::uint64_t { jitter = 1, logits, choice, multiplier, capacity };
+enum class NoiseStream : std::uint64_t {
+  jitter = 1,
+  logits,
+  choice,
+  multiplier,
+  capacity,
+  dropout,
+  shared_dropout
+};
 
 inline std::uint64_t stream_seed(std::uint64_t seed, NoiseStream stream) noexcept {
   return mix_bits(seed ^ (static_cast<std::uint64_t>(stream) * 0x9e3779b97f4a7c15U));
@@ -75,6 +83,15 @@ void fill_noise(Noise noise, Generator& generator, MatrixView<Scalar> out) {
   for (Index r = 0; r < out.rows(); ++r)
     detail::noise_row<Scalar>({}, noise, seed, r, out.cols(), out.row(r));
 }
+
+/// What a noisy router drew, for `losses::smooth_load`.
+///
+/// Shapes  noisy_logits, deviation (T, E); empty outside of training.
+template <class Scalar>
+struct NoisyLogits {
+  Matrix<Scalar> noisy_logits;
+  Matrix<Scalar> deviation;
+};
 
 /// y = x times uniform factors from 1 - epsilon to 1 + epsilon: 1 - epsilon + 2 epsilon u.
 ///

@@ -17,6 +17,8 @@
 #include "moe/core/view.hpp"
 #include "moe/routing/linear_logits.hpp"
 #include "moe/routing/noise.hpp"
+#include "moe/routing/router_backward.hpp"
+#include "moe/routing/routing_rule.hpp"
 #include "moe/routing/scores.hpp"
 #include "moe/routing/selection.hpp"
 
@@ -28,15 +30,6 @@ struct NoisyTopKConfig {
   Index num_experts = 0;
   Index top_k = 0;
   double noise_epsilon = 1e-2;  ///< the least deviation of the noise
-};
-
-/// What a noisy router drew, for `losses::smooth_load`.
-///
-/// Shapes  noisy_logits, deviation (T, E); empty outside of training.
-template <class Scalar>
-struct NoisyLogits {
-  Matrix<Scalar> noisy_logits;
-  Matrix<Scalar> deviation;
 };
 
 /// h = x W_gate^T + noise (softplus(x W_noise^T) + epsilon), with noise in training only; the K
@@ -113,6 +106,65 @@ class NoisyTopKRouter {
       if (routing.scores.size() != 0) softmax(z, experts, detail::row_data(routing.scores, t));
       choose(t, z, routing);
     });
+  }
+
+  using Gradients = RouterGradients<Scalar>;
+
+  /// Zeros, to which `backward` adds: `weight` is that of the gate.
+  Gradients gradients() const {
+    return {.weight = Matrix<Scalar>::Zero(num_experts(), d_model()),
+            .noise_weight = Matrix<Scalar>::Zero(num_experts(), d_model())};
+  }
+
+  /// The reverse of `route`. What was drawn is a constant: noisy logits have a gradient by the gate
+  /// and, through the deviation, by the noise weight. `d_scored` is that with respect to the noisy
+  /// logits.
+  ///
+  /// Throws  ShapeError if the routing was made without logits and scores, or a size disagrees.
+  void backward(const RouterBackward<Scalar>& call, Gradients& gradients) const {
+    constexpr const char* where = "NoisyTopKRouter::backward";
+    check_backward(where, call.options, gradients);
+    const Index experts = num_experts();
+    const Index tokens = call.x.rows();
+    detail::check_router_call(where, call, experts, d_model());
+    detail::check_noise(where, "noise.rows()", "noise.cols()", call.inputs.noise, tokens, experts);
+    const bool draws = call.options.training;
+    // With softmax scores s of the noisy logits, the weights are the scores over their sum.
+    const RoutingRule rule{.renormalization = {.kind = Renormalization::sum}};
+    Matrix<Scalar> d_deviation = Matrix<Scalar>::Zero(draws ? tokens : 0, experts);
+    if (draws && !call.d_deviation.empty()) d_deviation = call.d_deviation.map();
+    const std::uint64_t seed = detail::stream_seed(call.options.seed, detail::NoiseStream::logits);
+    detail::for_each_rule_gradient<Scalar>(
+        rule, call,
+        [&](Index t, Scalar* /*memory*/) { return detail::row_data(call.routing.logits, t); },
+        [&](Index t, const Scalar* /*z*/, const Scalar* slope) {
+          for (Index e = 0; e < experts; ++e) call.d_logits(t, e) += slope[e];
+          if (!draws) return;
+          std::vector<Scalar> normal(static_cast<std::size_t>(experts));
+          detail::noise_row(call.inputs.noise, Noise::normal, seed, t, experts, normal.data());
+          for (Index e = 0; e < experts; ++e)
+            d_deviation(t, e) += slope[e] * normal[static_cast<std::size_t>(e)];
+        });
+    detail::add_linear_gradients<Scalar>(call, call.d_logits, gate_.weight(), gradients.weight);
+    if (!draws) return;
+    detail::for_each_logits(call.x, noise_, [&](Index t, const Scalar* z) {
+      for (Index e = 0; e < experts; ++e) {  // softplus' is the sigmoid.
+        Scalar slope;
+        score_logits(ScoreFunction::sigmoid, z + e, 1, &slope);
+        d_deviation(t, e) *= slope;
+      }
+    });
+    detail::add_linear_gradients<Scalar>(call, d_deviation, noise_.weight(),
+                                         gradients.noise_weight);
+  }
+
+  /// Throws  ShapeError if the gradients are of another router.
+  void check_backward(const char* where, const RouteOptions& /*options*/,
+                      const Gradients& gradients) const {
+    detail::check_shape(where, "gradients.weight.rows()", "gradients.weight.cols()",
+                        gradients.weight, num_experts(), d_model());
+    detail::check_shape(where, "gradients.noise_weight.rows()", "gradients.noise_weight.cols()",
+                        gradients.noise_weight, num_experts(), d_model());
   }
 
  private:

@@ -20,6 +20,7 @@
 #include "moe/core/view.hpp"
 #include "moe/routing/linear_logits.hpp"
 #include "moe/routing/noise.hpp"
+#include "moe/routing/router_backward.hpp"
 #include "moe/routing/scores.hpp"
 #include "moe/routing/selection.hpp"
 
@@ -103,6 +104,52 @@ class SparseMixerRouter {
         softmax(z, num_experts(), detail::row_data(routing.scores, t));
       route_token(t, z, noise, options, routing);
     });
+  }
+
+  using Gradients = RouterGradients<Scalar>;
+
+  /// Zeros, to which `backward` adds.
+  Gradients gradients() const { return {.weight = Matrix<Scalar>::Zero(num_experts(), d_model())}; }
+
+  /// The reverse of `route`: of weight w = p_i, p the softmax over those near the best,
+  /// dz_j = w (delta_ij - p_j) dw. In training too, whoever was drawn and whether w counted a third
+  /// or not, which is the estimator that the method is named after.
+  ///
+  /// Throws  ShapeError if the routing was made without logits and scores, or a size disagrees.
+  /// Source  Liu et al. (2023), arXiv:2310.00811; transformers `phimoe`.
+  void backward(const RouterBackward<Scalar>& call, Gradients& gradients) const {
+    constexpr const char* where = "SparseMixerRouter::backward";
+    check_backward(where, call.options, gradients);
+    detail::check_router_call(where, call, num_experts(), d_model());
+    std::vector<Scalar> near(static_cast<std::size_t>(num_experts()));
+    bool kept[2];
+    for (Index t = 0; t < call.x.rows(); ++t) {
+      const Scalar* const z = detail::row_data(call.routing.logits, t);
+      detail::find_kept(call.plan, t, 2, kept);
+      for (Index k = 0; k < 2; ++k) {
+        const ExpertIndex chosen = call.routing.experts(t, k);
+        Scalar slope = 0;
+        if (!call.d_weights.empty() && kept[k]) slope += call.d_weights(t, k);
+        if (!call.d_routed.empty()) slope += call.d_routed(t, k);
+        best_of(z, k == 0 ? no_expert : call.routing.experts(t, 0), near);
+        if (slope == 0 || !(near[static_cast<std::size_t>(chosen)] > lowest)) continue;
+        softmax(near.data(), num_experts(), near.data());
+        slope *= near[static_cast<std::size_t>(chosen)];
+        for (Index e = 0; e < num_experts(); ++e)
+          call.d_logits(t, e) -= slope * near[static_cast<std::size_t>(e)];
+        call.d_logits(t, chosen) += slope;
+      }
+      for (Index e = 0; e < num_experts() && !call.d_scored.empty(); ++e)
+        call.d_logits(t, e) += call.d_scored(t, e);
+    }
+    detail::add_linear_gradients<Scalar>(call, call.d_logits, weight_.weight(), gradients.weight);
+  }
+
+  /// Throws  ShapeError if the gradients are of another router.
+  void check_backward(const char* where, const RouteOptions& /*options*/,
+                      const Gradients& gradients) const {
+    detail::check_shape(where, "gradients.weight.rows()", "gradients.weight.cols()",
+                        gradients.weight, num_experts(), d_model());
   }
 
   /// What the router and the experts see in place of x (T, D): x itself, or `buffer` with x

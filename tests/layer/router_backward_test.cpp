@@ -1,0 +1,467 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// The backward pass of every router within a block against central differences in double, and
+// where a block's backward ends if the routing or the router is the caller's own.
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include <moe/core/random.hpp>
+#include <moe/moe.hpp>
+
+#include "support/differences.hpp"
+#include "support/threads.hpp"
+
+namespace {
+
+using moe::Index;
+using moe::Matrix;
+using moe::MatrixView;
+using moe::RouteOptions;
+using moe::RoutingRule;
+using test_support::expect_some_slopes;
+
+constexpr Index tokens = 12;
+constexpr Index d_model = 7;
+constexpr Index experts = 6;
+
+Matrix<double> random(Index rows, Index cols, std::uint64_t seed) {
+  Matrix<double> m(rows, cols);
+  moe::detail::fill_uniform(m.data(), m.size(), 1, seed);
+  return m;
+}
+
+using Bank = moe::FeedForwardExperts<double, moe::SwiGlu>;
+
+Bank make_bank(Index size = experts) {
+  Bank bank({.num_experts = size, .d_model = d_model, .d_ff = 5});
+  std::uint64_t seed = 3;
+  for (const auto part : bank.values()) {
+    const Matrix<double> m = random(1, static_cast<Index>(part.size()), ++seed);
+    std::copy_n(m.data(), part.size(), part.begin());
+  }
+  return bank;
+}
+
+/// Adds losses' gradients to a tape if there is one, and gives their value.
+using Losses = std::function<double(const moe::Routing<double>&, const moe::NoisyLogits<double>&,
+                                    moe::Tape<double>*)>;
+
+/// A weight of a router, and its gradient.
+template <class RouterT>
+struct Part {
+  std::string name;
+  Matrix<double>* weight;
+  Matrix<double> moe::RouterGradients<double>::*gradient;
+};
+
+/// `make()` makes the router of the weights as they are.
+template <class Make>
+void expect_gradients(const Make& make, const std::vector<Part<decltype(make())>>& parts,
+                      RouteOptions options = {}, const Losses& losses = {},
+                      moe::Capacity capacity = {}) {
+  const Bank bank = make_bank();
+  Matrix<double> x = random(tokens, d_model, 50);
+  const Matrix<double> dy = random(tokens, d_model, 51);
+  Matrix<double> y(tokens, d_model);
+  Matrix<double> dx(tokens, d_model);
+  moe::Tape<double> tape;
+  moe::Workspace<double> workspace;
+  const auto run = [&](moe::Tape<double>& to) {
+    const moe::SparseMoe layer{make(), bank, {}, capacity};
+    layer.forward(x, y, to, workspace, options);
+    return (y.array() * dy.array()).sum();
+  };
+  const moe::SparseMoe layer{make(), bank, {}, capacity};
+  layer.forward(x, y, tape, workspace, options);
+  if (losses) losses(tape.routing, tape.drawn, &tape);
+  auto gradients = layer.gradients();
+  layer.backward(x, tape, dy, dx, gradients, workspace);
+  moe::Tape<double> other;
+  const auto loss = [&] {
+    const double value = run(other);
+    return value + (losses ? losses(other.routing, other.drawn, nullptr) : 0);
+  };
+  expect_some_slopes("x", x.data(), dx.data(), static_cast<std::size_t>(x.size()), loss);
+  for (const auto& part : parts)
+    expect_some_slopes(part.name, part.weight->data(), (gradients.router.*part.gradient).data(),
+                       static_cast<std::size_t>(part.weight->size()), loss);
+}
+
+constexpr auto weight_of = &moe::RouterGradients<double>::weight;
+
+/// Balance by the scores and z-loss by the logits, each with its own matrix.
+double both_losses(const moe::Routing<double>& routing, const moe::NoisyLogits<double>& /*drawn*/,
+                   moe::Tape<double>* tape) {
+  moe::losses::LossGradient<double> scored{.coefficient = 0.7};
+  moe::losses::LossGradient<double> logits{.coefficient = 0.3};
+  if (tape != nullptr) {
+    scored.sum = tape->d_scored;
+    logits.sum = tape->d_logits;
+  }
+  return 0.7 * moe::losses::load_balancing(routing, moe::losses::BalanceScale::per_choice, {},
+                                           scored) +
+         0.3 * moe::losses::z_loss(routing, {}, logits);
+}
+
+struct TopK {
+  RoutingRule rule = {.renormalization = {.kind = moe::Renormalization::sum}};
+  moe::RouterWeights<double> weights = {.weight = random(experts, d_model, 1)};
+
+  moe::TopKRouter<double> operator()() const {
+    return {{.d_model = d_model, .num_experts = experts, .top_k = 2, .rule = rule}, weights};
+  }
+};
+
+TEST(RouterBackward, OfEveryFormOfLogits) {
+  using G = moe::RouterGradients<double>;
+  for (const moe::WeightSource source :
+       {moe::WeightSource::scores, moe::WeightSource::softmax_of_chosen}) {
+    TopK cosine;
+    cosine.rule.weights_from = source;
+    cosine.rule.logits = {.form = moe::LogitForm::cosine, .temperature = 0.3};
+    expect_gradients(cosine, {{"weight", &cosine.weights.weight, weight_of}}, {}, both_losses);
+    cosine.weights = {.weight = random(experts, 4, 1), .projection = random(4, d_model, 2)};
+    expect_gradients(cosine,
+                     {{"weight", &cosine.weights.weight, weight_of},
+                      {"projection", &cosine.weights.projection, &G::projection}},
+                     {}, both_losses);
+    TopK layers;
+    layers.rule.weights_from = source;
+    layers.rule.logits.form = moe::LogitForm::two_layer;
+    layers.weights = {.weight = random(experts, 4, 1),
+                      .projection = random(4, d_model, 2),
+                      .projection_bias = random(1, 4, 3).row(0)};
+    expect_gradients(layers,
+                     {{"weight", &layers.weights.weight, weight_of},
+                      {"projection", &layers.weights.projection, &G::projection}},
+                     {}, both_losses);
+    TopK scaled;
+    scaled.rule.weights_from = source;
+    scaled.rule.logits.standard_deviation = 1.7;
+    expect_gradients(scaled, {{"weight", &scaled.weights.weight, weight_of}}, {}, both_losses);
+    scaled.rule.logits.noise = 0.4;
+    scaled.rule.jitter = {.target = moe::JitterTarget::router_input, .epsilon = 0.2};
+    expect_gradients(scaled, {{"weight", &scaled.weights.weight, weight_of}},
+                     {.training = true, .seed = 5}, both_losses);
+  }
+}
+
+TEST(RouterBackward, OfALogitThatDoesNotMove) {
+  // Equal logits cannot be scaled, and a token of zeros has no direction: all stays finite.
+  TopK router;
+  router.rule.logits.standard_deviation = 1;
+  router.weights.weight.setZero();
+  const Bank bank = make_bank();
+  Matrix<double> x = random(tokens, d_model, 50);
+  x.row(0).setZero();
+  Matrix<double> y(tokens, d_model);
+  Matrix<double> dx(tokens, d_model);
+  moe::Tape<double> tape;
+  moe::SparseMoe layer{router(), bank};
+  layer.forward(x, y, tape);
+  auto gradients = layer.gradients();
+  layer.backward(x, tape, x, dx, gradients);
+  EXPECT_TRUE(gradients.router.weight.allFinite());
+  router.rule.logits = {.form = moe::LogitForm::cosine};
+  moe::SparseMoe turned{router(), bank};
+  turned.forward(x, y, tape);
+  gradients = turned.gradients();
+  turned.backward(x, tape, x, dx, gradients);
+  EXPECT_TRUE(gradients.router.weight.allFinite());
+  EXPECT_TRUE(dx.allFinite());
+}
+
+TEST(RouterBackward, OfPreviousLogitsAndNoiseOfTheCallers) {
+  TopK make;
+  make.weights.residual = random(experts, 3, 4);
+  make.weights.bias = random(1, experts, 5).row(0);
+  make.rule.logits.noise = 0.5;
+  make.rule.jitter = {.target = moe::JitterTarget::router_input, .epsilon = 0.3};
+  Matrix<double> x = random(tokens, d_model, 50);
+  Matrix<double> previous = random(tokens, 3, 51);
+  const Matrix<double> noise = random(tokens, experts, 52);
+  const Matrix<double> jitter = (random(tokens, d_model, 53).array() + 2) / 4;
+  const Matrix<double> slope = random(tokens, 2, 54);
+  const moe::RouteInputs<double> inputs{jitter, noise, previous};
+  const RouteOptions options{.training = true};
+  moe::Routing<double> routing;
+  make().route(x, inputs, options, routing);
+  moe::DispatchPlan plan;
+  moe::make_plan(routing, {}, plan);
+  Matrix<double> d_logits = Matrix<double>::Zero(tokens, experts);
+  Matrix<double> dx = Matrix<double>::Zero(tokens, d_model);
+  Matrix<double> d_previous = Matrix<double>::Zero(tokens, 3);
+  auto gradients = make().gradients();
+  make().backward({.x = x,
+                   .options = options,
+                   .routing = routing,
+                   .plan = plan,
+                   .d_weights = slope,
+                   .d_logits = d_logits,
+                   .dx = dx,
+                   .inputs = inputs,
+                   .d_previous_logits = d_previous},
+                  gradients);
+  moe::Routing<double> other;
+  const auto loss = [&] {
+    make().route(x, inputs, options, other);
+    return (other.weights.array() * slope.array()).sum();
+  };
+  const auto check = [&](const char* name, auto& values, const auto& slopes) {
+    expect_some_slopes(name, values.data(), slopes.data(), static_cast<std::size_t>(values.size()),
+                       loss);
+  };
+  check("x", x, dx);
+  check("previous", previous, d_previous);
+  check("weight", make.weights.weight, gradients.weight);
+  check("residual", make.weights.residual, gradients.residual);
+  check("bias", make.weights.bias, gradients.bias);
+}
+
+TEST(RouterBackward, OfTheNoisyRouterWithItsLoads) {
+  Matrix<double> gate = random(experts, d_model, 1);
+  Matrix<double> noise = random(experts, d_model, 2);
+  const auto make = [&] {
+    return moe::NoisyTopKRouter<double>(
+        {.d_model = d_model, .num_experts = experts, .top_k = 2, .noise_epsilon = 0.1}, gate,
+        noise);
+  };
+  using Router = decltype(make());
+  const Losses loads = [](const moe::Routing<double>& routing,
+                          const moe::NoisyLogits<double>& drawn, moe::Tape<double>* tape) {
+    moe::losses::LoadGradient<double> load{.coefficient = 0.5};
+    moe::losses::LossGradient<double> importance{.coefficient = 0.4};
+    if (tape != nullptr) {
+      load.logits = tape->d_logits;
+      load.noisy_logits = tape->d_scored;
+      load.deviation = tape->d_deviation;
+      importance.sum = tape->d_weights;
+    }
+    return 0.5 * moe::losses::load(routing.logits, drawn.noisy_logits, drawn.deviation, 2,
+                                   moe::losses::Variance::population,
+                                   moe::losses::LoadThreshold::excluding, {}, load) +
+           0.4 * moe::losses::importance(routing, moe::losses::Variance::unbiased, {}, importance);
+  };
+  const Part<Router> of_gate{"gate", &gate, weight_of};
+  const Part<Router> of_noise{"noise", &noise, &moe::RouterGradients<double>::noise_weight};
+  expect_gradients(make, {of_gate, of_noise}, {.training = true, .seed = 8}, loads);
+  expect_gradients(make, {of_gate, of_noise}, {.training = true, .seed = 9}, both_losses);
+  expect_gradients(make, {of_gate}, {}, both_losses);
+}
+
+TEST(RouterBackward, OfTheSparseMixer) {
+  Matrix<double> weight = random(experts, d_model, 1);
+  const auto make = [&] {
+    return moe::SparseMixerRouter<double>(
+        {.d_model = d_model, .num_experts = experts, .jitter = 0.4}, weight);
+  };
+  expect_gradients(make, {{"weight", &weight, weight_of}}, {}, both_losses);
+}
+
+TEST(RouterBackward, OfTheSparseMixersEstimator) {
+  const Matrix<double> weight = random(experts, d_model, 1);
+  const moe::SparseMixerRouter<double> router(
+      {.d_model = d_model, .num_experts = experts, .jitter = 2}, weight);
+  const Matrix<double> x = random(64, d_model, 50);
+  moe::Routing<double> routing;
+  const RouteOptions options{.training = true, .seed = 4};
+  router.route(x, options, routing);
+  moe::DispatchPlan plan;
+  moe::make_plan(routing, {}, plan);
+  Matrix<double> slope = Matrix<double>::Zero(64, 2);
+  slope.col(0).setOnes();  // of the first choice alone
+  Matrix<double> d_logits = Matrix<double>::Zero(64, experts);
+  Matrix<double> dx = Matrix<double>::Zero(64, d_model);
+  auto gradients = router.gradients();
+  router.backward({.x = x,
+                   .options = options,
+                   .routing = routing,
+                   .plan = plan,
+                   .d_weights = slope,
+                   .d_logits = d_logits,
+                   .dx = dx},
+                  gradients);
+  Index thirds = 0;
+  for (Index t = 0; t < 64; ++t) {
+    // Who takes part has a slope of its own, so the softmax can be read back from the others'.
+    double sum = 0;
+    const Index chosen = routing.experts(t, 0);
+    Index best = 0;
+    for (Index e = 0; e < experts; ++e)
+      if (routing.logits(t, e) > routing.logits(t, best)) best = e;
+    const double most = routing.logits(t, best);
+    std::vector<double> p(experts, 0);
+    for (Index e = 0; e < experts; ++e) {
+      const double z = routing.logits(t, e);
+      if ((most - z) / std::fmax(std::fabs(z), most) <= 4)
+        p[static_cast<std::size_t>(e)] = std::exp(z - most);
+      sum += p[static_cast<std::size_t>(e)];
+    }
+    const double w = p[static_cast<std::size_t>(chosen)] / sum;
+    thirds += routing.weights(t, 0) < 0.5 * w ? 1 : 0;
+    for (Index e = 0; e < experts; ++e)
+      EXPECT_NEAR(d_logits(t, e),
+                  w * ((e == chosen ? 1 : 0) - p[static_cast<std::size_t>(e)] / sum), 1e-12);
+  }
+  EXPECT_GT(thirds, 3) << "weights that count a third have the whole slope";
+}
+
+TEST(RouterBackward, OfExpertsThatChoose) {
+  Matrix<double> weight = random(experts, d_model, 1);
+  for (const moe::ScoreFunction score :
+       {moe::ScoreFunction::softmax, moe::ScoreFunction::sigmoid}) {
+    const auto make = [&] {
+      return moe::ExpertChoiceRouter<double>(
+          {.d_model = d_model, .num_experts = experts, .score = score}, weight);
+    };
+    expect_gradients(make, {{"weight", &weight, weight_of}}, {}, both_losses);
+  }
+}
+
+TEST(RouterBackward, OfBaseLayers) {
+  Matrix<double> centroids = random(experts, d_model, 1);
+  const auto make = [&] { return moe::BaseRouter<double>(centroids); };
+  for (const bool training : {false, true})
+    expect_gradients(make, {{"centroids", &centroids, weight_of}}, {.training = training});
+}
+
+TEST(RouterBackward, OfTheSecondExpertAtRandom) {
+  TopK top;
+  for (const moe::SecondExpertPolicy policy :
+       {moe::SecondExpertPolicy::best, moe::SecondExpertPolicy::random,
+        moe::SecondExpertPolicy::sampling}) {
+    const auto make = [&] { return moe::GShardRouter<double>(top(), {.policy = policy}); };
+    expect_gradients(make, {{"weight", &top.weights.weight, weight_of}},
+                     {.training = true, .seed = 3}, both_losses);
+    expect_gradients(make, {{"weight", &top.weights.weight, weight_of}},
+                     {.training = true, .seed = 3}, both_losses,
+                     {.formula = moe::CapacityFormula::fixed, .fixed_rows = 3});
+  }
+}
+
+TEST(RouterBackward, OfATableOfExperts) {
+  Matrix<double> weight = random(experts, d_model, 1);
+  moe::Matrix<moe::ExpertIndex> table(3, 2);
+  table << 0, 4, 5, 1, 2, 3;
+  std::vector<std::int32_t> ids;
+  for (Index t = 0; t < tokens; ++t) ids.push_back(static_cast<std::int32_t>(t % 3));
+  const auto make = [&] {
+    return moe::HashRouter<double>(
+        weight, RoutingRule{.renormalization = {.kind = moe::Renormalization::sum}}, table);
+  };
+  expect_gradients(make, {{"weight", &weight, weight_of}}, {.token_ids = ids}, both_losses);
+  const auto without = [&] { return moe::HashRouter<double>(d_model, experts, table); };
+  expect_gradients(without, {}, {.token_ids = ids});
+}
+
+/// A router of a user's, without a backward pass: expert t mod E with weight 1 / (1 + t).
+struct OwnRouter {
+  using Scalar = double;
+  Index d_model() const { return ::d_model; }
+  Index num_experts() const { return experts; }
+  Index top_k() const { return 1; }
+  void route(MatrixView<const double> x, RouteOptions options,
+             moe::Routing<double>& routing) const {
+    options.keep_logits = options.keep_scores = false;
+    routing.resize(x.rows(), experts, 1, options);
+    for (Index t = 0; t < x.rows(); ++t) {
+      routing.experts(t, 0) = static_cast<moe::ExpertIndex>(t % experts);
+      routing.weights(t, 0) = 1 / (1 + static_cast<double>(t));
+    }
+  }
+};
+
+TEST(RouterBackward, EndsAtTheWeightsOfARouterThatHasNone) {
+  moe::SparseMoe layer{OwnRouter{}, make_bank()};
+  const Matrix<double> x = random(tokens, d_model, 50);
+  const Matrix<double> dy = random(tokens, d_model, 51);
+  Matrix<double> y(tokens, d_model);
+  Matrix<double> dx(tokens, d_model);
+  moe::Tape<double> tape;
+  layer.forward(x, y, tape);
+  auto gradients = layer.gradients();
+  layer.backward(x, tape, dy, dx, gradients);
+  for (Index t = 0; t < tokens; ++t) {
+    // y is the weight times the expert's output.
+    const double product = y.row(t).dot(dy.row(t)) / tape.weights(t, 0);
+    EXPECT_NEAR(tape.d_weights_used(t, 0), product, 1e-12);
+  }
+}
+
+TEST(RouterBackward, GoesOnFromARoutingOfTheCallers) {
+  TopK make;
+  const moe::TopKRouter<double> router = make();
+  moe::SparseMoe layer{router, make_bank()};
+  const Matrix<double> x = random(tokens, d_model, 50);
+  const Matrix<double> dy = random(tokens, d_model, 51);
+  Matrix<double> y(tokens, d_model);
+  Matrix<double> dx(tokens, d_model);
+  moe::Workspace<double> workspace;
+  moe::Tape<double> tape;
+  layer.forward(x, y, tape, workspace);
+  auto gradients = layer.gradients();
+  layer.backward(x, tape, dy, dx, gradients, workspace);
+
+  Matrix<double> again(tokens, d_model);
+  moe::Tape<double> replayed;
+  const moe::Routing<double> routing = tape.routing;
+  const moe::DispatchPlan plan = tape.plan;
+  layer.forward(x, routing, plan, again, replayed, workspace);
+  EXPECT_EQ(y, again);
+  auto by_hand = layer.gradients();
+  Matrix<double> dx_by_hand(tokens, d_model);
+  layer.backward(x, replayed, dy, dx_by_hand, by_hand, workspace);
+  EXPECT_TRUE(by_hand.router.weight.isZero(0)) << "the routing was the caller's";
+  router.backward({.x = x,
+                   .options = {},
+                   .routing = routing,
+                   .plan = plan,
+                   .d_weights = replayed.d_weights_used,
+                   .d_logits = replayed.d_logits,
+                   .dx = dx_by_hand},
+                  by_hand.router);
+  EXPECT_EQ(by_hand.router.weight, gradients.router.weight);
+  EXPECT_EQ(dx_by_hand, dx);
+}
+
+TEST(RouterBackward, RefusesWhatDoesNotFit) {
+  TopK make;
+  const moe::TopKRouter<double> router = make();
+  const Matrix<double> x = random(tokens, d_model, 50);
+  moe::Routing<double> routing;
+  moe::DispatchPlan plan;
+  Matrix<double> d_logits = Matrix<double>::Zero(tokens, experts);
+  Matrix<double> dx = Matrix<double>::Zero(tokens, d_model);
+  const Matrix<double> slope = random(tokens, 2, 54);
+  auto gradients = router.gradients();
+  const RouteOptions options;
+  const auto call = [&](const Matrix<double>& d_weights) {
+    router.backward({.x = x,
+                     .options = options,
+                     .routing = routing,
+                     .plan = plan,
+                     .d_weights = d_weights,
+                     .d_logits = d_logits,
+                     .dx = dx},
+                    gradients);
+  };
+  router.route(x, {.keep_scores = false}, routing);
+  moe::make_plan(routing, {}, plan);
+  EXPECT_THROW(call(slope), moe::ShapeError) << "without scores";
+  router.route(x, {.keep_logits = false}, routing);
+  EXPECT_THROW(call(slope), moe::ShapeError) << "without logits";
+  router.route(x, {}, routing);
+  EXPECT_THROW(call(random(tokens, 3, 1)), moe::ShapeError);
+  gradients.weight.resize(experts, d_model + 1);
+  EXPECT_THROW(call(slope), moe::ShapeError) << "of another router";
+}
+
+}  // namespace
