@@ -224,18 +224,62 @@ TEST_P(FeedForwardBackwardLevels, FloatIsDoubleToRounding) {
 }
 
 TEST_P(FeedForwardBackwardLevels, TheBitsDoNotDependOnTheNumberOfThreads) {
-  const ExpertsConfig config = {.num_experts = 5, .d_model = 70, .d_ff = 50, .biases = true};
-  std::vector<float> first;
-  for (const int threads : {1, 2, 3, 7}) {
-    const test_support::ScopedThreads scope(threads);
-    Case<float, moe::SwiGlu> c(config, 600, 2, Weights::on_output);
-    c.backward();
-    std::vector<float> all(c.rows.data(), c.rows.data() + c.rows.size());
-    all.insert(all.end(), c.d_weights.data(), c.d_weights.data() + c.d_weights.size());
-    for (const auto part : c.gradients.values()) all.insert(all.end(), part.begin(), part.end());
-    if (first.empty()) first = all;
-    EXPECT_TRUE(all == first) << threads << " threads";
+  // The experts have rows in one piece; then in several, which add to the same gradients.
+  for (const auto& [num_experts, tokens] : {std::pair<Index, Index>{5, 600}, {2, 1700}}) {
+    const ExpertsConfig config = {
+        .num_experts = num_experts, .d_model = 70, .d_ff = 50, .biases = true};
+    std::vector<float> first;
+    for (const int threads : {1, 2, 3, 7}) {
+      const test_support::ScopedThreads scope(threads);
+      Case<float, moe::SwiGlu> c(config, tokens, 2, Weights::on_output);
+      c.backward();
+      std::vector<float> all(c.rows.data(), c.rows.data() + c.rows.size());
+      all.insert(all.end(), c.d_weights.data(), c.d_weights.data() + c.d_weights.size());
+      for (const auto part : c.gradients.values()) all.insert(all.end(), part.begin(), part.end());
+      if (first.empty()) first = all;
+      EXPECT_TRUE(all == first) << threads << " threads";
+    }
   }
+}
+
+template <class Storage>
+void expect_rounded_weights_train() {
+  const ExpertsConfig config = {.num_experts = 3, .d_model = 40, .d_ff = 24, .biases = true};
+  Case<float, moe::SwiGlu> c(config, 30, 2, Weights::on_output);
+  moe::FeedForwardExperts<float, moe::SwiGlu, Storage> rounded(config);
+  rounded.round_from(c.bank);
+  EXPECT_NE(rounded.expert(1).up, c.bank.expert(1).up);
+  EXPECT_TRUE(rounded.expert(1).up.isApprox(c.bank.expert(1).up, 1e-2F));
+  EXPECT_EQ(rounded.expert(1).up_bias, c.bank.expert(1).up_bias);
+  // The master with the same rounded weights has the same gradients.
+  for (Index e = 0; e < config.num_experts; ++e) {
+    const moe::ExpertMatrices<float> matrices = rounded.expert(e);
+    c.bank.set_expert(e, matrices.weights());
+  }
+  c.backward();
+  const moe::Matrix<float> d_rows = c.rows;
+  std::vector<float> sums(static_cast<std::size_t>(c.plan.num_rows() * rounded.sums_size()));
+  moe::Matrix<float> y(c.plan.num_rows(), config.d_model);
+  rounded.forward(c.input(), y, sums, c.scratch);
+  auto gradients = rounded.gradients();
+  const moe::ExpertInput<float> in = c.input();
+  moe::BankBackward<float> call{in, c.dy, sums, c.rows};
+  call.weights = c.routing.weights;
+  call.d_weights = c.d_weights;
+  rounded.backward(call, gradients, c.scratch);
+  for (std::size_t part = 0; part < 4; ++part)
+    EXPECT_LT(distance(gradients.values()[part], c.gradients.values()[part]), 1e-5);
+  EXPECT_TRUE(c.rows.isApprox(d_rows, 1e-5F));
+  using Other = moe::FeedForwardExperts<float, moe::SwiGlu>;
+  EXPECT_THROW(rounded.round_from(Other({.num_experts = 2, .d_model = 40, .d_ff = 24})),
+               moe::ShapeError);
+  EXPECT_THROW(rounded.round_from(Other({.num_experts = 3, .d_model = 40, .d_ff = 24})),
+               std::invalid_argument);
+}
+
+TEST(FeedForwardBackward, OfRoundedWeightsBesideAMaster) {
+  expect_rounded_weights_train<moe::bfloat16>();
+  expect_rounded_weights_train<moe::half>();
 }
 
 TEST(FeedForwardBackward, AddsToTheGradients) {
@@ -276,6 +320,24 @@ TEST(FeedForwardBackward, RefusesGradientsOfAnotherBank) {
   c.gradients =
       Case<float, moe::SwiGlu>::Bank::Gradients({.num_experts = 2, .d_model = 8, .d_ff = 5});
   EXPECT_THROW(c.backward(), moe::ShapeError);
+}
+
+TEST(FeedForwardBackward, RefusesWhatDoesNotFit) {
+  Case<float, moe::SwiGlu> c({.num_experts = 2, .d_model = 8, .d_ff = 4}, 3, 1, Weights::none);
+  std::vector<float> sums(static_cast<std::size_t>(c.plan.num_rows() * c.bank.sums_size()));
+  const moe::ExpertInput<float> in = c.input();
+  const moe::Matrix<float> wrong(2, 8);
+  moe::Matrix<float> wrong_weights(3, 2);
+  const std::vector<std::uint8_t> frozen(3);
+  const auto refuses = [&](const moe::BankBackward<float>& call) {
+    EXPECT_THROW(c.bank.backward(call, c.gradients, c.scratch), moe::ShapeError);
+  };
+  refuses({in, wrong, sums, c.rows});
+  refuses({in, c.dy, std::span(sums).first(1), c.rows});
+  refuses({.input = in, .dy = c.dy, .sums = sums, .rows = c.rows, .weights = wrong_weights});
+  refuses({.input = in, .dy = c.dy, .sums = sums, .rows = c.rows, .d_weights = wrong_weights});
+  refuses({.input = in, .dy = c.dy, .sums = sums, .rows = c.rows, .frozen = frozen});
+  c.bank.backward({in, c.dy, sums, c.rows}, c.gradients, c.scratch);
 }
 
 }  // namespace

@@ -362,6 +362,53 @@ TEST(RouterBackward, OfATableOfExperts) {
   expect_gradients(without, {}, {.token_ids = ids});
 }
 
+/// Gradients of a router on 100 tokens, for each number of threads.
+template <class RouterT>
+void expect_the_same_bits(const RouterT& router, RouteOptions options = {}) {
+  const Matrix<double> x = random(100, d_model, 50);
+  const Matrix<double> dy = random(100, d_model, 51);
+  std::vector<double> first;
+  for (const int threads : {1, 2, 3, 7}) {
+    const test_support::ScopedThreads scope(threads);
+    moe::SparseMoe layer{router, make_bank()};
+    Matrix<double> y(100, d_model);
+    Matrix<double> dx(100, d_model);
+    moe::Tape<double> tape;
+    layer.forward(x, y, tape, options);
+    both_losses(tape.routing, tape.drawn, &tape);
+    auto gradients = layer.gradients();
+    layer.backward(x, tape, dy, dx, gradients);
+    std::vector<double> all(dx.data(), dx.data() + dx.size());
+    for (const auto* m :
+         {&gradients.router.weight, &gradients.router.noise_weight, &gradients.router.projection})
+      all.insert(all.end(), m->data(), m->data() + m->size());
+    if (first.empty()) first = all;
+    EXPECT_TRUE(all == first) << threads << " threads";
+  }
+}
+
+TEST(RouterBackward, TheBitsDoNotDependOnTheNumberOfThreads) {
+  const RouteOptions training{.training = true, .seed = 3};
+  const Matrix<double> weight = random(experts, d_model, 1);
+  TopK top;
+  top.rule.logits = {.standard_deviation = 1.5, .noise = 0.1};
+  expect_the_same_bits(top(), training);
+  expect_the_same_bits(moe::GShardRouter<double>(top()), training);
+  top.rule.logits = {.form = moe::LogitForm::cosine};
+  top.weights = {.weight = random(experts, 4, 1), .projection = random(4, d_model, 2)};
+  expect_the_same_bits(top());
+  expect_the_same_bits(
+      moe::NoisyTopKRouter<double>({.d_model = d_model, .num_experts = experts, .top_k = 2}, weight,
+                                   random(experts, d_model, 2)),
+      training);
+  expect_the_same_bits(moe::SparseMixerRouter<double>(
+                           {.d_model = d_model, .num_experts = experts, .jitter = 0.4}, weight),
+                       training);
+  expect_the_same_bits(
+      moe::ExpertChoiceRouter<double>({.d_model = d_model, .num_experts = experts}, weight));
+  expect_the_same_bits(moe::BaseRouter<double>(weight));
+}
+
 /// A router of a user's, without a backward pass: expert t mod E with weight 1 / (1 + t).
 struct OwnRouter {
   using Scalar = double;

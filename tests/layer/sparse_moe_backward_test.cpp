@@ -366,7 +366,14 @@ TEST(SparseMoeBackward, OfBiasesThatNoWeightMultiplies) {
 }
 
 TEST(SparseMoeBackward, WhatIsRecomputedHasTheSameBits) {
-  Setting setting{.shared = true, .gated_shared = true, .biases = true};
+  Setting setting{.router_bias = true,
+                  .shared = true,
+                  .gated_shared = true,
+                  .output_bias = true,
+                  .biases = true,
+                  .training = true};
+  setting.rule.jitter = {.target = moe::JitterTarget::hidden_states, .epsilon = 0.1};
+  setting.dropout = {.routed = 0.2, .shared = 0.1};
   std::vector<float> first;
   for (const TapePolicy policy : {TapePolicy::keep_preactivations, TapePolicy::recompute}) {
     for (const int threads : {1, 2, 3, 7}) {
@@ -377,7 +384,7 @@ TEST(SparseMoeBackward, WhatIsRecomputedHasTheSameBits) {
       moe::Matrix<float> y(100, d_model);
       moe::Matrix<float> dx(100, d_model);
       moe::Tape<float> tape{.policy = policy};
-      losses(layer.forward(x, y, tape), &tape);
+      losses(layer.forward(x, y, tape, options_of(setting)), &tape);
       EXPECT_EQ(tape.sums.size() == 0, policy == TapePolicy::recompute);
       auto gradients = layer.gradients();
       layer.backward(x, tape, dy, dx, gradients);
@@ -389,7 +396,9 @@ TEST(SparseMoeBackward, WhatIsRecomputedHasTheSameBits) {
       add(y.data(), y.size());
       add(dx.data(), dx.size());
       add(gradients.router.weight.data(), gradients.router.weight.size());
+      add(gradients.router.bias.data(), gradients.router.bias.size());
       add(gradients.shared_gate.data(), gradients.shared_gate.size());
+      add(gradients.output_bias.data(), gradients.output_bias.size());
       for (const auto part : gradients.experts.values())
         add(part.data(), static_cast<Index>(part.size()));
       for (const auto part : gradients.shared->values())

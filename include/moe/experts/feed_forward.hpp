@@ -123,6 +123,26 @@ class FeedForwardExperts final : public detail::StagedBank<ScalarT> {
     return weights_.values();
   }
 
+  /// Rounds the weights of a bank of the same sizes into this one, and copies its biases: weights
+  /// that an optimiser moves by less than this storage resolves are kept in full beside it.
+  ///
+  /// Throws  ShapeError if the sizes differ; std::invalid_argument if the biases do.
+  void round_from(const FeedForwardExperts<Scalar, ActivationT, Scalar>& master) {
+    constexpr const char* where = "FeedForwardExperts::round_from";
+    check_sizes(where, "master", master.weights_.config);
+    const auto round = [](std::span<const Scalar> from, std::span<Storage> to) {
+      parallel::for_each_block(static_cast<Index>(to.size()), 65536, [&](Index begin, Index end) {
+        for (Index i = begin; i < end; ++i)
+          to[static_cast<std::size_t>(i)] =
+              detail::store_as<Storage>(from[static_cast<std::size_t>(i)]);
+      });
+    };
+    round(master.weights_.up.values(), weights_.up.values());
+    round(master.weights_.down.values(), weights_.down.values());
+    weights_.up_bias = master.weights_.up_bias;
+    weights_.down_bias = master.weights_.down_bias;
+  }
+
   /// The reverse of a forward whose outputs were multiplied by the routing weights and added up:
   /// adds the gradients of weights and biases, and gives those of the experts' inputs and of the
   /// routing weights.
@@ -145,12 +165,7 @@ class FeedForwardExperts final : public detail::StagedBank<ScalarT> {
   /// Throws  what `backward` would for these gradients, beginning with `where`, so that a layer
   ///         refuses them before it has added to any.
   void check_backward(const char* where, const Gradients& gradients) const {
-    const ExpertsConfig& config = gradients.config();
-    detail::check_size(where, "gradients' num_experts", num_experts(), config.num_experts);
-    detail::check_size(where, "gradients' d_model", d_model(), config.d_model);
-    detail::check_size(where, "gradients' d_ff", d_ff(), config.d_ff);
-    detail::check(config.biases == has_biases() && config.down_bias == weights_.config.down_bias,
-                  where, "the gradients are of another bank");
+    check_sizes(where, "gradients", gradients.config());
   }
 
   /// The down bias (D) of an expert, if no weight is to multiply it, else null.
@@ -223,6 +238,23 @@ class FeedForwardExperts final : public detail::StagedBank<ScalarT> {
   }
 
  private:
+  template <class OtherScalar, Activation<OtherScalar> OtherActivation, class OtherStorage>
+  friend class FeedForwardExperts;
+
+  /// Throws  unless something called `what` has this bank's sizes.
+  void check_sizes(const char* where, const char* what, const ExpertsConfig& config) const {
+    const auto check_size = [&](const char* name, Index expected, Index actual) {
+      if (expected != actual) [[unlikely]]
+        throw ShapeError(detail::text_of(where, ": ", what, " has another ", name, ": expected ",
+                                         expected, ", got ", actual));
+    };
+    check_size("num_experts", num_experts(), config.num_experts);
+    check_size("d_model", d_model(), config.d_model);
+    check_size("d_ff", d_ff(), config.d_ff);
+    if (config.biases != has_biases() || config.down_bias != weights_.config.down_bias) [[unlikely]]
+      detail::throw_invalid(where, detail::text_of(what, " has other biases"));
+  }
+
   using Weights = detail::PackedExperts<Scalar, is_gated, Storage>;
   static constexpr Index hidden_width = Weights::hidden_width;
   static constexpr detail::PanelRole up_role = Weights::up_role;

@@ -111,8 +111,9 @@ enum class LoadThreshold {
 
 /// Where the load loss adds its gradient, by each of its arguments.
 ///
-/// Shapes  logits, noisy_logits, deviation (T, E). Noisy logits take part as thresholds only, and
-///         come from logits, noise and deviation themselves: whoever trains adds that path.
+/// Shapes  logits, noisy_logits, deviation (T, E), each of which may be left out. Noisy logits take
+///         part as thresholds only, and come from logits, noise and deviation themselves: a
+///         NoisyTopKRouter's backward has that path.
 template <class Scalar>
 struct LoadGradient {
   MatrixView<Scalar> logits{};
@@ -120,7 +121,10 @@ struct LoadGradient {
   MatrixView<Scalar> deviation{};
   double coefficient = 1;
 
-  bool wanted() const noexcept { return logits.data() != nullptr; }
+  bool wanted() const noexcept {
+    return logits.data() != nullptr || noisy_logits.data() != nullptr ||
+           deviation.data() != nullptr;
+  }
 };
 
 namespace detail {
@@ -204,6 +208,7 @@ void add_load_gradient(const Logits& logits,
   moe::detail::check_size(where, "slopes.size()", logits.cols(), slopes.size());
   for (const MatrixView<Scalar>* m :
        {&gradient.logits, &gradient.noisy_logits, &gradient.deviation}) {
+    if (m->data() == nullptr) continue;
     moe::detail::check_size(where, "gradient rows", logits.rows(), m->rows());
     moe::detail::check_size(where, "gradient cols", logits.cols(), m->cols());
   }
@@ -213,9 +218,12 @@ void add_load_gradient(const Logits& logits,
         const double density = 0.39894228040143267794 * std::exp(-z * z / 2);
         const double slope =
             gradient.coefficient * slopes[e] * density / static_cast<double>(deviation(t, e));
-        gradient.logits(t, e) += static_cast<Scalar>(slope);
-        gradient.noisy_logits(t, least) -= static_cast<Scalar>(slope);
-        gradient.deviation(t, e) -= static_cast<Scalar>(slope * z);
+        const auto add = [](MatrixView<Scalar> to, Index row, Index col, double value) {
+          if (to.data() != nullptr) to(row, col) += static_cast<Scalar>(value);
+        };
+        add(gradient.logits, t, e, slope);
+        add(gradient.noisy_logits, t, least, -slope);
+        add(gradient.deviation, t, e, -slope * z);
       });
 }
 

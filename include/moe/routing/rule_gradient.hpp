@@ -112,7 +112,8 @@ void add_rule_gradient(const RoutingRule& rule, const Scalar* logit, const Scala
     }
     case WeightSource::sigmoid_of_chosen:
       for (Index k = 0; k < used; ++k)
-        d_logit[expert[k]] += slope[k] * score_slope(ScoreFunction::sigmoid, chosen[k]);
+        if (!std::isnan(chosen[k]))
+          d_logit[expert[k]] += slope[k] * score_slope(ScoreFunction::sigmoid, chosen[k]);
       return;
     case WeightSource::one:
       return;
