@@ -85,7 +85,7 @@ struct Case {
   moe::ExpertInput<Scalar> input() const {
     MatrixView<const Scalar> scales;
     if (where == Weights::on_input) scales = routing.weights;
-    return {x, plan, scales};
+    return {x, plan, scales, 1, dropout};
   }
 
   Scalar weight(moe::TokenSlot at) const {
@@ -110,6 +110,7 @@ struct Case {
     return total;
   }
   bool left_out = false;  // biases are unweighted
+  moe::HiddenDropout dropout{};
 
   void backward() {
     std::vector<Scalar> sums(static_cast<std::size_t>(plan.num_rows() * bank.sums_size()));
@@ -166,6 +167,20 @@ TEST(FeedForwardBackward, OfEveryActivation) {
   expect_gradients<moe::ClampedSwiGlu>(config, 4, 2, Weights::on_output, {.limit = 0.5});
 }
 
+TEST(FeedForwardBackward, OfDropoutOfManyRows) {
+  // Several tiles and, on the way forward, several tasks.
+  Case<double, moe::SwiGlu> c({.num_experts = 2, .d_model = 9, .d_ff = 37, .biases = true}, 300, 2,
+                              Weights::on_output);
+  c.dropout = {.rate = 0.4, .seed = 3};
+  c.backward();
+  const auto loss = [&] { return c.loss(); };
+  for (std::size_t part = 0; part < 4; ++part)
+    expect_some_slopes("weights", c.bank.values()[part].data(), c.gradients.values()[part].data(),
+                       c.bank.values()[part].size(), loss);
+  expect_some_slopes("routing weights", c.routing.weights.data(), c.d_weights.data(),
+                     static_cast<std::size_t>(c.d_weights.size()), loss);
+}
+
 TEST(FeedForwardBackward, OfSizesAroundThePanels) {
   for (const Index size : {1, 15, 16, 17, 31, 32, 33, 65}) {
     expect_gradients<moe::SwiGlu>({.num_experts = 2, .d_model = size, .d_ff = 19}, 5, 1,
@@ -211,6 +226,7 @@ TEST_P(FeedForwardBackwardLevels, FloatIsDoubleToRounding) {
         .num_experts = 2, .d_model = d_model, .d_ff = d_ff, .biases = true};
     Case<double, moe::SwiGlu> exact(config, tokens, 1, Weights::on_output);
     Case<float, moe::SwiGlu> c(config, tokens, 1, Weights::on_output);
+    exact.dropout = c.dropout = {.rate = 0.3, .seed = 11};
     exact.backward();
     c.backward();
     // Sums of up to 2100 terms in float: sqrt(2100) roundings of 6e-8 are usual, 2e-5 is far off.

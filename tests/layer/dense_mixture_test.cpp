@@ -2,7 +2,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <stdexcept>
+#include <vector>
 
 #include <gtest/gtest.h>
 
@@ -11,10 +13,13 @@
 #include <moe/layer/dense_mixture.hpp>
 #include <moe/layer/sparse_moe.hpp>
 #include <moe/losses/logit_losses.hpp>
+#include <moe/routing/gshard_router.hpp>
+#include <moe/routing/hash_router.hpp>
 #include <moe/routing/topk_router.hpp>
 
 #include "support/differences.hpp"
 #include "support/layers.hpp"
+#include "support/threads.hpp"
 
 namespace {
 
@@ -90,6 +95,96 @@ TEST(MixtureError, LikelihoodDoesNotUnderflow) {
   EXPECT_THROW(moe::losses::mixture_error(MixtureError::likelihood, routing, workspace.rows,
                                           s.target.topRows(3).eval()),
                moe::ShapeError);
+}
+
+TEST(DenseMixture, TheBitsDoNotDependOnTheNumberOfThreads) {
+  const Setting s;
+  const moe::DenseMixture<Router, Bank> layer(s.router, s.bank);
+  const auto x = random_matrix<double>(200, 6, 3);
+  std::vector<double> first;
+  for (const int threads : {1, 2, 3, 7}) {
+    const test_support::ScopedThreads scope(threads);
+    Matrix<double> y(200, 6);
+    Matrix<double> dx(200, 6);
+    moe::MixtureTape<double> tape;
+    moe::Scratch scratch;
+    layer.forward(x, y, tape, scratch);
+    auto gradients = layer.gradients();
+    layer.backward(x, tape, x, dx, gradients, scratch);
+    std::vector<double> all(dx.data(), dx.data() + dx.size());
+    for (const auto part : gradients.experts.values())
+      all.insert(all.end(), part.begin(), part.end());
+    if (first.empty()) first = all;
+    EXPECT_TRUE(all == first) << threads << " threads";
+  }
+}
+
+TEST(DenseMixture, RefusesWhatDoesNotBelongTogether) {
+  const Setting s;
+  moe::DenseMixture<Router, Bank> layer(s.router, s.bank);
+  const moe::DenseMixture<Router, Bank> other = layer;
+  Matrix<double> y(9, 6);
+  Matrix<double> dx(9, 6);
+  const auto wrong = random_matrix<double>(8, 6, 3);
+  moe::MixtureTape<double> tape;
+  moe::Scratch scratch;
+  layer.forward(s.x, y, tape, scratch);
+  auto gradients = layer.gradients();
+  EXPECT_THROW(other.backward(s.x, tape, s.x, dx, gradients, scratch), std::invalid_argument);
+  EXPECT_THROW(layer.backward(wrong, tape, s.x, dx, gradients, scratch), moe::ShapeError);
+  EXPECT_THROW(layer.backward(s.x, tape, wrong, dx, gradients, scratch), moe::ShapeError);
+  for (auto* const m : {&tape.d_rows, &tape.d_weights, &tape.d_logits, &tape.d_scored}) {
+    const moe::GrowingMatrix<double> kept = *m;
+    m->resize(9, 2);
+    EXPECT_THROW(layer.backward(s.x, tape, s.x, dx, gradients, scratch), moe::ShapeError);
+    *m = kept;
+  }
+  for (const auto part : gradients.experts.values())
+    for (const double value : part) ASSERT_EQ(value, 0);
+  const Bank unweighted({.num_experts = 4,
+                         .d_model = 6,
+                         .d_ff = 4,
+                         .biases = true,
+                         .down_bias = moe::DownBias::unweighted});
+  EXPECT_THROW((moe::DenseMixture<Router, Bank>(s.router, unweighted)), std::invalid_argument);
+  moe::Matrix<moe::ExpertIndex> table(1, 1);
+  table << 0;
+  const moe::DenseMixture<moe::HashRouter<double>, Bank> without({6, 4, table}, s.bank);
+  const std::vector<std::int32_t> ids(9, 0);
+  moe::Workspace<double> workspace;
+  EXPECT_THROW(without.forward(s.x, y, workspace, {.token_ids = ids}), std::invalid_argument);
+}
+
+TEST(DenseMixture, GoesBackThroughARouterOfTwoExperts) {
+  const Setting s;
+  const moe::TopKRouter<double> top({.d_model = 6, .num_experts = 4, .top_k = 2},
+                                    {.weight = random_matrix<double>(4, 6, 1)});
+  const moe::DenseMixture<moe::GShardRouter<double>, Bank> layer(moe::GShardRouter<double>(top),
+                                                                 s.bank);
+  Matrix<double> y(9, 6);
+  Matrix<double> dx(9, 6);
+  moe::MixtureTape<double> tape;
+  moe::Scratch scratch;
+  layer.forward(s.x, y, tape, scratch, {.training = true});
+  auto gradients = layer.gradients();
+  layer.backward(s.x, tape, s.x, dx, gradients, scratch);
+  EXPECT_FALSE(gradients.router.weight.isZero(0));
+}
+
+TEST(MixtureError, TheLikelihoodsGradientIsFiniteWhereAnExpertHasNoWeight) {
+  moe::Routing<float> routing;
+  routing.resize(1, 2, 2, {});
+  routing.experts << 0, 1;
+  routing.weights << 1, 0;
+  const Matrix<float> rows = (Matrix<float>(2, 1) << 50, 0).finished();
+  const Matrix<float> target = Matrix<float>::Constant(1, 1, 0.5F);
+  Matrix<float> d_rows = Matrix<float>::Zero(2, 1);
+  Matrix<float> d_weights = Matrix<float>::Zero(1, 2);
+  moe::losses::mixture_error<float>(MixtureError::likelihood, routing, rows, target,
+                                    {d_rows, d_weights});
+  EXPECT_TRUE(d_rows.allFinite());
+  EXPECT_TRUE(d_weights.allFinite());
+  EXPECT_FLOAT_EQ(d_rows(0, 0), 49.5F);
 }
 
 TEST(DenseMixture, HasTheGradientsThatDifferencesHave) {

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <random>
 #include <string>
 #include <utility>
 #include <vector>
@@ -84,6 +85,17 @@ void expect_gradients(const Make& make, const std::vector<Part<decltype(make())>
   if (losses) losses(tape.routing, tape.drawn, &tape);
   auto gradients = layer.gradients();
   layer.backward(x, tape, dy, dx, gradients, workspace);
+  // A router that is frozen gets nothing, and tokens get the same.
+  Matrix<double> dx_of_frozen(tokens, d_model);
+  moe::Tape<double> again;
+  layer.forward(x, y, again, workspace, options);
+  if (losses) losses(again.routing, again.drawn, &again);
+  auto of_frozen = layer.gradients();
+  of_frozen.frozen.router = true;
+  layer.backward(x, again, dy, dx_of_frozen, of_frozen, workspace);
+  EXPECT_EQ(dx_of_frozen, dx);
+  EXPECT_TRUE(of_frozen.router.weight.isZero(0) && of_frozen.router.noise_weight.isZero(0) &&
+              of_frozen.router.projection.isZero(0) && of_frozen.router.bias.isZero(0));
   moe::Tape<double> other;
   const auto loss = [&] {
     const double value = run(other);
@@ -152,6 +164,37 @@ TEST(RouterBackward, OfEveryFormOfLogits) {
     expect_gradients(scaled, {{"weight", &scaled.weights.weight, weight_of}},
                      {.training = true, .seed = 5}, both_losses);
   }
+}
+
+TEST(RouterBackward, OfTheBiasOfAProjection) {
+  TopK make;
+  make.rule.logits.form = moe::LogitForm::two_layer;
+  make.weights = {.weight = random(experts, 4, 1),
+                  .projection = random(4, d_model, 2),
+                  .projection_bias = random(1, 4, 3).row(0)};
+  const Matrix<double> x = random(tokens, d_model, 50);
+  const Matrix<double> slope = random(tokens, 2, 54);
+  moe::Routing<double> routing;
+  make().route(x, {}, routing);
+  moe::DispatchPlan plan;
+  moe::make_plan(routing, {}, plan);
+  Matrix<double> d_logits = Matrix<double>::Zero(tokens, experts);
+  Matrix<double> dx = Matrix<double>::Zero(tokens, d_model);
+  auto gradients = make().gradients();
+  const RouteOptions options;
+  make().backward({.x = x,
+                   .options = options,
+                   .routing = routing,
+                   .plan = plan,
+                   .d_weights = slope,
+                   .d_logits = d_logits,
+                   .dx = dx},
+                  gradients);
+  expect_some_slopes("projection bias", make.weights.projection_bias.data(),
+                     gradients.projection_bias.data(), 4, [&] {
+                       make().route(x, {}, routing);
+                       return (routing.weights.array() * slope.array()).sum();
+                     });
 }
 
 TEST(RouterBackward, OfALogitThatDoesNotMove) {
@@ -335,6 +378,32 @@ TEST(RouterBackward, OfBaseLayers) {
 
 TEST(RouterBackward, OfTheSecondExpertAtRandom) {
   TopK top;
+  const Losses with_weights = [](const moe::Routing<double>& routing,
+                                 const moe::NoisyLogits<double>& drawn, moe::Tape<double>* tape) {
+    Index left_out = 0;
+    for (Index t = 0; t < routing.tokens(); ++t)
+      left_out += routing.experts(t, 1) == moe::no_expert ? 1 : 0;
+    EXPECT_GT(left_out, 1);
+    // By the weights, those of unused slots among them, which are always 0.
+    double sum = 0;
+    for (Index i = 0; i < routing.weights.size(); ++i)
+      sum += static_cast<double>(i + 1) * routing.weights.data()[i];
+    if (tape != nullptr)
+      for (Index i = 0; i < routing.weights.size(); ++i)
+        tape->d_weights.data()[i] += static_cast<double>(i + 1);
+    return sum + both_losses(routing, drawn, tape);
+  };
+  const auto random_second = [&] { return moe::GShardRouter<double>(top()); };
+  expect_gradients(random_second, {{"weight", &top.weights.weight, weight_of}},
+                   {.training = true, .seed = 3}, with_weights);
+  TopK scaled;
+  scaled.rule = {.logits = {.standard_deviation = 1.4, .noise = 0.1},
+                 .weights_from = moe::WeightSource::softmax_of_chosen};
+  const auto sampled = [&] {
+    return moe::GShardRouter<double>(scaled(), {.policy = moe::SecondExpertPolicy::sampling});
+  };
+  expect_gradients(sampled, {{"weight", &scaled.weights.weight, weight_of}},
+                   {.training = true, .seed = 3}, both_losses);
   for (const moe::SecondExpertPolicy policy :
        {moe::SecondExpertPolicy::best, moe::SecondExpertPolicy::random,
         moe::SecondExpertPolicy::sampling}) {
@@ -362,17 +431,22 @@ TEST(RouterBackward, OfATableOfExperts) {
   expect_gradients(without, {}, {.token_ids = ids});
 }
 
-/// Gradients of a router on 100 tokens, for each number of threads.
+/// Gradients of a router on 100 tokens, 80 wide so that several tasks have columns of a weight, for
+/// each number of threads.
+constexpr Index wide = 80;
+
 template <class RouterT>
 void expect_the_same_bits(const RouterT& router, RouteOptions options = {}) {
-  const Matrix<double> x = random(100, d_model, 50);
-  const Matrix<double> dy = random(100, d_model, 51);
+  const Matrix<double> x = random(100, wide, 50);
+  const Matrix<double> dy = random(100, wide, 51);
   std::vector<double> first;
+  std::mt19937_64 generator(9);
+  const Bank bank = Bank::random({.num_experts = experts, .d_model = wide, .d_ff = 5}, generator);
   for (const int threads : {1, 2, 3, 7}) {
     const test_support::ScopedThreads scope(threads);
-    moe::SparseMoe layer{router, make_bank()};
-    Matrix<double> y(100, d_model);
-    Matrix<double> dx(100, d_model);
+    moe::SparseMoe layer{router, bank};
+    Matrix<double> y(100, wide);
+    Matrix<double> dx(100, wide);
     moe::Tape<double> tape;
     layer.forward(x, y, tape, options);
     both_losses(tape.routing, tape.drawn, &tape);
@@ -389,23 +463,31 @@ void expect_the_same_bits(const RouterT& router, RouteOptions options = {}) {
 
 TEST(RouterBackward, TheBitsDoNotDependOnTheNumberOfThreads) {
   const RouteOptions training{.training = true, .seed = 3};
-  const Matrix<double> weight = random(experts, d_model, 1);
-  TopK top;
-  top.rule.logits = {.standard_deviation = 1.5, .noise = 0.1};
+  const Matrix<double> weight = random(experts, wide, 1);
+  RoutingRule rule{.renormalization = {.kind = moe::Renormalization::sum}};
+  moe::RouterWeights<double> weights{.weight = weight};
+  const auto top = [&] {
+    return moe::TopKRouter<double>(
+        {.d_model = wide, .num_experts = experts, .top_k = 2, .rule = rule}, weights);
+  };
+  rule.logits = {.standard_deviation = 1.5, .noise = 0.1};
+  rule.jitter = {.target = moe::JitterTarget::router_input, .epsilon = 0.1};
   expect_the_same_bits(top(), training);
   expect_the_same_bits(moe::GShardRouter<double>(top()), training);
-  top.rule.logits = {.form = moe::LogitForm::cosine};
-  top.weights = {.weight = random(experts, 4, 1), .projection = random(4, d_model, 2)};
+  weights = {.weight = random(experts, 70, 1), .projection = random(70, wide, 2)};
+  rule = {.logits = {.form = moe::LogitForm::cosine}};
+  expect_the_same_bits(top());
+  rule.logits.form = moe::LogitForm::two_layer;
   expect_the_same_bits(top());
   expect_the_same_bits(
-      moe::NoisyTopKRouter<double>({.d_model = d_model, .num_experts = experts, .top_k = 2}, weight,
-                                   random(experts, d_model, 2)),
+      moe::NoisyTopKRouter<double>({.d_model = wide, .num_experts = experts, .top_k = 2}, weight,
+                                   random(experts, wide, 2)),
       training);
   expect_the_same_bits(moe::SparseMixerRouter<double>(
-                           {.d_model = d_model, .num_experts = experts, .jitter = 0.4}, weight),
+                           {.d_model = wide, .num_experts = experts, .jitter = 0.4}, weight),
                        training);
   expect_the_same_bits(
-      moe::ExpertChoiceRouter<double>({.d_model = d_model, .num_experts = experts}, weight));
+      moe::ExpertChoiceRouter<double>({.d_model = wide, .num_experts = experts}, weight));
   expect_the_same_bits(moe::BaseRouter<double>(weight));
 }
 

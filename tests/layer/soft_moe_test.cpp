@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstddef>
 #include <stdexcept>
+#include <vector>
 
 #include <gtest/gtest.h>
 
@@ -13,6 +14,7 @@
 
 #include "support/differences.hpp"
 #include "support/layers.hpp"
+#include "support/threads.hpp"
 
 namespace {
 
@@ -87,6 +89,64 @@ TEST(SoftMoe, RefusesWhatCannotWork) {
   const Layer layer({.phi = random_matrix<double>(3, 6, 2)}, bank);
   Matrix<double> y(2, 5);
   EXPECT_THROW(layer.forward(Matrix<double>(2, 6), y), moe::ShapeError);
+}
+
+TEST(SoftMoe, TheBitsDoNotDependOnTheNumberOfThreads) {
+  // Large enough for a product to be cut along every dimension.
+  using FloatBank = moe::GeluExperts<float>;
+  const FloatBank bank =
+      test_support::random_bank<FloatBank>({.num_experts = 4, .d_model = 500, .d_ff = 20}, 1);
+  moe::SoftMoe<FloatBank> layer({.phi = random_matrix<float>(64, 500, 2)}, bank);
+  const auto x = random_matrix<float>(600, 500, 3);
+  const auto dy = random_matrix<float>(600, 500, 4);
+  std::vector<float> first;
+  for (const int threads : {1, 2, 3, 7}) {
+    const test_support::ScopedThreads scope(threads);
+    Matrix<float> y(600, 500);
+    Matrix<float> dx(600, 500);
+    moe::SoftMoeTape<float> tape;
+    layer.forward(x, y, tape);
+    auto gradients = layer.gradients();
+    layer.backward(x, tape, dy, dx, gradients);
+    std::vector<float> all(y.data(), y.data() + y.size());
+    all.insert(all.end(), dx.data(), dx.data() + dx.size());
+    all.insert(all.end(), gradients.phi.data(), gradients.phi.data() + gradients.phi.size());
+    all.push_back(gradients.scale);
+    if (first.empty()) first = all;
+    EXPECT_TRUE(all == first) << threads << " threads";
+  }
+}
+
+TEST(SoftMoe, RefusesWhatDoesNotBelongTogether) {
+  const Bank bank = test_support::random_bank<Bank>({.num_experts = 3, .d_model = 6, .d_ff = 4}, 1);
+  moe::SoftMoe<Bank> layer({.phi = random_matrix<double>(6, 6, 2)}, bank);
+  const moe::SoftMoe<Bank> other = layer;
+  const auto x = random_matrix<double>(9, 6, 3);
+  const auto wrong = random_matrix<double>(8, 6, 3);
+  Matrix<double> y(9, 6);
+  Matrix<double> dx(9, 6);
+  moe::SoftMoeTape<double> tape;
+  layer.forward(x, y, tape);
+  auto gradients = layer.gradients();
+  EXPECT_THROW(other.backward(x, tape, x, dx, gradients), std::invalid_argument);
+  EXPECT_THROW(layer.backward(wrong, tape, x, dx, gradients), moe::ShapeError);
+  EXPECT_THROW(layer.backward(x, tape, wrong, dx, gradients), moe::ShapeError);
+  layer.experts() = Bank({.num_experts = 3, .d_model = 6, .d_ff = 40});
+  auto of_wider = layer.gradients();
+  EXPECT_THROW(layer.backward(x, tape, x, dx, of_wider), std::invalid_argument);
+  const Bank unweighted({.num_experts = 3,
+                         .d_model = 6,
+                         .d_ff = 4,
+                         .biases = true,
+                         .down_bias = moe::DownBias::unweighted});
+  EXPECT_THROW(moe::SoftMoe<Bank>({.phi = random_matrix<double>(6, 6, 2)}, unweighted),
+               std::invalid_argument);
+  const Matrix<double> none(0, 6);
+  Matrix<double> nothing(0, 6);
+  moe::SoftMoe<Bank> empty({.phi = random_matrix<double>(6, 6, 2)}, bank);
+  empty.forward(none, nothing, tape);
+  empty.backward(none, tape, none, nothing, gradients);
+  EXPECT_TRUE(gradients.phi.isZero(0));
 }
 
 TEST(SoftMoe, HasTheGradientsThatDifferencesHave) {

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstddef>
 #include <functional>
+#include <limits>
 #include <optional>
 #include <span>
 #include <string>
@@ -350,10 +351,11 @@ TEST(SparseMoeBackward, KeepsTheOutputsWhereAsked) {
   layer.forward(x, y, tape);
   moe::Matrix<double> sum = moe::Matrix<double>::Zero(tokens, d_model);
   for (Index r = 0; r < tape.plan.num_rows(); ++r)
-    sum.row(tape.plan.rows[static_cast<std::size_t>(r)].token) += tape.outputs.row(r);
+    sum.row(Index{tape.plan.rows[static_cast<std::size_t>(r)].token}) += tape.outputs.row(r);
   EXPECT_LT((sum - y).norm(), 1e-13);
-  EXPECT_EQ(layer.tape_bytes(tokens, 2 * tokens, TapePolicy::keep_all),
-            8.0 * static_cast<double>(tape.sums.size() + tape.outputs.size()));
+  EXPECT_EQ(
+      layer.tape_bytes(tokens, 2 * tokens, TapePolicy::keep_all),
+      8.0 * (static_cast<double>(tape.sums.size()) + static_cast<double>(tape.outputs.size())));
   EXPECT_EQ(layer.tape_bytes(tokens, 2 * tokens, TapePolicy::recompute), 0);
 }
 
@@ -460,6 +462,20 @@ TEST(SparseMoeBackward, RefusesWhatDoesNotBelongTogether) {
   const Setting with_shared{.shared = true};
   auto of_another = Parameters<float>(with_shared).layer(with_shared).gradients();
   EXPECT_THROW(layer.backward(x, tape, dy, dx, of_another), std::invalid_argument);
+  for (auto* const m : {&tape.d_logits, &tape.d_scored, &tape.d_weights}) {
+    const moe::GrowingMatrix<float> kept = *m;
+    m->resize(tokens, 1);
+    EXPECT_THROW(layer.backward(x, tape, dy, dx, gradients), moe::ShapeError);
+    *m = kept;
+  }
+  const Bank<float> bank = layer.experts();
+  layer.experts() = Bank<float>({.num_experts = experts, .d_model = d_model, .d_ff = 70});
+  auto of_wider = layer.gradients();
+  EXPECT_THROW(layer.backward(x, tape, dy, dx, of_wider), std::invalid_argument) << "was changed";
+  layer.experts() = bank;
+  EXPECT_TRUE(gradients.router.weight.isZero(0)) << "nothing is added before all was checked";
+  for (const auto part : gradients.experts.values())
+    for (const float value : part) ASSERT_EQ(value, 0);
   layer.backward(x, tape, dy, dx, gradients);
   EXPECT_THROW(layer.backward(x, tape, dy, dx, gradients), std::invalid_argument) << "used";
 
@@ -467,6 +483,29 @@ TEST(SparseMoeBackward, RefusesWhatDoesNotBelongTogether) {
   reroutes.capacity = {.formula = moe::CapacityFormula::fixed, .fixed_rows = 2, .reroute = true};
   Layer<float> rerouting = Parameters<float>(reroutes).layer(reroutes);
   EXPECT_THROW(rerouting.forward(x, y, tape), std::invalid_argument);
+}
+
+TEST(SparseMoeBackward, ANaNStaysInItsToken) {
+  const Setting setting{.shared = true, .losses = true};
+  Layer<double> layer = Parameters<double>(setting).layer(setting);
+  moe::Matrix<double> x = random<double>(tokens, d_model, 50);
+  const moe::Matrix<double> dy = random<double>(tokens, d_model, 51);
+  moe::Matrix<double> y(tokens, d_model);
+  moe::Matrix<double> dx(tokens, d_model);
+  moe::Matrix<double> expected(tokens, d_model);
+  const auto run = [&](moe::Matrix<double>& to) {
+    moe::Tape<double> tape;
+    layer.forward(x, y, tape);
+    auto gradients = layer.gradients();
+    layer.backward(x, tape, dy, to, gradients);
+  };
+  run(expected);
+  x(3, 2) = std::numeric_limits<double>::quiet_NaN();
+  run(dx);
+  for (Index t = 0; t < tokens; ++t) {
+    if (t == 3) continue;
+    EXPECT_EQ(dx.row(t), expected.row(t)) << t;
+  }
 }
 
 TEST(SparseMoeBackward, OfNoTokens) {

@@ -91,6 +91,14 @@ inline void check_size(const char* where, const char* quantity, std::ptrdiff_t e
     throw_shape(where, quantity, expected, got);
 }
 
+/// Throws ShapeError unless a matrix is (rows, cols).
+template <class M>
+void check_shape(const char* where, const char* rows_name, const char* cols_name, const M& matrix,
+                 std::ptrdiff_t rows, std::ptrdiff_t cols) {
+  check_size(where, rows_name, rows, matrix.rows());
+  check_size(where, cols_name, cols, matrix.cols());
+}
+
 /// Throws std::invalid_argument unless `condition`. Always inline: where g++ 12 knows sizes that
 /// are refused here, it would otherwise warn (-Warray-bounds, at -O3) of what they would lead to.
 MOE_ALWAYS_INLINE void check(bool condition, const char* where, const char* problem) {

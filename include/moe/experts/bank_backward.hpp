@@ -75,6 +75,7 @@ void check_bank_backward(const char* where, const BankBackward<Scalar>& call, In
                          Index d_model, Index sums_size) {
   const DispatchPlan& plan = call.input.plan;
   check_bank_call(where, call.input, call.rows, num_experts, d_model);
+  check(!overlap(call.dy, call.rows), where, "rows overlaps dy");
   check_size(where, "dy.rows()", call.dy_of_rows ? plan.num_rows() : plan.tokens, call.dy.rows());
   check_size(where, "dy.cols()", d_model, call.dy.cols());
   check_size(where, "sums.size()", plan.num_rows() * sums_size,

@@ -149,7 +149,7 @@ class FeedForwardExperts final : public detail::StagedBank<ScalarT> {
   ///
   /// Shapes  as BankBackward says.
   /// Values  the bits do not depend on the number of threads.
-  /// Cost    12 N D F flop with a gate, 8 N D F without; a third less where experts are frozen.
+  /// Cost    12 N D F flop with a gate, 8 N D F without; half where experts are frozen.
   /// Throws  ShapeError if a size disagrees, or the gradients are of another bank's sizes.
   template <Activation<Scalar> A = ActivationT>
   requires(detail::KernelOf<A>::exists) void backward(const BankBackward<Scalar>& call,

@@ -50,6 +50,7 @@ struct MixtureTape {
   const void* layer = nullptr;  // that filled it; none after a backward
   RouteOptions options{};
   AlignedBuffer<Scalar> sums{};  // (E T, sums of a row)
+  std::size_t kept = 0;          // values of `sums`
 };
 
 /// The gradients of what a DenseMixture has learnt. A backward adds to them.
@@ -75,12 +76,14 @@ class DenseMixture {
  public:
   using Scalar = typename RouterT::Scalar;
 
-  /// Throws  ShapeError if the parts differ in d_model or num_experts.
+  /// Throws  ShapeError if the parts differ in d_model or num_experts; std::invalid_argument if the
+  ///         experts have biases that no weight is to multiply.
   DenseMixture(RouterT router, BankT experts)
       : router_(std::move(router)), experts_(std::move(experts)) {
     detail::check_size("DenseMixture", "experts.d_model()", router_.d_model(), experts_.d_model());
     detail::check_size("DenseMixture", "experts.num_experts()", router_.num_experts(),
                        experts_.num_experts());
+    detail::check_no_unweighted_bias("DenseMixture", experts_);
   }
 
   Index d_model() const noexcept { return router_.d_model(); }
@@ -102,7 +105,7 @@ class DenseMixture {
   }
 
   /// The same, and fills the tape for a `backward`. The routing is the tape's.
-  template <DifferentiableBank B = BankT>
+  template <DifferentiableBank B = BankT, DifferentiableRouter R = RouterT>
   const Routing<Scalar>& forward(MatrixView<const Scalar> x, MatrixView<Scalar> y,
                                  MixtureTape<Scalar>& tape, Scratch& scratch,
                                  RouteOptions options = {}) const {
@@ -119,12 +122,13 @@ class DenseMixture {
       sum->resize(x.rows(), num_experts());
       sum->setZero();
     }
+    tape.kept = sums_count(tape);
     tape.layer = this;
     return tape.routing;
   }
 
   /// Zeros, to which `backward` adds.
-  template <DifferentiableBank B = BankT>
+  template <DifferentiableBank B = BankT, DifferentiableRouter R = RouterT>
   MixtureGradients<RouterT, BankT> gradients() const {
     return {router_.gradients(), experts_.gradients()};
   }
@@ -136,7 +140,7 @@ class DenseMixture {
   /// Shapes  x as in the forward, dy, dx (T, D); dy may be empty where no loss is a function of y.
   /// Throws  std::invalid_argument if no forward of this layer filled the tape, or dx overlaps x or
   ///         dy; ShapeError if a size disagrees.
-  template <DifferentiableBank B = BankT>
+  template <DifferentiableBank B = BankT, DifferentiableRouter R = RouterT>
   void backward(MatrixView<const Scalar> x, MixtureTape<Scalar>& tape, MatrixView<const Scalar> dy,
                 MatrixView<Scalar> dx, MixtureGradients<RouterT, BankT>& gradients,
                 Scratch& scratch) const {
@@ -148,7 +152,21 @@ class DenseMixture {
     detail::check_shape(where, "dx.rows()", "dx.cols()", dx, tokens, d_model());
     detail::check(!detail::overlap(x, dx) && !detail::overlap(dy, dx), where,
                   "dx overlaps x or dy");
-    router_.check_backward(where, tape.options, gradients.router);
+    const auto check_tape = [&](const char* rows_name, const char* cols_name, const auto& m,
+                                Index rows, Index cols) {
+      detail::check_shape(where, rows_name, cols_name, m, rows, cols);
+    };
+    check_tape("tape.d_rows.rows()", "tape.d_rows.cols()", tape.d_rows, tape.plan.num_rows(),
+               d_model());
+    check_tape("tape.d_weights.rows()", "tape.d_weights.cols()", tape.d_weights, tokens,
+               num_experts());
+    check_tape("tape.d_logits.rows()", "tape.d_logits.cols()", tape.d_logits, tokens,
+               num_experts());
+    check_tape("tape.d_scored.rows()", "tape.d_scored.cols()", tape.d_scored, tokens,
+               num_experts());
+    detail::check(tape.kept == sums_count(tape), where,
+                  "the layer is not as it was in the forward");
+    router_.check_backward(where, gradients.router);
     experts_.check_backward(where, gradients.experts);
     tape.layer = nullptr;
     const Routing<Scalar>& routing = tape.routing;
@@ -194,6 +212,8 @@ class DenseMixture {
     detail::check(!detail::overlap(x, y), where, "y overlaps x");
     options.keep_scores = true;
     router_.route(x, options, routing);
+    detail::check(routing.scores.rows() == x.rows() && routing.scores.cols() == num_experts(),
+                  where, "the router gives no scores");
     routing.weights = routing.scores;
     routing.experts.resize(x.rows(), num_experts());
     for (Index t = 0; t < x.rows(); ++t)
@@ -203,9 +223,11 @@ class DenseMixture {
   }
 
   std::span<Scalar> sums_of(MixtureTape<Scalar>& tape) const {
-    const auto size = static_cast<std::size_t>(tape.plan.num_rows() * experts_.sums_size());
-    tape.sums.grow(size);
-    return {tape.sums.data(), size};
+    tape.sums.grow(sums_count(tape));
+    return {tape.sums.data(), sums_count(tape)};
+  }
+  std::size_t sums_count(const MixtureTape<Scalar>& tape) const {
+    return static_cast<std::size_t>(tape.plan.num_rows() * experts_.sums_size());
   }
 
   RouterT router_;
@@ -223,7 +245,8 @@ enum class MixtureError {
 
 /// Asks `mixture_error` to add `coefficient` times the gradient of the errors' sum.
 ///
-/// Shapes  rows (E T, D), weights (T, E), as of MixtureTape; without both nothing is added.
+/// Shapes  rows (E T, D), weights (T, E), as of MixtureTape; each may be left out.
+/// Values  with the likelihood, an expert whose p is 0 gets none by its weight.
 template <class Scalar>
 struct MixtureErrorGradient {
   MatrixView<Scalar> rows{};
@@ -253,12 +276,12 @@ Vector<double> mixture_error(MixtureError error, const Routing<Scalar>& routing,
   moe::detail::check_size(where, "rows.rows()", tokens * experts, rows.rows());
   moe::detail::check_size(where, "target.rows()", tokens, target.rows());
   moe::detail::check_size(where, "target.cols()", rows.cols(), target.cols());
-  if (gradient.wanted()) {
+  if (gradient.rows.data() != nullptr)
     moe::detail::check_shape(where, "gradient.rows.rows()", "gradient.rows.cols()", gradient.rows,
                              rows.rows(), rows.cols());
+  if (gradient.weights.data() != nullptr)
     moe::detail::check_shape(where, "gradient.weights.rows()", "gradient.weights.cols()",
                              gradient.weights, tokens, experts);
-  }
   Vector<double> errors = Vector<double>::Zero(tokens);
   Vector<double> distances(experts);  // (E)
   Vector<double> logs(experts);       // (E)
@@ -291,12 +314,14 @@ Vector<double> mixture_error(MixtureError error, const Routing<Scalar>& routing,
         by_output = -2 * p(e) * rest;
       } else if (error == MixtureError::competitive) {
         by_output = 2 * p(e) * (output(e) - wanted);
-      } else {  // How likely this expert made the target, and that over its p.
-        by_weight = -std::exp(errors[t] - distances[e] / 2);
-        by_output = -by_weight * p(e) * (output(e) - wanted);
+      } else {  // How likely it is that this expert made the target, and that over its p.
+        const double responsibility = std::exp(logs[e] + errors[t]);
+        by_weight = p(e) > 0 ? std::max(-responsibility / p(e), -1e30) : 0;
+        by_output = responsibility * (output(e) - wanted);
       }
-      gradient.weights(t, e) += static_cast<Scalar>(gradient.coefficient * by_weight);
-      for (Index d = 0; d < rows.cols(); ++d)
+      if (gradient.weights.data() != nullptr)
+        gradient.weights(t, e) += static_cast<Scalar>(gradient.coefficient * by_weight);
+      for (Index d = 0; d < rows.cols() && gradient.rows.data() != nullptr; ++d)
         gradient.rows(e * tokens + t, d) +=
             static_cast<Scalar>(gradient.coefficient * by_output[d]);
     }

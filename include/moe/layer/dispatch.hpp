@@ -66,6 +66,15 @@ void add_token(MatrixView<const Scalar> rows, const DispatchPlan& plan,
   }
 }
 
+/// Throws std::invalid_argument if a bank has biases that no weight is to multiply, which a layer
+/// without a place for them would lose.
+template <class BankT>
+void check_no_unweighted_bias(const char* where, const BankT& bank) {
+  if constexpr (requires { bank.unweighted_bias(Index{0}); })
+    check(bank.unweighted_bias(0) == nullptr, where,
+          "there is no place for down biases without a weight");
+}
+
 }  // namespace detail
 
 /// Gathers the rows of every expert: rows[r] = x[plan.rows[r].token].

@@ -88,8 +88,9 @@ void run_layer(const char* where, const BankT& experts, const SharedExperts<Shar
   check_bank_call<Scalar>(where, input, rows, experts.num_experts(), d_model);
   const auto* const staged = staged_bank(experts);
   const auto* const staged_shared = shared.bank() ? staged_bank(*shared.bank()) : nullptr;
+  const HiddenDropout shared_dropout = tape == nullptr ? HiddenDropout{} : tape->shared_dropout;
   check((staged != nullptr || input.dropout.rate == 0) &&
-            (staged_shared != nullptr || tape == nullptr || tape->shared_dropout.rate == 0),
+            (staged_shared != nullptr || !shared.bank() || shared_dropout.rate == 0),
         where, "only banks of feed-forward experts have hidden dropout");
   const std::span<Scalar> sums = room_for_sums(tape, &Tape<Scalar>::sums, experts, plan);
   std::span<Scalar> shared_sums;
@@ -98,8 +99,11 @@ void run_layer(const char* where, const BankT& experts, const SharedExperts<Shar
     shared_sums =
         room_for_sums(tape, &Tape<Scalar>::shared_sums, *shared.bank(), workspace.shared_plan);
   }
-  const ExpertInput<Scalar> shared_input{
-      x, workspace.shared_plan, {}, 1, tape == nullptr ? HiddenDropout{} : tape->shared_dropout};
+  if (tape != nullptr) {
+    tape->kept = sums.size();
+    tape->shared_kept = shared_sums.size();
+  }
+  const ExpertInput<Scalar> shared_input{x, workspace.shared_plan, {}, 1, shared_dropout};
   // Banks that are no part of the stage come first: they may hold others, which have a stage too.
   if (staged == nullptr) run_bank(experts, input, rows, sums, workspace.scratch);
   if (shared.bank() && staged_shared == nullptr)

@@ -4,6 +4,7 @@
 // SoftMoe: every slot of every expert is a mixture of all tokens.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <span>
@@ -18,8 +19,9 @@
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
 #include "moe/experts/bank_backward.hpp"
+#include "moe/layer/dispatch.hpp"
+#include "moe/routing/linear_map.hpp"
 #include "moe/routing/plan.hpp"
-#include "moe/routing/router_backward.hpp"
 #include "moe/routing/scores.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -50,6 +52,7 @@ template <class Scalar>
 struct SoftMoeTape {
   SoftMoeWorkspace<Scalar> workspace{};
   AlignedBuffer<Scalar> sums{};  // (E p, sums of a row)
+  std::size_t kept = 0;          // values of `sums`
   const void* layer = nullptr;   // that filled it; none after a backward
 };
 
@@ -89,6 +92,7 @@ class SoftMoe {
     detail::check_size("SoftMoe", "phi.cols()", experts_.d_model(), weights_.phi.cols());
     detail::check(weights_.phi.rows() > 0 && weights_.phi.rows() % experts_.num_experts() == 0,
                   "SoftMoe", "phi.rows() must be a positive multiple of num_experts");
+    detail::check_no_unweighted_bias("SoftMoe", experts_);
   }
 
   Index d_model() const noexcept { return experts_.d_model(); }
@@ -106,7 +110,7 @@ class SoftMoe {
     if (x.rows() == 0) return;
     mix(x, workspace);
     experts_.forward({workspace.slots, workspace.plan}, workspace.outputs, workspace.scratch);
-    y.map().noalias() = workspace.combine * workspace.outputs;
+    combine(workspace, y);
   }
 
   void forward(MatrixView<const Scalar> x, MatrixView<Scalar> y) const {
@@ -126,8 +130,9 @@ class SoftMoe {
       mix(x, workspace);
       experts_.forward({workspace.slots, workspace.plan}, workspace.outputs, sums_of(tape),
                        workspace.scratch);
-      y.map().noalias() = workspace.combine * workspace.outputs;
+      combine(workspace, y);
     }
+    tape.kept = sums_count();
     tape.layer = this;
   }
 
@@ -149,6 +154,7 @@ class SoftMoe {
     constexpr const char* where = "SoftMoe::backward";
     SoftMoeWorkspace<Scalar>& workspace = tape.workspace;
     detail::check(tape.layer == this, where, "the tape is of another layer, or was used");
+    detail::check(tape.kept == sums_count(), where, "the layer is not as it was in the forward");
     const Index tokens = workspace.combine.rows();
     detail::check_shape(where, "x.rows()", "x.cols()", x, tokens, d_model());
     detail::check_shape(where, "dy.rows()", "dy.cols()", dy, tokens, d_model());
@@ -160,14 +166,21 @@ class SoftMoe {
     experts_.check_backward(where, gradients.experts);
     tape.layer = nullptr;
     if (tokens == 0) return;
-    Matrix<Scalar> d_combine = dy.map() * workspace.outputs.transpose();        // (T, E p)
-    const Matrix<Scalar> d_outputs = workspace.combine.transpose() * dy.map();  // (E p, D)
+    const auto zeros = [](Index rows, Index cols) -> Matrix<Scalar> {
+      return Matrix<Scalar>::Zero(rows, cols);
+    };
+    Matrix<Scalar> d_combine(tokens, num_slots());  // (T, E p)
+    detail::LinearMap<Scalar>(workspace.outputs).run(dy, d_combine);
+    Matrix<Scalar> d_outputs = zeros(num_slots(), d_model());
+    detail::add_transposed_product<Scalar>(workspace.combine, dy, d_outputs);
     Matrix<Scalar> d_slots(num_slots(), d_model());
     const ExpertInput<Scalar> input{workspace.slots, workspace.plan};
     experts_.backward({input, d_outputs, sums_of(tape), d_slots}, gradients.experts,
                       workspace.scratch);
-    Matrix<Scalar> d_logits = x.map() * d_slots.transpose();  // (T, E p), of dispatch so far
-    dx.map().noalias() = workspace.dispatch * d_slots;
+    Matrix<Scalar> d_logits(tokens, num_slots());  // (T, E p), of dispatch so far
+    detail::LinearMap<Scalar>(d_slots).run(x, d_logits);
+    for (Index t = 0; t < tokens; ++t) std::fill_n(dx.row(t), d_model(), Scalar(0));
+    detail::add_product<Scalar>(workspace.dispatch, d_slots, {}, dx);
     for (Index s = 0; s < num_slots(); ++s) {
       const Scalar mean = workspace.dispatch.col(s).dot(d_logits.col(s));
       d_logits.col(s) = workspace.dispatch.col(s).array() * (d_logits.col(s).array() - mean);
@@ -179,10 +192,12 @@ class SoftMoe {
     }
     const Matrix<Scalar> x_unit = normalized(x);
     const Matrix<Scalar> phi_unit = normalized(weights_.phi);
-    const Matrix<Scalar> d_phi = d_logits.transpose() * x_unit;  // of scale phi_unit
+    Matrix<Scalar> d_phi = zeros(num_slots(), d_model());  // of scale phi_unit
+    detail::add_transposed_product<Scalar>(d_logits, x_unit, d_phi);
     gradients.scale += d_phi.cwiseProduct(phi_unit).sum();
     add_norm_gradient(weights_.phi, phi_unit, weights_.scale * d_phi, gradients.phi);
-    const Matrix<Scalar> d_x = weights_.scale * d_logits * phi_unit;
+    Matrix<Scalar> d_x = zeros(tokens, d_model());
+    detail::add_product<Scalar>(d_logits, weights_.scale * phi_unit, {}, d_x);
     add_norm_gradient(x, x_unit, d_x, dx);
   }
 
@@ -195,10 +210,17 @@ class SoftMoe {
     detail::check(!detail::overlap(x, y), where, "y overlaps x");
   }
 
+  void combine(const SoftMoeWorkspace<Scalar>& workspace, MatrixView<Scalar> y) const {
+    for (Index t = 0; t < y.rows(); ++t) std::fill_n(y.row(t), d_model(), Scalar(0));
+    detail::add_product<Scalar>(workspace.combine, workspace.outputs, {}, y);
+  }
+
   std::span<Scalar> sums_of(SoftMoeTape<Scalar>& tape) const {
-    const auto size = static_cast<std::size_t>(num_slots() * experts_.sums_size());
-    tape.sums.grow(size);
-    return {tape.sums.data(), size};
+    tape.sums.grow(sums_count());
+    return {tape.sums.data(), sums_count()};
+  }
+  std::size_t sums_count() const {
+    return static_cast<std::size_t>(num_slots() * experts_.sums_size());
   }
 
   static Scalar norm(MatrixView<const Scalar> m, Index r) {
@@ -224,7 +246,8 @@ class SoftMoe {
   /// All that comes before the experts.
   void mix(MatrixView<const Scalar> x, SoftMoeWorkspace<Scalar>& workspace) const {
     const Matrix<Scalar> phi = weights_.scale * normalized(weights_.phi);
-    workspace.logits.noalias() = normalized(x) * phi.transpose();
+    workspace.logits.resize(x.rows(), num_slots());
+    detail::LinearMap<Scalar>(phi).run(normalized(x), workspace.logits);
     workspace.combine = workspace.logits;
     for (Index t = 0; t < x.rows(); ++t) {
       Scalar* const row = detail::row_data(workspace.combine, t);
@@ -237,7 +260,8 @@ class SoftMoe {
       softmax(column.data(), column.size(), column.data());
       workspace.dispatch.col(s) = column;
     }
-    workspace.slots.noalias() = workspace.dispatch.transpose() * x.map();
+    workspace.slots.setZero(num_slots(), d_model());
+    detail::add_transposed_product<Scalar>(workspace.dispatch, x, workspace.slots);
     make_slot_plan(num_slots() / experts_.num_experts(), workspace.plan);
     workspace.outputs.resize(num_slots(), d_model());
   }

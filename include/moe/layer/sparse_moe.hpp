@@ -107,7 +107,7 @@ class SparseMoe {
   /// routing has logits and scores whatever the options say, if the router has any.
   ///
   /// Throws  further: std::invalid_argument if the layer re-routes dropped choices.
-  template <DifferentiableBank B = BankT>
+  template <DifferentiableBank B = BankT, DifferentiableBank S = SharedBankT>
   const Routing<Scalar>& forward(MatrixView<const Scalar> x, MatrixView<Scalar> y,
                                  Tape<Scalar>& tape, Workspace<Scalar>& workspace,
                                  RouteOptions options = {}) const {
@@ -121,29 +121,31 @@ class SparseMoe {
     check_routing_sizes(hidden, tape.routing, y);
     make_plan(forward_name, tape.routing, options.seed, tape.routing, tape.plan);
     run_plan(hidden, tape.routing, tape.plan, y, workspace, &tape);
-    detail::finish_tape(workspace, tape);
+    detail::finish_tape(workspace, shared_.has_gate(), tape);
     tape.through_router = true;
     tape.layer = this;
     return tape.routing;
   }
-  template <DifferentiableBank B = BankT>
+  template <DifferentiableBank B = BankT, DifferentiableBank S = SharedBankT>
   const Routing<Scalar>& forward(MatrixView<const Scalar> x, MatrixView<Scalar> y,
                                  Tape<Scalar>& tape, RouteOptions options = {}) {
     return forward(x, y, tape, workspace_, options);
   }
 
   /// The same on a routing and a plan of the caller's, where the backward ends: it gives
-  /// tape.d_weights_used, from which the caller's own router, or `router().backward`, goes on.
-  template <DifferentiableBank B = BankT>
+  /// tape.d_weights_used, from which the caller's own router, or `router().backward`, goes on. Of
+  /// the options, training and seed matter, to dropout.
+  template <DifferentiableBank B = BankT, DifferentiableBank S = SharedBankT>
   void forward(MatrixView<const Scalar> x, const Routing<Scalar>& routing, const DispatchPlan& plan,
-               MatrixView<Scalar> y, Tape<Scalar>& tape, Workspace<Scalar>& workspace) const {
-    detail::begin_tape({}, {}, tape);
+               MatrixView<Scalar> y, Tape<Scalar>& tape, Workspace<Scalar>& workspace,
+               RouteOptions options = {}) const {
+    detail::begin_tape(options, expert_dropout_, tape);
     check_plan(x, routing, plan, y);
     tape.routing = routing;
     tape.plan = plan;
     const detail::ScratchScope scope(workspace.scratch);
     run_plan(x, tape.routing, tape.plan, y, workspace, &tape);
-    detail::finish_tape(workspace, tape);
+    detail::finish_tape(workspace, shared_.has_gate(), tape);
     tape.through_router = false;
     tape.layer = this;
   }
@@ -157,18 +159,18 @@ class SparseMoe {
   /// Values  the bits do not depend on the number of threads.
   /// Throws  std::invalid_argument if no forward of this layer filled the tape, or dx overlaps x or
   ///         dy; ShapeError if a size disagrees.
-  template <DifferentiableBank B = BankT>
+  template <DifferentiableBank B = BankT, DifferentiableBank S = SharedBankT>
   void backward(MatrixView<const Scalar> x, Tape<Scalar>& tape, MatrixView<const Scalar> dy,
                 MatrixView<Scalar> dx, SparseMoeGradients<RouterT, BankT, SharedBankT>& gradients,
                 Workspace<Scalar>& workspace) const;
-  template <DifferentiableBank B = BankT>
+  template <DifferentiableBank B = BankT, DifferentiableBank S = SharedBankT>
   void backward(MatrixView<const Scalar> x, Tape<Scalar>& tape, MatrixView<const Scalar> dy,
                 MatrixView<Scalar> dx, SparseMoeGradients<RouterT, BankT, SharedBankT>& gradients) {
     backward(x, tape, dy, dx, gradients, workspace_);
   }
 
   /// Zeros, to which `backward` adds.
-  template <DifferentiableBank B = BankT>
+  template <DifferentiableBank B = BankT, DifferentiableBank S = SharedBankT>
   auto gradients() const {
     return detail::zero_gradients(router_, experts_, shared_, output_bias_.size());
   }
@@ -176,7 +178,7 @@ class SparseMoe {
   /// Bytes of a tape for a plan of so many rows, beside its routing and plan, the gradients with
   /// respect to these, and spare room: each row's values before the activation, of routed and
   /// shared experts, none with TapePolicy::recompute; with keep_all, outputs of routed experts.
-  template <DifferentiableBank B = BankT>
+  template <DifferentiableBank B = BankT, DifferentiableBank S = SharedBankT>
   double tape_bytes(Index tokens, Index rows,
                     TapePolicy policy = TapePolicy::keep_preactivations) const {
     return detail::tape_bytes(experts_, shared_, tokens, rows, policy);
@@ -358,7 +360,7 @@ void SparseMoe<RouterT, BankT, SharedBankT>::forward(MatrixView<const Scalar> x,
 }
 
 template <Router RouterT, ExpertBank BankT, ExpertBank SharedBankT>
-template <DifferentiableBank B>
+template <DifferentiableBank B, DifferentiableBank S>
 void SparseMoe<RouterT, BankT, SharedBankT>::backward(
     MatrixView<const Scalar> x, Tape<Scalar>& tape, MatrixView<const Scalar> dy,
     MatrixView<Scalar> dx, SparseMoeGradients<RouterT, BankT, SharedBankT>& gradients,

@@ -115,15 +115,24 @@ SparseMoeGradients<RouterT, BankT, SharedBankT> zero_gradients(
   return result;
 }
 
+/// Values before the activation of so many rows.
+template <class BankT>
+std::size_t values_kept(const BankT& bank, Index rows) {
+  return static_cast<std::size_t>(rows * bank.sums_size());
+}
+
+template <class BankT>
+std::size_t shared_values_kept(const SharedExperts<BankT>& shared, Index tokens) {
+  return shared.bank() ? values_kept(*shared.bank(), tokens * shared.bank()->num_experts()) : 0;
+}
+
 /// See SparseMoe::tape_bytes.
 template <class BankT, class SharedBankT>
 double tape_bytes(const BankT& experts, const SharedExperts<SharedBankT>& shared, Index tokens,
                   Index rows, TapePolicy policy) {
   if (policy == TapePolicy::recompute) return 0;
-  auto values = static_cast<double>(rows * experts.sums_size());
-  if (shared.bank())
-    values +=
-        static_cast<double>(tokens * shared.bank()->num_experts() * shared.bank()->sums_size());
+  auto values = static_cast<double>(values_kept(experts, rows)) +
+                static_cast<double>(shared_values_kept(shared, tokens));
   if (policy == TapePolicy::keep_all) values += static_cast<double>(rows * experts.d_model());
   return values * sizeof(typename BankT::Scalar);
 }
@@ -158,11 +167,11 @@ void route_on_tape(const RouterT& router, MatrixView<const typename RouterT::Sca
 
 /// What is left when a forward has run.
 template <class Scalar>
-void finish_tape(const Workspace<Scalar>& workspace, Tape<Scalar>& tape) {
-  tape.weights = tape.routing.weights;
-  if (!tape.plan.dropped.empty() || tape.routing.renormalization.after_drop)
-    final_weights(tape.routing, tape.plan, tape.weights);
-  tape.shared_gate = workspace.shared_gate;
+void finish_tape(const Workspace<Scalar>& workspace, bool has_shared_gate, Tape<Scalar>& tape) {
+  const bool changed = !tape.plan.dropped.empty() || tape.routing.renormalization.after_drop;
+  tape.weights = changed ? workspace.weights : tape.routing.weights;
+  tape.shared_gate.resize(0, 0);
+  if (has_shared_gate) tape.shared_gate = workspace.shared_gate;
   const auto zero = [](GrowingMatrix<Scalar>& matrix, Index rows, Index cols) {
     matrix.resize(rows, cols);
     matrix.setZero();
@@ -229,11 +238,12 @@ void backward_of_shared(const SharedExperts<BankT>& shared,
   for (Index t = 0; t < d_gate.rows(); ++t)
     for (Index e = 0; e < d_gate.cols(); ++e)
       d_gate(t, e) *= score_slope(ScoreFunction::sigmoid, tape.shared_gate(t, e));
-  if (!frozen) add_weight_gradient<Scalar>(d_gate, x, gate_gradient);
-  add_input_gradient<Scalar>(d_gate, shared.gate(), {}, dx);
+  if (!frozen) add_transposed_product<Scalar>(d_gate, x, gate_gradient);
+  add_product<Scalar>(d_gate, shared.gate(), {}, dx);
 }
 
-/// Multiplies gradients with respect to jittered tokens by the jitter.
+/// Multiplies gradients with respect to jittered tokens by the jitter, which DifferentiableRouter
+/// says is a factor.
 template <class RouterT>
 void undo_jitter(const RouterT& router, const RouteOptions& options,
                  MatrixView<typename RouterT::Scalar> dx,
@@ -266,8 +276,14 @@ void check_backward(const char* where, const RouterT& router, const BankT& exper
               tape.routing.top_k());
   check_shape(where, "tape.d_scored.rows()", "tape.d_scored.cols()", tape.d_scored, tokens,
               tape.routing.num_experts);
-  if constexpr (DifferentiableRouter<RouterT>)
-    router.check_backward(where, tape.options, gradients.router);
+  if constexpr (DifferentiableRouter<RouterT>) router.check_backward(where, gradients.router);
+  check_shape(where, "tape.d_deviation.rows()", "tape.d_deviation.cols()", tape.d_deviation,
+              tape.drawn.deviation.rows(), tape.drawn.deviation.cols());
+  check(!tape.has_sums || (tape.kept == values_kept(experts, tape.plan.num_rows()) &&
+                           tape.shared_kept == shared_values_kept(shared, tokens)),
+        where, "the layer is not as it was in the forward");
+  check_shape(where, "tape.shared_gate.rows()", "tape.shared_gate.cols()", tape.shared_gate,
+              shared.has_gate() ? tokens : 0, shared.has_gate() ? shared.bank()->num_experts() : 0);
   if (!gradients.frozen.of_experts.empty())
     check_size(where, "gradients.frozen.of_experts.size()", experts.num_experts(),
                static_cast<Index>(gradients.frozen.of_experts.size()));
@@ -299,16 +315,8 @@ void backward_of_layer(const RouterT& router, const BankT& experts,
   const MatrixView<const Scalar> none;
   const ExpertInput<Scalar> input{seen, tape.plan, on_input ? weights : none,
                                   static_cast<Scalar>(tape.routing.input_scale), tape.dropout};
-  const Index sums_size = tape.plan.num_rows() * experts.sums_size();
-  const Index shared_sums_size =
-      shared.bank() ? x.rows() * shared.bank()->num_experts() * shared.bank()->sums_size() : 0;
-  const auto first_of = [](AlignedBuffer<Scalar>& values, Index size) {
-    values.grow(static_cast<std::size_t>(size));
-    return std::span<Scalar>(values.data(), static_cast<std::size_t>(size));
-  };
-  std::span<const Scalar> sums = first_of(tape.sums, tape.has_sums ? sums_size : 0);
-  std::span<const Scalar> shared_sums =
-      first_of(tape.shared_sums, tape.has_sums ? shared_sums_size : 0);
+  std::span<const Scalar> sums(tape.sums.data(), tape.kept);
+  std::span<const Scalar> shared_sums(tape.shared_sums.data(), tape.shared_kept);
   struct Recomputed {
     AlignedBuffer<Scalar> sums;
     AlignedBuffer<Scalar> shared_sums;
@@ -316,16 +324,18 @@ void backward_of_layer(const RouterT& router, const BankT& experts,
   if (!tape.has_sums) {
     auto& recomputed = workspace.scratch.template kept<Recomputed>();
     const auto again = [&](const auto& bank, const ExpertInput<Scalar>& of_bank,
-                           GrowingMatrix<Scalar>& rows, std::span<Scalar> kept) {
+                           GrowingMatrix<Scalar>& rows, AlignedBuffer<Scalar>& kept) {
+      const std::size_t values = values_kept(bank, of_bank.plan.num_rows());
+      kept.grow(values);
       rows.resize(of_bank.plan.num_rows(), bank.d_model());
-      bank.forward(of_bank, rows, kept, workspace.scratch);
-      return std::span<const Scalar>(kept);
+      bank.forward(of_bank, rows, std::span<Scalar>(kept.data(), values), workspace.scratch);
+      return std::span<const Scalar>(kept.data(), values);
     };
-    sums = again(experts, input, workspace.rows, first_of(recomputed.sums, sums_size));
+    sums = again(experts, input, workspace.rows, recomputed.sums);
     if (shared.bank()) {
       make_full_plan(x.rows(), shared.bank()->num_experts(), workspace.shared_plan);
       shared_sums = again(*shared.bank(), {seen, workspace.shared_plan}, workspace.shared_rows,
-                          first_of(recomputed.shared_sums, shared_sums_size));
+                          recomputed.shared_sums);
     }
   }
   GrowingMatrix<Scalar>& d_weights = tape.d_weights_used;

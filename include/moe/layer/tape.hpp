@@ -55,6 +55,8 @@ struct Tape {
   HiddenDropout dropout{};
   HiddenDropout shared_dropout{};
   bool has_sums = false;
+  std::size_t kept = 0;                 // values of `sums`
+  std::size_t shared_kept = 0;          // of `shared_sums`
   AlignedBuffer<Scalar> sums{};         // (N, sums of a row)
   AlignedBuffer<Scalar> shared_sums{};  // (T * shared experts, sums of a row)
   GrowingMatrix<Scalar> shared_gate{};  // (T, shared experts), where they are gated

@@ -91,16 +91,14 @@ class BaseRouter {
   /// Throws  ShapeError if the routing was made without logits and scores, or a size disagrees.
   void backward(const RouterBackward<Scalar>& call, Gradients& gradients) const {
     constexpr const char* where = "BaseRouter::backward";
-    check_backward(where, call.options, gradients);
+    check_backward(where, gradients);
     detail::backward_of_rule(where, {.score = ScoreFunction::sigmoid}, call, centroids_.weight(),
                              gradients.weight);
   }
 
   /// Throws  ShapeError if the gradients are of another router.
-  void check_backward(const char* where, const RouteOptions& /*options*/,
-                      const Gradients& gradients) const {
-    detail::check_shape(where, "gradients.weight.rows()", "gradients.weight.cols()",
-                        gradients.weight, num_experts(), d_model());
+  void check_backward(const char* where, const Gradients& gradients) const {
+    detail::check_weight_gradient(where, gradients.weight, num_experts(), d_model());
   }
 
  private:

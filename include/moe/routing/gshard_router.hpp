@@ -85,7 +85,7 @@ class GShardRouter {
     const std::uint64_t seed = detail::stream_seed(options.seed, detail::NoiseStream::choice);
     for (Index t = 0; t < routing.tokens(); ++t) {
       if (samples) {
-        sample_second(noise, seed, t, routing);
+        sample_second(noise, seed, options, t, routing);
       } else {
         keep_second(noise, seed, t, routing);
       }
@@ -102,30 +102,20 @@ class GShardRouter {
   /// As TopKRouter. Whether the second expert is kept has no gradient; the first one's weight was
   /// made beside it all the same.
   void backward(const RouterBackward<Scalar>& call, Gradients& gradients) const {
-    if (!call.options.training || second_.policy != SecondExpertPolicy::random)
+    const bool is_random = call.options.training && second_.policy == SecondExpertPolicy::random;
+    if (!is_random || (call.d_weights.empty() && call.d_routed.empty()))
       return router_.backward(call, gradients);
     RouteOptions all = call.options;
     all.keep_logits = all.keep_scores = true;
     Routing<Scalar> both;  // as it was before second experts were left out
     router_.route(call.x, call.inputs, all, both);
-    router_.backward({.x = call.x,
-                      .options = call.options,
-                      .routing = both,
-                      .plan = call.plan,
-                      .d_weights = call.d_weights,
-                      .d_logits = call.d_logits,
-                      .dx = call.dx,
-                      .d_routed = call.d_routed,
-                      .d_scored = call.d_scored,
-                      .d_deviation = call.d_deviation,
-                      .inputs = call.inputs,
-                      .d_previous_logits = call.d_previous_logits,
-                      .frozen = call.frozen},
-                     gradients);
+    Matrix<Scalar> d_routed = call.d_routed.map();  // Who was left out has no weight.
+    for (Index t = 0; t < d_routed.rows(); ++t)
+      if (call.routing.experts(t, 1) == no_expert) d_routed(t, 1) = 0;
+    router_.backward(call.on(both, d_routed), gradients);
   }
-  void check_backward(const char* where, const RouteOptions& options,
-                      const Gradients& gradients) const {
-    router_.check_backward(where, options, gradients);
+  void check_backward(const char* where, const Gradients& gradients) const {
+    router_.check_backward(where, gradients);
   }
 
   /// As TopKRouter.
@@ -146,21 +136,22 @@ class GShardRouter {
     routing.weights(t, 1) = 0;
   }
 
-  void sample_second(MatrixView<const Scalar> noise, std::uint64_t seed, Index t,
-                     Routing<Scalar>& routing) const {
+  void sample_second(MatrixView<const Scalar> noise, std::uint64_t seed,
+                     const RouteOptions& options, Index t, Routing<Scalar>& routing) const {
     std::vector<Scalar> key(static_cast<std::size_t>(num_experts()));
+    std::vector<Scalar> memory(key.size());
+    const Scalar* const logits = router_.scored_logits(routing, {}, options, t, memory.data());
     detail::noise_row(noise, Noise::gumbel, seed, t, num_experts(), key.data());
     ExpertIndex best = no_expert;
     for (Index e = 0; e < num_experts(); ++e) {
       Scalar& k = key[static_cast<std::size_t>(e)];
-      k = detail::selection_key(k + routing.logits(t, e));
+      k = detail::selection_key(k + logits[e]);
       if (e == routing.experts(t, 0)) continue;
       if (best == no_expert || k > key[static_cast<std::size_t>(best)])
         best = static_cast<ExpertIndex>(e);
     }
     routing.experts(t, 1) = best;
-    weigh_experts(router_.rule(), detail::row_data(routing.logits, t),
-                  detail::row_data(routing.scores, t), num_experts(),
+    weigh_experts(router_.rule(), logits, detail::row_data(routing.scores, t), num_experts(),
                   detail::row_data(routing.experts, t), 2, detail::row_data(routing.weights, t));
   }
 

@@ -184,15 +184,13 @@ class HashRouter {
   ///         disagrees.
   void backward(const RouterBackward<Scalar>& call, Gradients& gradients) const {
     constexpr const char* where = "HashRouter::backward";
-    check_backward(where, call.options, gradients);
+    check_backward(where, gradients);
     if (rule_) detail::backward_of_rule(where, *rule_, call, weight_.weight(), gradients.weight);
   }
 
   /// Throws  ShapeError if the gradients are of another router.
-  void check_backward(const char* where, const RouteOptions& /*options*/,
-                      const Gradients& gradients) const {
-    detail::check_shape(where, "gradients.weight.rows()", "gradients.weight.cols()",
-                        gradients.weight, weight_.outputs(), weight_.inner());
+  void check_backward(const char* where, const Gradients& gradients) const {
+    detail::check_weight_gradient(where, gradients.weight, weight_.outputs(), weight_.inner());
   }
 
  private:

@@ -5,6 +5,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
+#include <vector>
 
 #include "moe/core/config.hpp"
 #include "moe/core/contracts.hpp"
@@ -97,5 +99,48 @@ class LinearMap {
   Index outputs_ = 0;
   PackedMatrices<Scalar> packed_;
 };
+
+/// c (n, m) += a^T b. One task sums up all rows of a and b, in order, for some columns: the bits do
+/// not depend on the number of threads.
+///
+/// Shapes  a (T, n), b (T, m).
+template <class Scalar>
+void add_transposed_product(MatrixView<const Scalar> a, MatrixView<const Scalar> b,
+                            Matrix<Scalar>& c) {
+  constexpr Index block = 64;
+  const Index tokens = b.rows();
+  const Matrix<Scalar> columns = a.map().transpose();  // (n, T)
+  parallel::for_each_block(b.cols(), block, [&](Index begin, Index end) {
+    const auto& kernels = kernels::row_kernels<Scalar>();
+    std::vector<const Scalar*> rows(static_cast<std::size_t>(tokens));
+    for (Index t = 0; t < tokens; ++t) rows[static_cast<std::size_t>(t)] = b.row(t) + begin;
+    Scalar sum[block];
+    for (Index e = 0; e < c.rows(); ++e) {
+      kernels.weighted_sum(rows.data(), row_data(columns, e), tokens, end - begin, sum);
+      for (Index d = begin; d < end; ++d) c(e, d) += sum[d - begin];
+    }
+  });
+}
+
+/// c (T, m) += scale a b, element by element with `scale` (T, m), or without where it is empty. A
+/// row has the same bits whatever the others and the number of threads.
+///
+/// Shapes  a (T, n), b (n, m).
+template <class Scalar>
+void add_product(MatrixView<const Scalar> a, const Matrix<Scalar>& b,
+                 MatrixView<const Scalar> scale, MatrixView<Scalar> c) {
+  std::vector<const Scalar*> rows(static_cast<std::size_t>(b.rows()));
+  for (Index e = 0; e < b.rows(); ++e) rows[static_cast<std::size_t>(e)] = row_data(b, e);
+  parallel::for_each_block(c.rows(), 16, [&](Index begin, Index end) {
+    const auto& kernels = kernels::row_kernels<Scalar>();
+    std::vector<Scalar> sum(static_cast<std::size_t>(c.cols()));
+    for (Index t = begin; t < end; ++t) {
+      kernels.weighted_sum(rows.data(), a.row(t), b.rows(), c.cols(), sum.data());
+      for (Index d = 0; d < c.cols(); ++d)
+        c(t, d) += scale.empty() ? sum[static_cast<std::size_t>(d)]
+                                 : scale(t, d) * sum[static_cast<std::size_t>(d)];
+    }
+  });
+}
 
 }  // namespace moe::inline MOE_ABI::detail

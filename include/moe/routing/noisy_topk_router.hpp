@@ -123,10 +123,11 @@ class NoisyTopKRouter {
   /// Throws  ShapeError if the routing was made without logits and scores, or a size disagrees.
   void backward(const RouterBackward<Scalar>& call, Gradients& gradients) const {
     constexpr const char* where = "NoisyTopKRouter::backward";
-    check_backward(where, call.options, gradients);
+    check_backward(where, gradients);
     const Index experts = num_experts();
     const Index tokens = call.x.rows();
     detail::check_router_call(where, call, experts, d_model());
+    detail::check_no_inputs(where, call.inputs, true);
     detail::check_noise(where, "noise.rows()", "noise.cols()", call.inputs.noise, tokens, experts);
     const bool draws = call.options.training;
     // With softmax scores s of the noisy logits, the weights are the scores over their sum.
@@ -159,10 +160,8 @@ class NoisyTopKRouter {
   }
 
   /// Throws  ShapeError if the gradients are of another router.
-  void check_backward(const char* where, const RouteOptions& /*options*/,
-                      const Gradients& gradients) const {
-    detail::check_shape(where, "gradients.weight.rows()", "gradients.weight.cols()",
-                        gradients.weight, num_experts(), d_model());
+  void check_backward(const char* where, const Gradients& gradients) const {
+    detail::check_weight_gradient(where, gradients.weight, num_experts(), d_model());
     detail::check_shape(where, "gradients.noise_weight.rows()", "gradients.noise_weight.cols()",
                         gradients.noise_weight, num_experts(), d_model());
   }

@@ -17,9 +17,9 @@
 #include "moe/core/routing.hpp"
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
-#include "moe/kernels/dispatch.hpp"
 #include "moe/parallel/parallel_for.hpp"
 #include "moe/routing/linear_logits.hpp"
+#include "moe/routing/linear_map.hpp"
 #include "moe/routing/routing_rule.hpp"
 #include "moe/routing/rule_gradient.hpp"
 
@@ -85,27 +85,28 @@ struct RouterBackward {
   RouteInputs<Scalar> inputs{};
   MatrixView<Scalar> d_previous_logits{};
   bool frozen = false;  ///< the router's own gradients are not wanted
+
+  /// The same on another routing.
+  RouterBackward on(const Routing<Scalar>& other, MatrixView<const Scalar> other_d_routed) const {
+    return {x,     options,        other,    plan,        d_weights, d_logits,
+            dx,    other_d_routed, d_scored, d_deviation, inputs,    d_previous_logits,
+            frozen};
+  }
 };
 
 /// A router that has a backward pass. `check_backward` throws what `backward` would for these
-/// options and gradients, so that a layer refuses them before it has added to any gradient.
+/// gradients, so that a layer refuses them before it has added to any. Its `hidden_states`, if it
+/// has any, multiplies each value of x by a factor that does not depend on x.
 template <class R>
 concept DifferentiableRouter = Router<R> &&
     requires(const R& r, const RouterBackward<typename R::Scalar>& call,
              typename R::Gradients& gradients, const RouteOptions& options) {
   { r.gradients() } -> std::same_as<typename R::Gradients>;
-  { r.check_backward("", options, gradients) } -> std::same_as<void>;
+  { r.check_backward("", gradients) } -> std::same_as<void>;
   { r.backward(call, gradients) } -> std::same_as<void>;
 };
 
 namespace detail {
-
-template <class M>
-void check_shape(const char* where, const char* rows_name, const char* cols_name, const M& matrix,
-                 Index rows, Index cols) {
-  check_size(where, rows_name, rows, matrix.rows());
-  check_size(where, cols_name, cols, matrix.cols());
-}
 
 /// Throws ShapeError if what a router's backward is given does not fit the router.
 template <class Scalar>
@@ -118,6 +119,7 @@ void check_router_call(const char* where, const RouterBackward<Scalar>& call, In
     if (may_be_empty && (matrix.rows() == 0 || matrix.cols() == 0)) return;
     check_shape(where, rows_name, cols_name, matrix, tokens, cols);
   };
+  check(!overlap(call.x, call.dx), where, "dx overlaps x");
   check_one("x.rows()", "x.cols()", call.x, d_model, false);
   check_one("dx.rows()", "dx.cols()", call.dx, d_model, false);
   check_size(where, "routing.tokens()", tokens, call.routing.tokens());
@@ -132,6 +134,15 @@ void check_router_call(const char* where, const RouterBackward<Scalar>& call, In
   check_one("d_routed.rows()", "d_routed.cols()", call.d_routed, top_k, true);
   check_one("d_scored.rows()", "d_scored.cols()", call.d_scored, num_experts, true);
   check_one("d_deviation.rows()", "d_deviation.cols()", call.d_deviation, num_experts, true);
+}
+
+/// Throws std::invalid_argument if the caller supplies what the router does not know.
+template <class Scalar>
+void check_no_inputs(const char* where, const RouteInputs<Scalar>& inputs,
+                     bool knows_noise = false) {
+  check(inputs.jitter.empty() && inputs.previous_logits.empty() &&
+            (knows_noise || inputs.noise.empty()),
+        where, "the router has no such inputs");
 }
 
 /// Which choices of token t the plan kept.
@@ -178,44 +189,6 @@ void for_each_rule_gradient(const RoutingRule& rule, const RouterBackward<Scalar
   });
 }
 
-/// weight (E, D) += d_logits^T x. One task sums up all tokens, in order, for some columns.
-template <class Scalar>
-void add_weight_gradient(MatrixView<const Scalar> d_logits, MatrixView<const Scalar> x,
-                         Matrix<Scalar>& weight) {
-  constexpr Index block = 64;
-  const Index tokens = x.rows();
-  const Matrix<Scalar> by_expert = d_logits.map().transpose();  // (E, T)
-  parallel::for_each_block(x.cols(), block, [&](Index begin, Index end) {
-    const auto& kernels = kernels::row_kernels<Scalar>();
-    std::vector<const Scalar*> rows(static_cast<std::size_t>(tokens));
-    for (Index t = 0; t < tokens; ++t) rows[static_cast<std::size_t>(t)] = x.row(t) + begin;
-    Scalar sum[block];
-    for (Index e = 0; e < weight.rows(); ++e) {
-      kernels.weighted_sum(rows.data(), row_data(by_expert, e), tokens, end - begin, sum);
-      for (Index d = begin; d < end; ++d) weight(e, d) += sum[d - begin];
-    }
-  });
-}
-
-/// dx (T, D) += scale d_logits weight, where `scale` (D) of a token is what jitter made of 1s, or
-/// nothing.
-template <class Scalar>
-void add_input_gradient(MatrixView<const Scalar> d_logits, const Matrix<Scalar>& weight,
-                        MatrixView<const Scalar> scale, MatrixView<Scalar> dx) {
-  std::vector<const Scalar*> rows(static_cast<std::size_t>(weight.rows()));
-  for (Index e = 0; e < weight.rows(); ++e) rows[static_cast<std::size_t>(e)] = row_data(weight, e);
-  parallel::for_each_block(dx.rows(), router_block_tokens, [&](Index begin, Index end) {
-    const auto& kernels = kernels::row_kernels<Scalar>();
-    std::vector<Scalar> sum(static_cast<std::size_t>(dx.cols()));
-    for (Index t = begin; t < end; ++t) {
-      kernels.weighted_sum(rows.data(), d_logits.row(t), weight.rows(), dx.cols(), sum.data());
-      for (Index d = 0; d < dx.cols(); ++d)
-        dx(t, d) += scale.empty() ? sum[static_cast<std::size_t>(d)]
-                                  : scale(t, d) * sum[static_cast<std::size_t>(d)];
-    }
-  });
-}
-
 /// bias (E) += the sum of the rows, in order.
 template <class Scalar>
 void add_bias_gradient(MatrixView<const Scalar> d_logits, Vector<Scalar>& bias) {
@@ -227,8 +200,16 @@ void add_bias_gradient(MatrixView<const Scalar> d_logits, Vector<Scalar>& bias) 
 template <class Scalar>
 void add_linear_gradients(const RouterBackward<Scalar>& call, MatrixView<const Scalar> d_logits,
                           const Matrix<Scalar>& weight, Matrix<Scalar>& gradient) {
-  if (!call.frozen) add_weight_gradient<Scalar>(d_logits, call.x, gradient);
-  add_input_gradient<Scalar>(d_logits, weight, {}, call.dx);
+  if (!call.frozen) add_transposed_product<Scalar>(d_logits, call.x, gradient);
+  add_product<Scalar>(d_logits, weight, {}, call.dx);
+}
+
+/// Throws  ShapeError if the gradient is not that of a weight (E, D).
+template <class Scalar>
+void check_weight_gradient(const char* where, const Matrix<Scalar>& gradient, Index num_experts,
+                           Index d_model) {
+  check_shape(where, "gradients.weight.rows()", "gradients.weight.cols()", gradient, num_experts,
+              d_model);
 }
 
 /// The reverse of a router with linear logits whose weights a rule made of them: what most routers
@@ -238,6 +219,7 @@ void backward_of_rule(const char* where, const RoutingRule& rule,
                       const RouterBackward<Scalar>& call, const Matrix<Scalar>& weight,
                       Matrix<Scalar>& gradient) {
   check_router_call(where, call, weight.rows(), weight.cols());
+  check_no_inputs(where, call.inputs);
   for_each_rule_gradient<Scalar>(
       rule, call, [&](Index t, Scalar* /*memory*/) { return row_data(call.routing.logits, t); },
       [&](Index t, const Scalar* /*z*/, const Scalar* slope) {

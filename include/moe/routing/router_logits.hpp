@@ -132,9 +132,10 @@ class RouterLogits {
       noise_row(inputs.noise, Noise::normal, stream_seed(options.seed, NoiseStream::logits), t,
                 experts, memory);
     const Scalar factor = scale_of(logits);
-    for (Index e = 0; e < experts; ++e)
-      memory[e] =
-          factor * logits[e] + (draws ? static_cast<Scalar>(logits_.noise) * memory[e] : Scalar(0));
+    for (Index e = 0; e < experts; ++e) {  // In one rounding, so that a backward has the same bits.
+      const Scalar scaled = factor * logits[e];
+      memory[e] = draws ? std::fma(static_cast<Scalar>(logits_.noise), memory[e], scaled) : scaled;
+    }
     return memory;
   }
 
@@ -172,16 +173,13 @@ class RouterLogits {
     if (!call.frozen) add_bias_gradient(d_logits, gradients.bias);
     if (call.inputs.previous_logits.cols() != 0) {
       if (!call.frozen)
-        add_weight_gradient(d_logits, call.inputs.previous_logits, gradients.residual);
-      if (!call.d_previous_logits.empty()) {
-        check_shape("RouterBackward", "d_previous_logits.rows()", "d_previous_logits.cols()",
-                    call.d_previous_logits, call.x.rows(), weights_.residual.cols());
-        add_input_gradient(d_logits, weights_.residual, {}, call.d_previous_logits);
-      }
+        add_transposed_product(d_logits, call.inputs.previous_logits, gradients.residual);
+      if (!call.d_previous_logits.empty())
+        add_product(d_logits, weights_.residual, {}, call.d_previous_logits);
     }
     if (logits_.form == LogitForm::linear) {
-      if (!call.frozen) add_weight_gradient(d_logits, given, gradients.weight);
-      return add_input_gradient<Scalar>(d_logits, weights_.weight, factors, call.dx);
+      if (!call.frozen) add_transposed_product(d_logits, given, gradients.weight);
+      return add_product<Scalar>(d_logits, weights_.weight, factors, call.dx);
     }
     const MatrixView<const Scalar> seen = project(given);
     Matrix<Scalar> d_seen = Matrix<Scalar>::Zero(seen.rows(), seen.cols());  // (T, P)
@@ -196,10 +194,10 @@ class RouterLogits {
       for (Index t = 0; t < d_seen.rows(); ++t)
         for (Index p = 0; p < d_seen.cols(); ++p) d_seen(t, p) *= 1 - seen(t, p) * seen(t, p);
     if (!call.frozen) {
-      add_weight_gradient<Scalar>(d_seen, given, gradients.projection);
+      add_transposed_product<Scalar>(d_seen, given, gradients.projection);
       add_bias_gradient<Scalar>(d_seen, gradients.projection_bias);
     }
-    add_input_gradient<Scalar>(d_seen, weights_.projection, factors, call.dx);
+    add_product<Scalar>(d_seen, weights_.projection, factors, call.dx);
   }
 
  private:
@@ -263,18 +261,18 @@ class RouterLogits {
   void add_map_gradients(MatrixView<const Scalar> d_logits, MatrixView<const Scalar> seen,
                          bool frozen, Matrix<Scalar>& weight, Matrix<Scalar>& d_seen) const {
     if (logits_.form != LogitForm::cosine) {
-      if (!frozen) add_weight_gradient(d_logits, seen, weight);
-      return add_input_gradient<Scalar>(d_logits, weights_.weight, {}, d_seen);
+      if (!frozen) add_transposed_product(d_logits, seen, weight);
+      return add_product<Scalar>(d_logits, weights_.weight, {}, d_seen);
     }
     // z = s w / (|s| |w| temperature): along s, and along w, it does not move.
     Matrix<Scalar> scaled = d_logits.map();  // (T, E)
     for (Index t = 0; t < scaled.rows(); ++t) divide_by_norms(seen.row(t), row_data(scaled, t));
-    add_input_gradient<Scalar>(scaled, weights_.weight, {}, d_seen);
+    add_product<Scalar>(scaled, weights_.weight, {}, d_seen);
     for (Index t = 0; t < seen.rows(); ++t)
       remove_part_along(seen.row(t), seen.cols(), row_data(d_seen, t));
     if (frozen) return;
     Matrix<Scalar> d_weight = Matrix<Scalar>::Zero(weight.rows(), weight.cols());
-    add_weight_gradient<Scalar>(scaled, seen, d_weight);
+    add_transposed_product<Scalar>(scaled, seen, d_weight);
     for (Index e = 0; e < weight.rows(); ++e)
       remove_part_along(row_data(weights_.weight, e), weight.cols(), row_data(d_weight, e));
     weight += d_weight;

@@ -119,8 +119,9 @@ class SparseMixerRouter {
   /// Source  Liu et al. (2023), arXiv:2310.00811; transformers `phimoe`.
   void backward(const RouterBackward<Scalar>& call, Gradients& gradients) const {
     constexpr const char* where = "SparseMixerRouter::backward";
-    check_backward(where, call.options, gradients);
+    check_backward(where, gradients);
     detail::check_router_call(where, call, num_experts(), d_model());
+    detail::check_no_inputs(where, call.inputs);
     std::vector<Scalar> near(static_cast<std::size_t>(num_experts()));
     bool kept[2];
     for (Index t = 0; t < call.x.rows(); ++t) {
@@ -146,10 +147,8 @@ class SparseMixerRouter {
   }
 
   /// Throws  ShapeError if the gradients are of another router.
-  void check_backward(const char* where, const RouteOptions& /*options*/,
-                      const Gradients& gradients) const {
-    detail::check_shape(where, "gradients.weight.rows()", "gradients.weight.cols()",
-                        gradients.weight, num_experts(), d_model());
+  void check_backward(const char* where, const Gradients& gradients) const {
+    detail::check_weight_gradient(where, gradients.weight, num_experts(), d_model());
   }
 
   /// What the router and the experts see in place of x (T, D): x itself, or `buffer` with x

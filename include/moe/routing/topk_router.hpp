@@ -93,6 +93,13 @@ class TopKRouter {
   void route(MatrixView<const Scalar> x, const RouteInputs<Scalar>& inputs, RouteOptions options,
              Routing<Scalar>& routing) const;
 
+  /// The logits (E) of token t that its scores were made of, after scaling and noise: the routing's
+  /// own, or `memory` (E), which has them then. The routing must have logits.
+  const Scalar* scored_logits(const Routing<Scalar>& routing, const RouteInputs<Scalar>& inputs,
+                              const RouteOptions& options, Index t, Scalar* memory) const {
+    return logits_.change(detail::row_data(routing.logits, t), inputs, options, t, memory);
+  }
+
   using Gradients = RouterGradients<Scalar>;
 
   /// Zeros, to which `backward` adds.
@@ -106,24 +113,27 @@ class TopKRouter {
   /// Throws  ShapeError if the routing was made without logits and scores, or a size disagrees.
   void backward(const RouterBackward<Scalar>& call, Gradients& gradients) const {
     constexpr const char* where = "TopKRouter::backward";
-    check_backward(where, call.options, gradients);
+    check_backward(where, gradients);
     detail::check_router_call(where, call, num_experts(), d_model());
     check_inputs(where, call.inputs, call.x.rows());
-    const auto logits = [&](Index t) { return detail::row_data(call.routing.logits, t); };
+    if (!call.d_previous_logits.empty())
+      detail::check_shape(where, "d_previous_logits.rows()", "d_previous_logits.cols()",
+                          call.d_previous_logits, call.x.rows(),
+                          call.inputs.previous_logits.cols());
     detail::for_each_rule_gradient<Scalar>(
         config_.rule, call,
         [&](Index t, Scalar* memory) {
-          return logits_.change(logits(t), call.inputs, call.options, t, memory);
+          return scored_logits(call.routing, call.inputs, call.options, t, memory);
         },
         [&](Index t, const Scalar* /*changed*/, const Scalar* slope) {
-          logits_.add_change_gradient(logits(t), slope, call.d_logits.row(t));
+          logits_.add_change_gradient(detail::row_data(call.routing.logits, t), slope,
+                                      call.d_logits.row(t));
         });
     logits_.backward(call, gradients);
   }
 
   /// Throws  ShapeError if the gradients are of another router.
-  void check_backward(const char* where, const RouteOptions& /*options*/,
-                      const Gradients& gradients) const {
+  void check_backward(const char* where, const Gradients& gradients) const {
     logits_.check_gradients(where, gradients);
   }
 
