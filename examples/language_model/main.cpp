@@ -1,7 +1,7 @@
 // SPDX-FileCopyrightText: The moe authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// A small language model at work: `generate` writes, `evaluate` measures.
+// A small language model at work: `generate` writes, `evaluate` measures, `train` makes one.
 #include <array>
 #include <cstdio>
 #include <exception>
@@ -22,6 +22,7 @@
 #include "language_model/generate.hpp"
 #include "language_model/report.hpp"
 #include "language_model/stopwatch.hpp"
+#include "language_model/training/command.hpp"
 
 namespace language_model {
 namespace {
@@ -33,6 +34,7 @@ struct Options {
   std::string text;
   Index context = 128;
   std::string json;
+  training::TrainCommand train;
 };
 
 void write_out(std::string_view text) {
@@ -84,14 +86,18 @@ void run_evaluate(const Options& options) {
   write_out(printed_report(evaluation));
 }
 
-/// Adds what both commands take.
+void add_threads(CLI::App& command, Options& options) {
+  command.add_option("--threads", options.threads, "worker threads; without it OpenMP decides")
+      ->check(CLI::Range(1, 1024));
+}
+
+/// Adds what commands take that run a model.
 void add_common(CLI::App& command, Options& options) {
   command
       .add_option("--model", options.model,
                   "a .safetensors file, a .safetensors.index.json or the folder of one")
       ->required();
-  command.add_option("--threads", options.threads, "worker threads; without it OpenMP decides")
-      ->check(CLI::Range(1, 1024));
+  add_threads(command, options);
 }
 
 void add_commands(CLI::App& app, Options& options) {
@@ -126,6 +132,7 @@ void add_commands(CLI::App& app, Options& options) {
       ->check([](const std::string& path) {
         return path.empty() ? std::string("an empty name is none of a file") : std::string();
       });
+  add_threads(training::add_train_command(app, options.train), options);
 }
 
 int run(int argc, char** argv) {
@@ -138,6 +145,7 @@ int run(int argc, char** argv) {
     set_threads(options.threads);
     if (app.got_subcommand("generate")) run_generate(options);
     if (app.got_subcommand("evaluate")) run_evaluate(options);
+    if (app.got_subcommand("train")) training::run_train(options.train);
     return 0;
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help

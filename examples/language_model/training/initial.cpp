@@ -1,0 +1,192 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// See initial.hpp.
+#include "language_model/training/initial.hpp"
+
+#include <cmath>
+#include <map>
+#include <random>
+#include <set>
+#include <string>
+#include <vector>
+
+#include <moe/io/families.hpp>
+#include <moe/io/layer_config.hpp>
+#include <moe/routing/noise.hpp>
+
+#include "language_model/config.hpp"
+#include "language_model/training/safetensors.hpp"
+
+namespace language_model::training {
+namespace {
+
+using moe::Index;
+using moe::Matrix;
+
+/// Adds tensors in order, each with its own part of one random stream.
+class Writer {
+ public:
+  explicit Writer(std::uint64_t seed) : generator_(seed) {}
+
+  void normal(const std::string& name, Index rows, Index cols, double deviation) {
+    Matrix<float> values(rows, cols);
+    moe::fill_noise(moe::Noise::normal, generator_, moe::MatrixView<float>(values));
+    values *= static_cast<float>(deviation);
+    file.add(name, {rows, cols}, values.data(), static_cast<std::size_t>(values.size()));
+  }
+
+  void matrix(const std::string& name, Index rows, Index cols) {
+    normal(name + ".weight", rows, cols, 0.8 / std::sqrt(static_cast<double>(cols)));
+  }
+
+  void vector(const std::string& name, Index size, float value) {
+    const std::vector<float> values(static_cast<std::size_t>(size), value);
+    file.add(name, {size}, values.data(), values.size());
+  }
+
+  SafetensorsFile file;
+
+ private:
+  std::mt19937_64 generator_;
+};
+
+void add_attention(const ModelConfig& config, const std::string& prefix, Writer& writer) {
+  const Index query = config.num_heads * config.head_dim;
+  const Index key = config.num_key_value_heads * config.head_dim;
+  const auto projection = [&](const char* name, Index rows, Index cols, bool has_bias) {
+    writer.matrix(prefix + name, rows, cols);
+    if (has_bias) writer.vector(prefix + name + ".bias", rows, 0);
+  };
+  projection("q_proj", query, config.d_model, config.has_input_biases);
+  projection("k_proj", key, config.d_model, config.has_input_biases);
+  projection("v_proj", key, config.d_model, config.has_input_biases);
+  projection("o_proj", config.d_model, query, config.has_output_bias);
+  if (!config.has_query_key_norm) return;
+  writer.vector(prefix + "q_norm.weight", config.head_dim, 1);
+  writer.vector(prefix + "k_norm.weight", config.head_dim, 1);
+}
+
+void add_expert(const std::string& prefix, const char* gate, const char* up, const char* down,
+                Index d_model, Index d_ff, Writer& writer) {
+  writer.matrix(prefix + gate, d_ff, d_model);
+  writer.matrix(prefix + up, d_ff, d_model);
+  writer.matrix(prefix + down, d_model, d_ff);
+}
+
+void add_mixture(const ModelConfig& config, const moe::io::LayerConfig& layer,
+                 const std::string& prefix, Writer& writer) {
+  const bool is_mixtral = config.model_type == "mixtral";
+  const std::string block = prefix + (is_mixtral ? "block_sparse_moe." : "mlp.");
+  writer.matrix(block + "gate", layer.num_experts, config.d_model);
+  if (config.model_type == "glm4_moe")
+    writer.vector(block + "gate.e_score_correction_bias", layer.num_experts, 0);
+  for (Index e = 0; e < layer.num_experts; ++e) {
+    const std::string expert = block + "experts." + std::to_string(e) + ".";
+    if (is_mixtral) {
+      add_expert(expert, "w1", "w3", "w2", config.d_model, layer.d_ff, writer);
+    } else {
+      add_expert(expert, "gate_proj", "up_proj", "down_proj", config.d_model, layer.d_ff, writer);
+    }
+  }
+  if (layer.shared_d_ff > 0)
+    add_expert(block + "shared_experts.", "gate_proj", "up_proj", "down_proj", config.d_model,
+               layer.shared_d_ff, writer);
+}
+
+}  // namespace
+
+void check_fields(const nlohmann::json& config, const std::string& source) {
+  static const std::set<std::string> common{"architectures",
+                                            "attention_bias",
+                                            "attention_dropout",
+                                            "bos_token_id",
+                                            "dtype",
+                                            "eos_token_id",
+                                            "head_dim",
+                                            "hidden_act",
+                                            "hidden_size",
+                                            "initializer_range",
+                                            "intermediate_size",
+                                            "max_position_embeddings",
+                                            "model_type",
+                                            "num_attention_heads",
+                                            "num_experts_per_tok",
+                                            "num_hidden_layers",
+                                            "num_key_value_heads",
+                                            "output_router_logits",
+                                            "pad_token_id",
+                                            "rms_norm_eps",
+                                            "rope_scaling",
+                                            "rope_theta",
+                                            "router_aux_loss_coef",
+                                            "sliding_window",
+                                            "tie_word_embeddings",
+                                            "torch_dtype",
+                                            "transformers_version",
+                                            "use_cache",
+                                            "vocab_size"};
+  static const std::map<std::string, std::set<std::string>> of_family{
+      {"mixtral", {"num_local_experts", "router_jitter_noise"}},
+      {"qwen3_moe",
+       {"decoder_sparse_step", "max_window_layers", "mlp_only_layers", "moe_intermediate_size",
+        "norm_topk_prob", "num_experts", "use_sliding_window"}},
+      {"glm4_moe",
+       {"first_k_dense_replace", "moe_intermediate_size", "n_group", "n_routed_experts",
+        "n_shared_experts", "norm_topk_prob", "num_nextn_predict_layers", "partial_rotary_factor",
+        "routed_scaling_factor", "topk_group", "use_qk_norm"}}};
+  const auto family = of_family.find(read_config(config, source).model_type);
+  for (const auto& [key, value] : config.items())
+    if (!common.contains(key) && !family->second.contains(key))
+      throw moe::FormatError(source, "", 0,
+                             "'" + key + "' is no field of a " + family->first + " configuration");
+}
+
+std::string initial_checkpoint(const nlohmann::json& json, const std::string& source,
+                               std::uint64_t seed) {
+  const ModelConfig config = read_config(json, source);
+  Writer writer(seed);
+  writer.file.metadata("config", json.dump());
+  writer.normal("model.embed_tokens.weight", config.vocab_size, config.d_model, 0.02);
+  for (Index n = 0; n < config.num_layers; ++n) {
+    const std::string prefix = "model.layers." + std::to_string(n) + ".";
+    writer.vector(prefix + "input_layernorm.weight", config.d_model, 1);
+    add_attention(config, prefix + "self_attn.", writer);
+    writer.vector(prefix + "post_attention_layernorm.weight", config.d_model, 1);
+    if (config.is_dense(n)) {
+      add_expert(prefix + "mlp.", "gate_proj", "up_proj", "down_proj", config.d_model,
+                 config.dense_d_ff, writer);
+    } else {
+      add_mixture(config, moe::io::layer_config(json, source), prefix, writer);
+    }
+  }
+  writer.vector("model.norm.weight", config.d_model, 1);
+  if (!config.has_tied_head)
+    writer.normal("lm_head.weight", config.vocab_size, config.d_model, 0.02);
+  return writer.file.bytes();
+}
+
+nlohmann::json dense_twin(const nlohmann::json& json, const std::string& source) {
+  const ModelConfig config = read_config(json, source);
+  const moe::io::LayerConfig layer = moe::io::layer_config(json, source);
+  nlohmann::json twin = {{"model_type", "glm4_moe"},
+                         {"vocab_size", config.vocab_size},
+                         {"hidden_size", config.d_model},
+                         {"intermediate_size", layer.top_k * layer.d_ff + layer.shared_d_ff},
+                         {"num_hidden_layers", config.num_layers},
+                         {"first_k_dense_replace", config.num_layers},
+                         {"num_attention_heads", config.num_heads},
+                         {"num_key_value_heads", config.num_key_value_heads},
+                         {"head_dim", config.head_dim},
+                         {"partial_rotary_factor", static_cast<double>(config.rotary_dims) /
+                                                       static_cast<double>(config.head_dim)},
+                         {"use_qk_norm", config.has_query_key_norm},
+                         {"attention_bias", config.has_input_biases},
+                         {"rms_norm_eps", config.norm_epsilon},
+                         {"rope_theta", config.rope_theta},
+                         {"max_position_embeddings", config.max_positions},
+                         {"tie_word_embeddings", config.has_tied_head}};
+  return twin;
+}
+
+}  // namespace language_model::training

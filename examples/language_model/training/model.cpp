@@ -1,0 +1,265 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// See model.hpp.
+#include "language_model/training/model.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <stdexcept>
+#include <utility>
+
+#include <moe/core/random.hpp>
+#include <moe/kernels/dispatch.hpp>
+#include <moe/parallel/parallel_for.hpp>
+
+namespace language_model::training {
+namespace {
+
+template <class Scalar>
+TrainableNorm<Scalar> load_norm(const moe::io::Tensors& tensors, const ModelConfig& config,
+                                const std::string& name) {
+  return {tensors.vector<Scalar>(name, config.d_model), config.norm_epsilon};
+}
+
+std::string layer_prefix(Index layer) {
+  return std::string("model.layers.").append(std::to_string(layer)).append(".");
+}
+
+}  // namespace
+
+template <class Scalar>
+TrainableModel<Scalar>::TrainableModel(const moe::io::Checkpoint& checkpoint,
+                                       const TrainOptions& options)
+    : config_(read_config(checkpoint.config(), checkpoint.config_source())), options_(options) {
+  const moe::io::Tensors& tensors = checkpoint.tensors();
+  embedding_ =
+      tensors.matrix<Scalar>("model.embed_tokens.weight", config_.vocab_size, config_.d_model);
+  embedding_gradient_.setZero(embedding_.rows(), embedding_.cols());
+  norm_ = load_norm<Scalar>(tensors, config_, "model.norm.weight");
+  if (!config_.has_tied_head)
+    head_ = TrainableLinear<Scalar>(
+        tensors.matrix<Scalar>("lm_head.weight", config_.vocab_size, config_.d_model));
+  for (Index n = 0; n < config_.num_layers; ++n) {
+    const std::string prefix = layer_prefix(n);
+    const auto load_feed_forward = [&]() -> std::variant<Mixture, Dense> {
+      if (config_.is_dense(n)) return Dense(tensors, config_, prefix + "mlp.");
+      return Mixture(checkpoint.layer<Scalar>(n), options_);
+    };
+    layers_.push_back(
+        {load_norm<Scalar>(tensors, config_, prefix + "input_layernorm.weight"),
+         TrainableAttention<Scalar>(tensors, config_, prefix + "self_attn."),
+         load_norm<Scalar>(tensors, config_, prefix + "post_attention_layernorm.weight"),
+         load_feed_forward(),
+         {},
+         {},
+         {},
+         {}});
+  }
+}
+
+template <class Scalar>
+Parameters<Scalar> TrainableModel<Scalar>::parameters() {
+  Parameters<Scalar> parameters;
+  parameters.push_back(
+      {"model.embed_tokens.weight", values_of(embedding_), values_of(embedding_gradient_), true});
+  for (std::size_t n = 0; n < layers_.size(); ++n) {
+    Layer& layer = layers_[n];
+    const std::string prefix = layer_prefix(static_cast<Index>(n));
+    layer.attention_norm.add_parameters(prefix + "input_layernorm", parameters);
+    layer.attention.add_parameters(prefix + "self_attn.", parameters);
+    layer.feed_forward_norm.add_parameters(prefix + "post_attention_layernorm", parameters);
+    std::visit([&](auto& block) { block.add_parameters(prefix, parameters); }, layer.feed_forward);
+  }
+  norm_.add_parameters("model.norm", parameters);
+  if (!config_.has_tied_head) head_.add_parameters("lm_head", parameters);
+  return parameters;
+}
+
+template <class Scalar>
+void TrainableModel<Scalar>::zero_gradients() {
+  for (const Parameter<Scalar>& parameter : parameters())
+    std::fill(parameter.gradient.begin(), parameter.gradient.end(), Scalar(0));
+}
+
+template <class Scalar>
+void TrainableModel<Scalar>::refresh(const StepReport& report) {
+  auto step = report.layers.begin();
+  for (Layer& layer : layers_)
+    if (auto* const mixture = std::get_if<Mixture>(&layer.feed_forward))
+      mixture->refresh((step++)->expert_load);
+}
+
+template <class Scalar>
+void TrainableModel<Scalar>::save(const TensorUse<Scalar>& use) const {
+  use("model.embed_tokens.weight", embedding_, false);
+  for (std::size_t n = 0; n < layers_.size(); ++n) {
+    const Layer& layer = layers_[n];
+    const std::string prefix = layer_prefix(static_cast<Index>(n));
+    use(prefix + "input_layernorm.weight", layer.attention_norm.weight(), true);
+    layer.attention.save(prefix + "self_attn.", use);
+    use(prefix + "post_attention_layernorm.weight", layer.feed_forward_norm.weight(), true);
+    if (const auto* const mixture = std::get_if<Mixture>(&layer.feed_forward)) {
+      mixture->save(config_.model_type, prefix, use);
+    } else {
+      std::get<Dense>(layer.feed_forward).save(prefix, use);
+    }
+  }
+  use("model.norm.weight", norm_.weight(), true);
+  if (!config_.has_tied_head) use("lm_head.weight", head_.weight(), false);
+}
+
+/// Dropout of what a sub-block adds: element i of stream s of a step is a function of these alone.
+template <class Scalar>
+void TrainableModel<Scalar>::drop(MatrixView<Scalar> x, std::uint64_t seed, Index stream) const {
+  if (options_.dropout == 0) return;
+  const std::uint64_t of_stream =
+      moe::detail::mix_bits(seed + 0x9e3779b97f4a7c15U * static_cast<std::uint64_t>(stream + 1));
+  const auto kept = static_cast<Scalar>(1 / (1 - options_.dropout));
+  moe::parallel::for_each_block(x.rows(), 64, [&](Index begin, Index end) {
+    for (Index i = begin * x.cols(); i < end * x.cols(); ++i)
+      x.data()[i] *=
+          moe::detail::uniform(of_stream, static_cast<std::uint64_t>(i)) < options_.dropout
+              ? Scalar(0)
+              : kept;
+  });
+}
+
+template <class Scalar>
+StepReport TrainableModel<Scalar>::step(std::span<const Token> tokens,
+                                        std::span<const Token> targets, Index windows,
+                                        std::uint64_t seed) {
+  StepReport report;
+  forward(tokens, targets, windows, seed, &report);
+  report.loss = score(targets);
+  backward(tokens, seed);
+  return report;
+}
+
+template <class Scalar>
+double TrainableModel<Scalar>::evaluate(std::span<const Token> tokens,
+                                        std::span<const Token> targets, Index windows) {
+  forward(tokens, targets, windows, 0, nullptr);
+  return score(targets);
+}
+
+/// Up to the logits; in training if there is a report to fill.
+template <class Scalar>
+void TrainableModel<Scalar>::forward(std::span<const Token> tokens, std::span<const Token> targets,
+                                     Index windows, std::uint64_t seed, StepReport* report) {
+  const auto rows = static_cast<Index>(tokens.size());
+  const Index positions = rows / windows;
+  if (positions * windows != rows || targets.size() != tokens.size())
+    throw std::invalid_argument("the windows differ in length");
+  for (const auto& part : {tokens, targets})
+    for (const Token token : part)
+      if (token < 0 || token >= config_.vocab_size)
+        throw std::invalid_argument("the vocabulary has no token " + std::to_string(token));
+  const auto sparse = std::count_if(layers_.begin(), layers_.end(), [](const Layer& layer) {
+    return std::holds_alternative<Mixture>(layer.feed_forward);
+  });
+  x_.resize(rows, config_.d_model);
+  for (Index t = 0; t < rows; ++t) x_.row(t) = embedding_.row(tokens[static_cast<std::size_t>(t)]);
+  const bool training = report != nullptr;
+  for (std::size_t n = 0; n < layers_.size(); ++n) {
+    Layer& layer = layers_[n];
+    const auto stream = static_cast<Index>(2 * n);
+    layer.input = x_;
+    layer.normed_input.resize(rows, config_.d_model);
+    layer.attention_norm.forward(x_, layer.normed_input);
+    layer.attention.forward(layer.normed_input, positions, added_);
+    if (training) drop(added_, seed, stream);
+    x_ += added_;
+    layer.middle = x_;
+    layer.normed_middle.resize(rows, config_.d_model);
+    layer.feed_forward_norm.forward(x_, layer.normed_middle);
+    added_.resize(rows, config_.d_model);
+    auto* const mixture = std::get_if<Mixture>(&layer.feed_forward);
+    if (mixture != nullptr && training) {
+      const std::uint64_t of_layer = moe::detail::mix_bits(seed ^ (n + 1));
+      report->layers.push_back(
+          mixture->forward(layer.normed_middle, added_, of_layer, static_cast<Index>(sparse)));
+    } else if (mixture != nullptr) {
+      mixture->run(layer.normed_middle, added_);
+    } else {
+      std::get<Dense>(layer.feed_forward).forward(layer.normed_middle, added_);
+    }
+    if (training) drop(added_, seed, stream + 1);
+    x_ += added_;
+  }
+  normed_.resize(rows, config_.d_model);
+  norm_.forward(x_, normed_);
+  if (config_.has_tied_head) {
+    logits_.resize(rows, config_.vocab_size);
+    tied_.pack_rows(embedding_);
+    multiply<Scalar>(normed_, tied_, logits_);
+  } else {
+    head_.forward(normed_, logits_);
+  }
+}
+
+/// The mean nats of the targets; logits become their gradient.
+template <class Scalar>
+double TrainableModel<Scalar>::score(std::span<const Token> targets) {
+  const Index rows = logits_.rows();
+  const Index vocab = logits_.cols();
+  std::vector<double> nats(targets.size());
+  const Scalar share = 1 / static_cast<Scalar>(rows);
+  const auto& kernels = moe::kernels::row_kernels<Scalar>();
+  moe::parallel::for_each_block(rows, 64, [&](Index begin, Index end) {
+    for (Index t = begin; t < end; ++t) {
+      Scalar* const row = logits_.data() + t * vocab;
+      const Token target = targets[static_cast<std::size_t>(t)];
+      const Scalar largest = kernels.largest(row, vocab);
+      const Scalar of_target = row[target] - largest;
+      const Scalar sum = kernels.exponentials(row, vocab, largest, row);
+      nats[static_cast<std::size_t>(t)] =
+          std::log(static_cast<double>(sum)) - static_cast<double>(of_target);
+      const Scalar factor = share / sum;
+      for (Index v = 0; v < vocab; ++v) row[v] *= factor;
+      row[target] -= share;
+    }
+  });
+  double total = 0;
+  for (const double n : nats) total += n;
+  return total / static_cast<double>(rows);
+}
+
+template <class Scalar>
+void TrainableModel<Scalar>::backward(std::span<const Token> tokens, std::uint64_t seed) {
+  const Index rows = x_.rows();
+  d_normed_.setZero(rows, config_.d_model);
+  if (config_.has_tied_head) {
+    tied_.pack_columns(embedding_);
+    multiply<Scalar>(logits_, tied_, d_normed_, true);
+    tied_.pack_columns(normed_);
+    multiply_transposed<Scalar>(logits_, tied_, embedding_gradient_, true);
+  } else {
+    head_.backward(normed_, logits_, d_normed_);
+  }
+  d_x_.setZero(rows, config_.d_model);
+  norm_.backward(x_, d_normed_, d_x_);
+  for (std::size_t n = layers_.size(); n-- > 0;) {
+    Layer& layer = layers_[n];
+    const auto stream = static_cast<Index>(2 * n);
+    d_added_ = d_x_;
+    drop(d_added_, seed, stream + 1);
+    d_normed_.resize(rows, config_.d_model);
+    std::visit([&](auto& block) { block.backward(layer.normed_middle, d_added_, d_normed_); },
+               layer.feed_forward);
+    layer.feed_forward_norm.backward(layer.middle, d_normed_, d_x_);
+    d_added_ = d_x_;
+    drop(d_added_, seed, stream);
+    d_normed_.setZero();
+    layer.attention.backward(layer.normed_input, d_added_, d_normed_);
+    layer.attention_norm.backward(layer.input, d_normed_, d_x_);
+  }
+  for (Index t = 0; t < rows; ++t)
+    embedding_gradient_.row(tokens[static_cast<std::size_t>(t)]) += d_x_.row(t);
+}
+
+template class TrainableModel<float>;
+template class TrainableModel<double>;
+
+}  // namespace language_model::training

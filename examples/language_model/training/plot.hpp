@@ -1,0 +1,20 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Pictures of a training run.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "language_model/training/log.hpp"
+
+namespace language_model::training {
+
+/// Draws the loss, and the share of the choices that each expert of each layer got, over the steps:
+/// loss.svg, loss.png, load.svg and load.png in the folder.
+///
+/// Throws  std::runtime_error if there is no gnuplot, or it fails.
+void plot(const std::vector<LogEntry>& entries, const std::string& folder);
+
+}  // namespace language_model::training
