@@ -77,7 +77,8 @@ aarch64() {
     -isystem "$dir/include" "-DMOE_TEST_DATA=\"$MOE_ROOT/tests/data\"")
   "${compile[@]}" -isystem $gtest/include -isystem $gtest tests/kernels/*_test.cpp \
     $gtest/src/gtest-all.cc $gtest/src/gtest_main.cc -o "$dir/test_kernels" &&
-    "${compile[@]}" tests/conformance/main.cpp -o "$dir/conformance" || return 1
+    "${compile[@]}" tests/conformance/{main,run_case,run_in_double,run_in_float}.cpp \
+      -o "$dir/conformance" || return 1
   local program
   for program in test_kernels conformance; do
     OMP_NUM_THREADS=2 qemu-aarch64 "$dir/$program" || return 1

@@ -11,6 +11,7 @@
 #include <moe/routing/describe.hpp>
 #include <moe/routing/preset_table.hpp>
 
+#include "conformance/golden_case.hpp"
 #include "conformance/run_case.hpp"
 
 namespace conformance {
