@@ -10,6 +10,7 @@
 
 #include <moe/layer/mixture_of_depths.hpp>
 
+#include "support/differences.hpp"
 #include "support/layers.hpp"
 
 namespace {
@@ -70,6 +71,44 @@ TEST(MixtureOfDepths, ChoiceLossIsACrossEntropy) {
               1e-15);
   EXPECT_EQ(Depths::choice_loss(r, {1}, std::vector<std::uint8_t>(3, 0)), 0);
   EXPECT_THROW(Depths::choice_loss(r, {1}, std::vector<std::uint8_t>(2, 1)), moe::ShapeError);
+}
+
+TEST(MixtureOfDepths, HasTheGradientsThatDifferencesHave) {
+  moe::Vector<double> w = weight;
+  Matrix<double> x = random_matrix<double>(20, 6, 2);
+  Matrix<double> scale = random_matrix<double>(1, 6, 3);
+  const auto dy = random_matrix<double>(20, 6, 4);
+  const auto block = [&](auto in, auto out) {
+    out.map() = (in.map().array().square().rowwise() * scale.row(0).array()).matrix();
+  };
+  Matrix<double> y(20, 6);
+  Matrix<double> dx(20, 6);
+  moe::DepthsTape<double> tape;
+  const auto run = [&](bool with_gradient) {
+    const Depths depths({.d_model = 6, .capacity = .25, .sequence_tokens = 8}, w);
+    depths.forward(x, y, tape, block);
+    return (y.array() * dy.array()).sum() +
+           0.6 * Depths::choice_loss(tape.r, tape.chosen, {}, with_gradient ? &tape.d_r : nullptr,
+                                     0.6);
+  };
+  run(true);
+  moe::Vector<double> d_weight = moe::Vector<double>::Zero(6);
+  Matrix<double> d_scale = Matrix<double>::Zero(1, 6);
+  const Depths depths({.d_model = 6, .capacity = .25, .sequence_tokens = 8}, w);
+  depths.backward(x, tape, dy, dx, d_weight, [&](auto in, auto d_out, auto d_in) {
+    d_in.map() = (2 * in.map().array() * d_out.map().array()).rowwise() * scale.row(0).array();
+    d_scale += (in.map().array().square() * d_out.map().array()).colwise().sum().matrix();
+  });
+  const auto loss = [&] { return run(false); };
+  test_support::expect_some_slopes("x", x.data(), dx.data(), 120, loss);
+  test_support::expect_some_slopes("weight", w.data(), d_weight.data(), 6, loss);
+  test_support::expect_some_slopes("scale", scale.data(), d_scale.data(), 6, loss);
+  Matrix<double> wrong(19, 6);
+  const auto nothing = [](auto, auto, auto) {};
+  EXPECT_THROW(depths.backward(wrong, tape, dy, dx, d_weight, nothing), moe::ShapeError);
+  EXPECT_THROW(depths.backward(x, tape, wrong, dx, d_weight, nothing), moe::ShapeError);
+  moe::Vector<double> short_weight(5);
+  EXPECT_THROW(depths.backward(x, tape, dy, dx, short_weight, nothing), moe::ShapeError);
 }
 
 TEST(MixtureOfDepths, RefusesWhatCannotWork) {

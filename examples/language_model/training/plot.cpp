@@ -111,22 +111,20 @@ std::string load_script(const std::vector<LogEntry>& entries) {
   return script.str();
 }
 
-/// The same picture in both formats.
-std::string in_both_formats(const std::string& script, const std::string& path) {
-  return script +
-         "set terminal svg size 800,450 font 'sans,12' background rgb 'white'\nset output " +
-         quoted(path + ".svg") + "\neval draw\n" +
-         "set terminal pngcairo size 1200,675 font 'sans,13'\nset output " + quoted(path + ".png") +
-         "\neval draw\nset output\n";
-}
-
 }  // namespace
+
+void draw_picture(const std::string& script, const std::string& path) {
+  run_gnuplot(script +
+              "set terminal svg size 800,450 font 'sans,12' background rgb 'white'\nset output " +
+              quoted(path + ".svg") + "\neval draw\n" +
+              "set terminal pngcairo size 1200,675 font 'sans,13'\nset output " +
+              quoted(path + ".png") + "\neval draw\nset output\n");
+}
 
 void plot(const std::vector<LogEntry>& entries, const std::string& folder) {
   if (entries.empty()) return;
-  run_gnuplot(in_both_formats(loss_script(entries), folder + "/loss"));
-  if (!entries.front().loads.empty())
-    run_gnuplot(in_both_formats(load_script(entries), folder + "/load"));
+  draw_picture(loss_script(entries), folder + "/loss");
+  if (!entries.front().loads.empty()) draw_picture(load_script(entries), folder + "/load");
 }
 
 }  // namespace language_model::training

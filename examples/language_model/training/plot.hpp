@@ -17,4 +17,10 @@ namespace language_model::training {
 /// Throws  std::runtime_error if there is no gnuplot, or it fails.
 void plot(const std::vector<LogEntry>& entries, const std::string& folder);
 
+/// Runs a gnuplot script that defines the string `draw`, the plot command, and draws it to
+/// <path>.svg and <path>.png.
+///
+/// Throws  as above.
+void draw_picture(const std::string& script, const std::string& path);
+
 }  // namespace language_model::training

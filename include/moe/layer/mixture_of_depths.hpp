@@ -34,6 +34,19 @@ enum class DepthsChoice {
   threshold,  ///< those with sigmoid(r) above 1/2: decoding, if r was trained to predict the best
 };
 
+/// What a forward of MixtureOfDepths leaves for its backward.
+///
+/// Shapes  r, d_r (T); in, out (N, D), of the chosen tokens. d_r is zero after a forward: losses of
+///         r add their gradients before the backward.
+template <class Scalar>
+struct DepthsTape {
+  Vector<Scalar> r{};
+  Vector<Scalar> d_r{};
+  std::vector<Index> chosen{};
+  Matrix<Scalar> in{};
+  Matrix<Scalar> out{};
+};
+
 /// For each token a number r = x . w. The tokens with the largest r of each sequence pass through a
 /// block f, together and in their order: y = x + r f(x's); the others keep y = x.
 ///
@@ -121,32 +134,83 @@ class MixtureOfDepths {
   void forward(MatrixView<const Scalar> x, MatrixView<Scalar> y, const Vector<Scalar>& r,
                const std::vector<Index>& chosen, Block&& block) const {
     constexpr const char* where = "MixtureOfDepths::forward";
-    detail::check_size(where, "x.cols()", d_model(), x.cols());
-    detail::check_size(where, "y.rows()", x.rows(), y.rows());
-    detail::check_size(where, "y.cols()", d_model(), y.cols());
+    check_views(where, x, y);
     detail::check_size(where, "r.size()", x.rows(), r.size());
-    detail::check(!detail::overlap(x, y), where, "y overlaps x");
     for (std::size_t i = 0; i < chosen.size(); ++i)
       detail::check(chosen[i] >= 0 && chosen[i] < x.rows() && (i == 0 || chosen[i] > chosen[i - 1]),
                     where, "a chosen token is out of range or out of order");
-    Matrix<Scalar> in(static_cast<Index>(chosen.size()), d_model());   // (N, D)
-    Matrix<Scalar> out(static_cast<Index>(chosen.size()), d_model());  // (N, D)
-    for (std::size_t i = 0; i < chosen.size(); ++i)
-      std::copy_n(x.row(chosen[i]), d_model(), in.row(static_cast<Index>(i)).data());
-    if (!chosen.empty()) block(MatrixView<const Scalar>(in), MatrixView<Scalar>(out));
-    y.map() = x.map();
-    for (std::size_t i = 0; i < chosen.size(); ++i)
-      y.map().row(chosen[i]) += r[chosen[i]] * out.row(static_cast<Index>(i));
+    Matrix<Scalar> in;   // (N, D)
+    Matrix<Scalar> out;  // (N, D)
+    run(x, y, r, chosen, block, in, out);
+  }
+
+  /// Runs the block on the tokens that it chooses, and fills the tape for a `backward`.
+  ///
+  /// Shapes, Throws  as above.
+  template <class Block>
+  void forward(MatrixView<const Scalar> x, MatrixView<Scalar> y, DepthsTape<Scalar>& tape,
+               Block&& block, DepthsChoice choice = DepthsChoice::top) const {
+    tape.r = scores(x);
+    tape.chosen = choose(tape.r, choice);
+    check_views("MixtureOfDepths::forward", x, y);
+    tape.d_r.setZero(x.rows());
+    run(x, y, tape.r, tape.chosen, block, tape.in, tape.out);
+  }
+
+  /// The reverse of the forward that filled the tape. `block(in, d_out, d_in)` is the reverse of
+  /// the block: from its input and the gradient with respect to its output to that with respect to
+  /// its input, (N, D) each; it is not called where no token was chosen. Choices have no gradient.
+  ///
+  /// Shapes  x as in the forward, dy, dx (T, D); d_weight (D), which is added to.
+  /// Throws  ShapeError if a size disagrees; std::invalid_argument if dx overlaps x or dy; whatever
+  ///         the block throws.
+  template <class Block>
+  void backward(MatrixView<const Scalar> x, const DepthsTape<Scalar>& tape,
+                MatrixView<const Scalar> dy, MatrixView<Scalar> dx, Vector<Scalar>& d_weight,
+                Block&& block) const {
+    constexpr const char* where = "MixtureOfDepths::backward";
+    const Index tokens = tape.r.size();
+    detail::check_shape(where, "x.rows()", "x.cols()", x, tokens, d_model());
+    detail::check_shape(where, "dy.rows()", "dy.cols()", dy, tokens, d_model());
+    detail::check_shape(where, "dx.rows()", "dx.cols()", dx, tokens, d_model());
+    detail::check_size(where, "tape.d_r.size()", tokens, tape.d_r.size());
+    detail::check_size(where, "d_weight.size()", d_model(), d_weight.size());
+    detail::check(!detail::overlap(x, dx) && !detail::overlap(dy, dx), where,
+                  "dx overlaps x or dy");
+    const auto count = static_cast<Index>(tape.chosen.size());
+    Matrix<Scalar> d_out(count, d_model());  // (N, D)
+    Matrix<Scalar> d_in(count, d_model());   // (N, D)
+    Vector<Scalar> d_r = tape.d_r;           // (T)
+    for (Index i = 0; i < count; ++i) {
+      const Index t = tape.chosen[static_cast<std::size_t>(i)];
+      d_out.row(i) = tape.r[t] * dy.map().row(t);
+      d_r[t] += dy.map().row(t).dot(tape.out.row(i));
+    }
+    if (count > 0)
+      block(MatrixView<const Scalar>(tape.in), MatrixView<const Scalar>(d_out),
+            MatrixView<Scalar>(d_in));
+    const Vector<Scalar> weight = map_.weight().row(0).transpose();
+    for (Index t = 0; t < tokens; ++t) {
+      dx.map().row(t) = dy.map().row(t) + d_r[t] * weight.transpose();
+      d_weight += d_r[t] * x.map().row(t).transpose();
+    }
+    for (Index i = 0; i < count; ++i)
+      dx.map().row(tape.chosen[static_cast<std::size_t>(i)]) += d_in.row(i);
   }
 
   /// The loss that teaches r to tell which tokens are among the best without later ones: binary
   /// cross-entropy of sigmoid(r) against having been chosen, mean over the tokens that count.
   ///
+  /// Shapes  d_r (T), to which `coefficient` times the gradient is added, or null.
   /// Values  ln 2 for r of 0; 0 where no token counts.
-  /// Throws  ShapeError if the mask is not T long; std::invalid_argument if a chosen token is out
-  ///         of range.
+  /// Throws  ShapeError if the mask or d_r is not T long; std::invalid_argument if a chosen token
+  /// is
+  ///         out of range.
   static double choice_loss(const Vector<Scalar>& r, const std::vector<Index>& chosen,
-                            losses::TokenMask mask = {}) {
+                            losses::TokenMask mask = {}, Vector<Scalar>* d_r = nullptr,
+                            double coefficient = 1) {
+    if (d_r != nullptr)
+      detail::check_size("MixtureOfDepths::choice_loss", "d_r.size()", r.size(), d_r->size());
     const Index counted =
         losses::detail::count_tokens("MixtureOfDepths::choice_loss", mask, r.size());
     double loss = 0;
@@ -159,12 +223,37 @@ class MixtureOfDepths {
     for (Index t = 0; t < r.size(); ++t) {
       if (!losses::detail::counts(mask, t)) continue;
       const auto z = static_cast<double>(r[t]);
-      loss += softplus(is_chosen[static_cast<std::size_t>(t)] ? -z : z);
+      const double target = is_chosen[static_cast<std::size_t>(t)] ? 1 : 0;
+      loss += softplus(target > 0 ? -z : z);
+      if (d_r != nullptr)
+        (*d_r)[t] +=
+            static_cast<Scalar>(coefficient * (sigmoid(z) - target) / static_cast<double>(counted));
     }
     return counted > 0 ? loss / static_cast<double>(counted) : 0;
   }
 
  private:
+  void check_views(const char* where, MatrixView<const Scalar> x, MatrixView<Scalar> y) const {
+    detail::check_size(where, "x.cols()", d_model(), x.cols());
+    detail::check_size(where, "y.rows()", x.rows(), y.rows());
+    detail::check_size(where, "y.cols()", d_model(), y.cols());
+    detail::check(!detail::overlap(x, y), where, "y overlaps x");
+  }
+
+  template <class Block>
+  void run(MatrixView<const Scalar> x, MatrixView<Scalar> y, const Vector<Scalar>& r,
+           const std::vector<Index>& chosen, Block&& block, Matrix<Scalar>& in,
+           Matrix<Scalar>& out) const {
+    in.resize(static_cast<Index>(chosen.size()), d_model());
+    out.resize(static_cast<Index>(chosen.size()), d_model());
+    for (std::size_t i = 0; i < chosen.size(); ++i)
+      std::copy_n(x.row(chosen[i]), d_model(), in.row(static_cast<Index>(i)).data());
+    if (!chosen.empty()) block(MatrixView<const Scalar>(in), MatrixView<Scalar>(out));
+    y.map() = x.map();
+    for (std::size_t i = 0; i < chosen.size(); ++i)
+      y.map().row(chosen[i]) += r[chosen[i]] * out.row(static_cast<Index>(i));
+  }
+
   DepthsConfig config_;
   detail::LinearMap<Scalar> map_;  // (1, D)
 };

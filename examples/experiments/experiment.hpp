@@ -1,0 +1,94 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the experiments share: runs of several variants and seeds, tables, pictures.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "language_model/training/log.hpp"
+#include "language_model/training/train.hpp"
+
+namespace experiments {
+
+using language_model::training::LogEntry;
+using language_model::training::TrainOptions;
+using language_model::training::TrainRequest;
+using moe::Index;
+
+/// A way to train that is compared with others.
+struct Variant {
+  std::string name;    ///< as tables and pictures say it
+  std::string folder;  ///< within the experiment's
+  nlohmann::json config;
+  TrainOptions options;
+  bool dense = false;
+};
+
+/// The logs of a variant, one for each seed.
+struct Result {
+  std::string name;
+  std::vector<std::vector<LogEntry>> runs;
+};
+
+/// Mean and standard deviation over the seeds (n - 1).
+struct Spread {
+  double mean = 0;
+  double deviation = 0;
+};
+Spread spread_of(const std::vector<double>& values);
+/// `figure(run)` of every seed.
+Spread spread_of(const Result& result,
+                 const std::function<double(const std::vector<LogEntry>&)>& figure);
+/// "1.234 ± 0.005".
+std::string text_of(const Spread& spread, int digits);
+
+/// One command: arguments, runs and files.
+class Experiment {
+ public:
+  /// Reads `--out FOLDER`, `--steps N` and `--threads N`; the folder is `name` otherwise.
+  ///
+  /// Throws  std::invalid_argument if an argument is not known.
+  Experiment(int argc, char** argv, const std::string& name, Index steps);
+
+  Index steps() const noexcept { return steps_; }
+  const std::string& folder() const noexcept { return folder_; }
+
+  /// A small Mixtral, and a GLM-4.5 of the same sizes, whose router has sigmoid scores and a
+  /// selection bias.
+  static nlohmann::json mixtral();
+  static nlohmann::json glm4(Index experts, Index choices, Index shared, Index d_ff);
+  /// Windows, learning rate and balance that the experiments have in common.
+  TrainOptions options() const;
+
+  /// Trains every variant with three seeds on the bundled text and measures it on the bundled
+  /// evaluation text every `evaluate_every` steps. Runs that are in the folder already are not done
+  /// again.
+  std::vector<Result> run(const std::vector<Variant>& variants, Index evaluate_every) const;
+
+  /// Prints a table of Markdown, and writes it to table.md.
+  void write_table(const std::vector<std::string>& head,
+                   const std::vector<std::vector<std::string>>& rows) const;
+
+  /// A figure over the steps, its mean as a line and its range over the seeds as a band: <name>.svg
+  /// and <name>.png. Entries for which it is below 0 are left out; others are averaged in groups of
+  /// `group` steps.
+  void plot(const std::string& name, const std::string& label, const std::vector<Result>& results,
+            const std::function<double(const LogEntry&)>& figure, Index group) const;
+
+ private:
+  std::string folder_;
+  Index steps_;
+};
+
+/// The last evaluation of a run.
+double final_loss(const std::vector<LogEntry>& run);
+
+/// Runs main's body and prints what it throws.
+int report_errors(const std::string& name, const std::function<void()>& body);
+
+}  // namespace experiments

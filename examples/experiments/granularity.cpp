@@ -1,0 +1,50 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Are many small experts better than few large ones of the same sizes together?
+#include <string>
+#include <vector>
+
+#include "experiments/experiment.hpp"
+
+namespace {
+
+using experiments::Experiment;
+using experiments::LogEntry;
+using experiments::Variant;
+using language_model::training::Balance;
+using Run = std::vector<LogEntry>;
+
+void run(const Experiment& experiment) {
+  std::vector<Variant> variants;
+  const auto add = [&](const std::string& name, const std::string& folder,
+                       const nlohmann::json& config) {
+    Variant variant{name, folder, config, experiment.options()};
+    variant.options.balance = Balance::aux;
+    variants.push_back(variant);
+  };
+  // Of 8 widths of 96 a token passes through 2 in all of them.
+  add("2 of 8 experts", "coarse", Experiment::glm4(8, 2, 0, 96));
+  add("8 of 32, a quarter as wide", "fine", Experiment::glm4(32, 8, 0, 24));
+  add("7 of 31 and a shared one", "shared", Experiment::glm4(31, 7, 1, 24));
+  const auto results = experiment.run(variants, experiment.steps() / 20);
+  std::vector<std::vector<std::string>> rows;
+  for (const auto& result : results)
+    rows.push_back(
+        {result.name, text_of(spread_of(result, experiments::final_loss), 3),
+         text_of(spread_of(result, [](const Run& run) { return run.back().max_violation; }), 2),
+         text_of(spread_of(result, [](const Run& run) { return run.back().seconds; }), 0)});
+  experiment.write_table(
+      {"experts", "validation loss, nats per byte", "MaxVio of the last step", "training time, s"},
+      rows);
+  experiment.plot(
+      "loss", "validation loss, nats per byte", results,
+      [](const LogEntry& entry) { return entry.evaluation; }, 1);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return experiments::report_errors(
+      "granularity", [&] { run(experiments::Experiment(argc, argv, "granularity", 1000)); });
+}
