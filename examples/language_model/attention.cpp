@@ -9,16 +9,10 @@
 
 #include <moe/parallel/parallel_for.hpp>
 
+#include "language_model/load.hpp"
+
 namespace language_model {
 namespace {
-
-template <class Scalar>
-Linear<Scalar> load_linear(const moe::io::Tensors& tensors, const std::string& name, Index outputs,
-                           Index inputs, bool has_bias) {
-  return Linear<Scalar>(
-      tensors.matrix<Scalar>(name + ".weight", outputs, inputs),
-      has_bias ? tensors.vector<Scalar>(name + ".bias", outputs) : Vector<Scalar>());
-}
 
 /// Normalises every head of every row by itself, in place.
 template <class Scalar>
@@ -45,16 +39,18 @@ Attention<Scalar>::Attention(const moe::io::Tensors& tensors, const ModelConfig&
       group_size_(config.num_heads / config.num_key_value_heads),
       head_dim_(config.head_dim),
       sliding_window_(config.sliding_window),
-      query_(load_linear<Scalar>(tensors, prefix + "q_proj", config.num_heads * config.head_dim,
-                                 config.d_model, config.has_input_biases)),
-      key_(load_linear<Scalar>(tensors, prefix + "k_proj",
-                               config.num_key_value_heads * config.head_dim, config.d_model,
-                               config.has_input_biases)),
-      value_(load_linear<Scalar>(tensors, prefix + "v_proj",
-                                 config.num_key_value_heads * config.head_dim, config.d_model,
-                                 config.has_input_biases)),
-      output_(load_linear<Scalar>(tensors, prefix + "o_proj", config.d_model,
-                                  config.num_heads * config.head_dim, config.has_output_bias)) {
+      query_(load_linear<Linear<Scalar>>(tensors, prefix + "q_proj",
+                                         config.num_heads * config.head_dim, config.d_model,
+                                         config.has_input_biases)),
+      key_(load_linear<Linear<Scalar>>(tensors, prefix + "k_proj",
+                                       config.num_key_value_heads * config.head_dim, config.d_model,
+                                       config.has_input_biases)),
+      value_(load_linear<Linear<Scalar>>(tensors, prefix + "v_proj",
+                                         config.num_key_value_heads * config.head_dim,
+                                         config.d_model, config.has_input_biases)),
+      output_(load_linear<Linear<Scalar>>(tensors, prefix + "o_proj", config.d_model,
+                                          config.num_heads * config.head_dim,
+                                          config.has_output_bias)) {
   if (!config.has_query_key_norm) return;
   const auto load_norm = [&](const char* name) {
     return RmsNorm<Scalar>(tensors.vector<Scalar>(prefix + name, config.head_dim),

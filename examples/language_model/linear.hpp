@@ -38,9 +38,11 @@ using ConstMap = Eigen::Map<const Matrix<Scalar>, Eigen::Unaligned, Eigen::Outer
 /// y = x weight^T + bias.
 ///
 /// Values  the same bits for any number of threads.
-template <class Scalar>
+template <class ScalarT>
 class Linear {
  public:
+  using Scalar = ScalarT;
+
   /// `bias` is empty for a projection without one.
   explicit Linear(Matrix<Scalar> weight, Vector<Scalar> bias = {})
       : weight_(std::move(weight)), bias_(std::move(bias)) {}

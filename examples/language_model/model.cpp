@@ -6,32 +6,11 @@
 
 #include <cstddef>
 #include <stdexcept>
-#include <utility>
+
+#include "language_model/load.hpp"
 
 namespace language_model {
 namespace {
-
-template <class Scalar>
-RmsNorm<Scalar> load_norm(const moe::io::Tensors& tensors, const ModelConfig& config,
-                          const std::string& name) {
-  return {tensors.vector<Scalar>(name, config.d_model), config.norm_epsilon};
-}
-
-template <class Scalar>
-typename DecoderLayer<Scalar>::Dense load_dense(const moe::io::Tensors& tensors,
-                                                const ModelConfig& config,
-                                                const std::string& prefix) {
-  const auto load = [&](const char* name, Index rows, Index cols) {
-    return tensors.matrix<Scalar>(prefix + name + ".weight", rows, cols);
-  };
-  const Matrix<Scalar> gate = load("gate_proj", config.dense_d_ff, config.d_model);  // (F, D)
-  const Matrix<Scalar> up = load("up_proj", config.dense_d_ff, config.d_model);      // (F, D)
-  const Matrix<Scalar> down = load("down_proj", config.d_model, config.dense_d_ff);  // (D, F)
-  moe::SwiGluExperts<Scalar> bank(
-      {.num_experts = 1, .d_model = config.d_model, .d_ff = config.dense_d_ff});
-  bank.set_expert(0, {.gate = gate, .up = up, .down = down});
-  return moe::SharedExperts(std::move(bank));
-}
 
 template <class Scalar>
 DecoderLayer<Scalar> load_layer(const moe::io::Checkpoint& checkpoint, const ModelConfig& config,
@@ -41,12 +20,13 @@ DecoderLayer<Scalar> load_layer(const moe::io::Checkpoint& checkpoint, const Mod
   const std::string prefix = std::string("model.layers.").append(std::to_string(layer)).append(".");
   const auto load_feed_forward =
       [&]() -> std::variant<typename Layer::Sparse, typename Layer::Dense> {
-    if (config.is_dense(layer)) return load_dense<Scalar>(tensors, config, prefix + "mlp.");
+    if (config.is_dense(layer))
+      return moe::SharedExperts(load_dense_bank<Scalar>(tensors, config, prefix + "mlp."));
     return checkpoint.layer<Scalar>(layer);
   };
-  return {load_norm<Scalar>(tensors, config, prefix + "input_layernorm.weight"),
+  return {load_norm<RmsNorm<Scalar>>(tensors, config, prefix + "input_layernorm.weight"),
           Attention<Scalar>(tensors, config, prefix + "self_attn."),
-          load_norm<Scalar>(tensors, config, prefix + "post_attention_layernorm.weight"),
+          load_norm<RmsNorm<Scalar>>(tensors, config, prefix + "post_attention_layernorm.weight"),
           load_feed_forward()};
 }
 
@@ -57,7 +37,7 @@ Model<Scalar>::Model(const moe::io::Checkpoint& checkpoint)
     : config_(read_config(checkpoint.config(), checkpoint.config_source())),
       embedding_(checkpoint.tensors().matrix<Scalar>("model.embed_tokens.weight",
                                                      config_.vocab_size, config_.d_model)),
-      norm_(load_norm<Scalar>(checkpoint.tensors(), config_, "model.norm.weight")),
+      norm_(load_norm<RmsNorm<Scalar>>(checkpoint.tensors(), config_, "model.norm.weight")),
       head_(config_.has_tied_head ? embedding_
                                   : checkpoint.tensors().matrix<Scalar>(
                                         "lm_head.weight", config_.vocab_size, config_.d_model)) {

@@ -21,9 +21,11 @@ using moe::Vector;
 /// y = weight * x / sqrt(mean(x^2) + epsilon), row by row.
 ///
 /// Source  Zhang and Sennrich (2019), eq. 4, arXiv:1910.07467.
-template <class Scalar>
+template <class ScalarT>
 class RmsNorm {
  public:
+  using Scalar = ScalarT;
+
   RmsNorm(Vector<Scalar> weight, double epsilon)
       : weight_(std::move(weight)), epsilon_(static_cast<Scalar>(epsilon)) {}
 

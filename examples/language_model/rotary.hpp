@@ -7,6 +7,8 @@
 
 #include <cmath>
 
+#include <Eigen/Core>
+
 #include <moe/core/types.hpp>
 #include <moe/core/view.hpp>
 #include <moe/parallel/parallel_for.hpp>
@@ -17,6 +19,7 @@ namespace language_model {
 
 using moe::Matrix;
 using moe::MatrixView;
+using moe::Vector;
 
 /// The angles of a run of positions. Dimension i is paired with i + R/2, where R is the number of
 /// dimensions that are turned; the angle is position * theta^(-2i/R).
@@ -44,22 +47,41 @@ class Rotary {
   /// Turns every head of every row in place. Row t stands at position first + t % count.
   ///
   /// Shapes  x (T, heads * head_dim).
-  void operator()(MatrixView<Scalar> x) const {
+  void operator()(MatrixView<Scalar> x) const { turn_heads<false>(x); }
+
+  /// Turns them back, which is the reverse for gradients too.
+  void back(MatrixView<Scalar> x) const { turn_heads<true>(x); }
+
+ private:
+  using Array = Eigen::Map<Eigen::Array<Scalar, Eigen::Dynamic, 1>>;
+  using ConstArray = Eigen::Map<const Eigen::Array<Scalar, Eigen::Dynamic, 1>>;
+
+  template <bool back>
+  void turn_heads(MatrixView<Scalar> x) const {
     moe::parallel::for_each_block(x.rows(), 64, [&](Index begin, Index end) {
+      Vector<Scalar> memory(cosine_.cols());
       for (Index t = begin; t < end; ++t)
-        for (Index d = 0; d < x.cols(); d += head_dim_) turn(x.row(t) + d, t % cosine_.rows());
+        for (Index d = 0; d < x.cols(); d += head_dim_)
+          turn<back>(x.row(t) + d, t % cosine_.rows(), memory.data());
     });
   }
 
- private:
-  void turn(Scalar* head, Index position) const {
+  template <bool back>
+  void turn(Scalar* head, Index position, Scalar* memory) const {
     const Index half = cosine_.cols();
-    for (Index i = 0; i < half; ++i) {
-      const Scalar a = head[i];
-      const Scalar b = head[i + half];
-      head[i] = a * cosine_(position, i) - b * sine_(position, i);
-      head[i + half] = b * cosine_(position, i) + a * sine_(position, i);
+    Array a(head, half);
+    Array b(head + half, half);
+    Array turned(memory, half);
+    const ConstArray cosine(cosine_.data() + position * half, half);
+    const ConstArray sine(sine_.data() + position * half, half);
+    if constexpr (back) {
+      turned = a * cosine + b * sine;
+      b = b * cosine - a * sine;
+    } else {
+      turned = a * cosine - b * sine;
+      b = b * cosine + a * sine;
     }
+    a = turned;
   }
 
   Index head_dim_;

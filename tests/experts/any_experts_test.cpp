@@ -39,8 +39,8 @@ TEST(AnyExperts, DoWhatTheHeldOnesDo) {
   routing.experts = Matrix<moe::ExpertIndex>::Zero(4, 3);
   Matrix<float> a = Matrix<float>::Zero(4, 6);
   Matrix<float> b = Matrix<float>::Zero(4, 6);
-  bank.add_unweighted(routing, plan, 0, a);
-  any.add_unweighted(routing, plan, 0, b);
+  moe::detail::add_unweighted(bank, routing, plan, 0, a);
+  moe::detail::add_unweighted(any, routing, plan, 0, b);
   EXPECT_EQ(a, b);
   EXPECT_NE(a, (Matrix<float>::Zero(4, 6)));
   ASSERT_NE(any.target<Bank>(), nullptr);

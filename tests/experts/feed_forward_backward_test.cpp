@@ -104,7 +104,7 @@ struct Case {
     }
     if (is_left_out) {
       Matrix<Scalar> sum = Matrix<Scalar>::Zero(x.rows(), x.cols());
-      bank.add_unweighted(routing, plan, 0, sum);
+      moe::detail::add_unweighted(bank, routing, plan, 0, sum);
       total += (sum.template cast<double>().array() * dy.template cast<double>().array()).sum();
     }
     return total;

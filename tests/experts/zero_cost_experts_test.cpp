@@ -1,6 +1,7 @@
 // SPDX-FileCopyrightText: The moe authors
 // SPDX-License-Identifier: Apache-2.0
 #include <cmath>
+#include <cstddef>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -8,8 +9,11 @@
 #include <moe/experts/feed_forward.hpp>
 #include <moe/experts/zero_cost_experts.hpp>
 #include <moe/fwd.hpp>
+#include <moe/layer/sparse_moe.hpp>
 #include <moe/routing/plan.hpp>
+#include <moe/routing/topk_router.hpp>
 
+#include "support/differences.hpp"
 #include "support/layers.hpp"
 
 namespace {
@@ -48,6 +52,54 @@ TEST(ZeroCostExperts, RunBesideABank) {
     EXPECT_EQ(rows.row(150 + t), in.transpose());
     EXPECT_EQ(rows.row(200 + t), (Matrix<double>::Zero(1, 6)));
   }
+}
+
+/// A block of two experts and three zero-cost ones against central differences.
+void expect_gradients(moe::WeightTarget target, moe::TapePolicy policy) {
+  using Zero = moe::ZeroCostExperts<Bank>;
+  Zero bank(test_support::random_bank<Bank>({.num_experts = 2, .d_model = 6, .d_ff = 4}, 1),
+            {{ZeroCostKind::constant, random_matrix<double>(2, 6, 2),
+              random_matrix<double>(6, 1, 3).col(0)},
+             {ZeroCostKind::identity},
+             {ZeroCostKind::zero}});
+  Matrix<double> weight = random_matrix<double>(5, 6, 5);
+  const auto make = [&] {
+    return moe::SparseMoe(
+        moe::TopKRouter<double>(
+            {.d_model = 6, .num_experts = 5, .top_k = 3, .rule = {.weight_target = target}},
+            {.weight = weight}),
+        bank, moe::SharedExperts<Zero>());
+  };
+  Matrix<double> x = random_matrix<double>(20, 6, 4);
+  const auto dy = random_matrix<double>(20, 6, 6);
+  Matrix<double> y(20, 6);
+  Matrix<double> dx(20, 6);
+  moe::Tape<double> tape{.policy = policy};
+  auto layer = make();
+  layer.forward(x, y, tape);
+  auto gradients = layer.gradients();
+  layer.backward(x, tape, dy, dx, gradients);
+  const auto loss = [&] {
+    make().forward(x, y);
+    return (y.array() * dy.array()).sum();
+  };
+  const auto check = [&](const char* what, double* values, const double* slopes, Index size) {
+    test_support::expect_some_slopes(what, values, slopes, static_cast<std::size_t>(size), loss);
+  };
+  check("x", x.data(), dx.data(), x.size());
+  check("router", weight.data(), gradients.router.weight.data(), weight.size());
+  for (std::size_t i = 0; i < 2; ++i)
+    check("experts", bank.bank().values()[i].data(), gradients.experts.bank.values()[i].data(),
+          static_cast<Index>(bank.bank().values()[i].size()));
+  check("mix", bank.others()[0].mix.data(), gradients.experts.others[0].mix.data(), 12);
+  check("value", bank.others()[0].value.data(), gradients.experts.others[0].value.data(), 6);
+}
+
+TEST(ZeroCostExperts, HaveTheGradientsThatDifferencesHave) {
+  for (const moe::WeightTarget target : {moe::WeightTarget::output, moe::WeightTarget::input})
+    for (const moe::TapePolicy policy :
+         {moe::TapePolicy::keep_preactivations, moe::TapePolicy::recompute})
+      expect_gradients(target, policy);
 }
 
 TEST(ZeroCostExperts, RefusePartsThatDoNotFit) {

@@ -1,23 +1,19 @@
 // SPDX-FileCopyrightText: The moe authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// Files for tests: a small writer of safetensors, and folders that go away.
+// Files for tests: safetensors made by hand, and folders that go away.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <map>
 #include <stdexcept>
 #include <string>
 #include <string_view>
 #include <unistd.h>
-#include <vector>
 
-#include <nlohmann/json.hpp>
-
-#include <moe/core/types.hpp>
+#include <moe/io/safetensors_writer.hpp>
 
 namespace test_support {
 
@@ -56,41 +52,6 @@ inline std::string safetensors_bytes(const std::string& header, const std::strin
   return bytes + header + data;
 }
 
-/// Collects tensors, then gives the bytes of a file of them.
-class SafetensorsWriter {
- public:
-  void metadata(const std::string& key, const std::string& value) {
-    header_["__metadata__"][key] = value;
-  }
-
-  void add(const std::string& name, const char* dtype, const std::vector<moe::Index>& shape,
-           std::string_view bytes) {
-    header_[name] = {{"dtype", dtype},
-                     {"shape", shape},
-                     {"data_offsets", {data_.size(), data_.size() + bytes.size()}}};
-    data_ += bytes;
-  }
-
-  /// An F32 tensor.
-  void add(const std::string& name, const moe::Matrix<float>& matrix) {
-    add(name, "F32", {matrix.rows(), matrix.cols()}, bytes_of(matrix));
-  }
-  void add_vector(const std::string& name, const moe::Matrix<float>& column) {
-    add(name, "F32", {column.rows()}, bytes_of(column));
-  }
-
-  nlohmann::json& header() noexcept { return header_; }
-  const nlohmann::json& header() const noexcept { return header_; }
-  std::string bytes() const { return safetensors_bytes(header_.dump(), data_); }
-
- private:
-  static std::string_view bytes_of(const moe::Matrix<float>& matrix) {
-    return {reinterpret_cast<const char*>(matrix.data()),
-            static_cast<std::size_t>(matrix.size()) * sizeof(float)};
-  }
-
-  nlohmann::json header_ = nlohmann::json::object();
-  std::string data_;
-};
+using moe::io::SafetensorsWriter;
 
 }  // namespace test_support

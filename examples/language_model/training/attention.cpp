@@ -11,16 +11,10 @@
 #include <moe/kernels/dispatch.hpp>
 #include <moe/parallel/parallel_for.hpp>
 
+#include "language_model/load.hpp"
+
 namespace language_model::training {
 namespace {
-
-template <class Scalar>
-TrainableLinear<Scalar> load_linear(const moe::io::Tensors& tensors, const std::string& name,
-                                    Index outputs, Index inputs, bool has_bias) {
-  return TrainableLinear<Scalar>(
-      tensors.matrix<Scalar>(name + ".weight", outputs, inputs),
-      has_bias ? tensors.vector<Scalar>(name + ".bias", outputs) : Vector<Scalar>());
-}
 
 /// Every head of every row as a row of its own.
 template <class Scalar>
@@ -33,16 +27,15 @@ MatrixView<Scalar> heads_of(Matrix<Scalar>& m, Index head_dim) {
 template <class Scalar>
 TrainableAttention<Scalar>::TrainableAttention(const moe::io::Tensors& tensors,
                                                const ModelConfig& config, const std::string& prefix)
-    : num_heads_(config.num_heads),
+    : config_(config),
+      num_heads_(config.num_heads),
       group_size_(config.num_heads / config.num_key_value_heads),
       head_dim_(config.head_dim),
-      sliding_window_(config.sliding_window),
-      rotary_dims_(config.rotary_dims),
-      rope_theta_(config.rope_theta) {
+      sliding_window_(config.sliding_window) {
   const Index width = config.num_heads * config.head_dim;
   const Index narrow = config.num_key_value_heads * config.head_dim;
   const auto load = [&](const char* name, Index outputs, Index inputs, bool has_bias) {
-    return load_linear<Scalar>(tensors, prefix + name, outputs, inputs, has_bias);
+    return load_linear<TrainableLinear<Scalar>>(tensors, prefix + name, outputs, inputs, has_bias);
   };
   query_map_ = load("q_proj", width, config.d_model, config.has_input_biases);
   key_map_ = load("k_proj", narrow, config.d_model, config.has_input_biases);
@@ -84,44 +77,12 @@ Scalar TrainableAttention<Scalar>::scale() const {
   return 1 / std::sqrt(static_cast<Scalar>(head_dim_));
 }
 
-/// Turns the leading dimensions of every head by its position, or back.
-template <class Scalar>
-void TrainableAttention<Scalar>::rotate(Matrix<Scalar>& x, bool back) const {
-  const Index half = cosine_.cols();
-  moe::parallel::for_each_block(x.rows(), 64, [&](Index begin, Index end) {
-    for (Index t = begin; t < end; ++t) {
-      const Scalar* const cosine = cosine_.data() + t % positions_ * half;
-      const Scalar* const sine = sine_.data() + t % positions_ * half;
-      for (Index d = 0; d < x.cols(); d += head_dim_) {
-        Scalar* const first = x.data() + t * x.cols() + d;
-        Scalar* const second = first + half;
-        for (Index i = 0; i < half; ++i) {
-          const Scalar turn = back ? -sine[i] : sine[i];
-          const Scalar a = first[i];
-          const Scalar b = second[i];
-          first[i] = a * cosine[i] - b * turn;
-          second[i] = b * cosine[i] + a * turn;
-        }
-      }
-    }
-  });
-}
-
 template <class Scalar>
 void TrainableAttention<Scalar>::forward(MatrixView<const Scalar> x, Index positions,
                                          Matrix<Scalar>& y) {
-  if (positions != positions_ || cosine_.size() == 0) {
+  if (positions != positions_ || !rotary_) {
     positions_ = positions;
-    cosine_.resize(positions, rotary_dims_ / 2);
-    sine_.resize(positions, rotary_dims_ / 2);
-    for (Index p = 0; p < positions; ++p) {
-      for (Index i = 0; i < cosine_.cols(); ++i) {
-        const double share = 2 * static_cast<double>(i) / static_cast<double>(rotary_dims_);
-        const double angle = static_cast<double>(p) * std::pow(rope_theta_, -share);
-        cosine_(p, i) = static_cast<Scalar>(std::cos(angle));
-        sine_(p, i) = static_cast<Scalar>(std::sin(angle));
-      }
-    }
+    rotary_.emplace(config_, 0, positions);
   }
   query_map_.forward(x, query_);
   key_map_.forward(x, key_);
@@ -134,8 +95,8 @@ void TrainableAttention<Scalar>::forward(MatrixView<const Scalar> x, Index posit
   };
   normalize(query_norm_, query_, plain_query_);
   normalize(key_norm_, key_, plain_key_);
-  rotate(query_, false);
-  rotate(key_, false);
+  (*rotary_)(query_);
+  (*rotary_)(key_);
   mixed_.resize(query_.rows(), query_.cols());
   weights_.resize(static_cast<std::size_t>(sequences() * num_heads_ * positions_ * positions_));
   const Index groups = num_heads_ / group_size_;
@@ -191,17 +152,17 @@ void TrainableAttention<Scalar>::weigh(MatrixView<Scalar> scores, Index first, I
 template <class Scalar>
 void TrainableAttention<Scalar>::backward(MatrixView<const Scalar> x, MatrixView<const Scalar> dy,
                                           MatrixView<Scalar> dx) {
-  d_mixed_.setZero(mixed_.rows(), mixed_.cols());
-  output_map_.backward(mixed_, dy, d_mixed_);
+  d_mixed_.resize(mixed_.rows(), mixed_.cols());
+  output_map_.backward(mixed_, dy, d_mixed_, false);
   d_query_.resize(query_.rows(), query_.cols());
-  d_key_.setZero(key_.rows(), key_.cols());
-  d_value_.setZero(value_.rows(), value_.cols());
+  d_key_.resize(key_.rows(), key_.cols());
+  d_value_.resize(value_.rows(), value_.cols());
   const Index groups = num_heads_ / group_size_;
   moe::parallel::for_each_task(sequences() * groups, [&](Index task, int /*thread*/) {
     attend_back(task / groups, task % groups);
   });
-  rotate(d_query_, true);
-  rotate(d_key_, true);
+  rotary_->back(d_query_);
+  rotary_->back(d_key_);
   const auto denormalize = [&](std::optional<TrainableNorm<Scalar>>& norm, Matrix<Scalar>& d_m,
                                Matrix<Scalar>& plain) {
     if (!norm) return;
@@ -212,9 +173,9 @@ void TrainableAttention<Scalar>::backward(MatrixView<const Scalar> x, MatrixView
   };
   denormalize(query_norm_, d_query_, plain_query_);
   denormalize(key_norm_, d_key_, plain_key_);
-  query_map_.backward(x, d_query_, dx);
-  key_map_.backward(x, d_key_, dx);
-  value_map_.backward(x, d_value_, dx);
+  query_map_.backward(x, d_query_, dx, false);
+  key_map_.backward(x, d_key_, dx, true);
+  value_map_.backward(x, d_value_, dx, true);
 }
 
 /// With S = q k^T / sqrt(head_dim) and P = softmax(S): dV = P^T dO, dP = dO V^T,
@@ -240,6 +201,7 @@ void TrainableAttention<Scalar>::attend_back(Index sequence, Index group) {
     const MatrixView<Scalar> weights = weights_of(sequence, h);
     const MatrixView<Scalar> d_mixed = head(d_mixed_, sequence, h);
     const MatrixView<Scalar> d_query = head(d_query_, sequence, h);
+    const bool adds = h > group * group_size_;  // to what an earlier head gave
     for (Index first = 0; first < positions_; first += most) {
       const Index count = std::min(most, positions_ - first);
       const Index seen = first + count;
@@ -260,12 +222,12 @@ void TrainableAttention<Scalar>::attend_back(Index sequence, Index group) {
     memory.other.pack_columns(d_mixed);
     for (Index first = 0; first < positions_; first += most) {
       tile.take_columns(weights, first, std::min(most, positions_ - first), first);
-      multiply(memory.other, first, d_value, first, true);
+      multiply(memory.other, first, d_value, first, adds);
     }
     memory.other.pack_columns(head(query_, sequence, h), scale());
     for (Index first = 0; first < positions_; first += most) {
       tile.take_columns(slopes, first, std::min(most, positions_ - first), first);
-      multiply(memory.other, first, d_key, first, true);
+      multiply(memory.other, first, d_key, first, adds);
     }
   }
 }

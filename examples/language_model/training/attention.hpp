@@ -11,6 +11,7 @@
 #include <moe/io/tensors.hpp>
 
 #include "language_model/config.hpp"
+#include "language_model/rotary.hpp"
 #include "language_model/training/linear.hpp"
 #include "language_model/training/norm.hpp"
 #include "language_model/training/parameter.hpp"
@@ -31,7 +32,7 @@ class TrainableAttention {
   /// Shapes  x, y (sequences * positions, D), one sequence after the other.
   void forward(MatrixView<const Scalar> x, Index positions, Matrix<Scalar>& y);
 
-  /// Adds to the gradients, and to dx.
+  /// Adds to the gradients, and writes dx.
   ///
   /// Shapes  x as in the forward, dy, dx (sequences * positions, D).
   void backward(MatrixView<const Scalar> x, MatrixView<const Scalar> dy, MatrixView<Scalar> dx);
@@ -60,17 +61,15 @@ class TrainableAttention {
   }
   Index sequences() const { return query_.rows() / positions_; }
   Scalar scale() const;
-  void rotate(Matrix<Scalar>& x, bool back) const;
   void attend(Index sequence, Index group);
   void attend_back(Index sequence, Index group);
   void weigh(MatrixView<Scalar> scores, Index first, Index count) const;
 
+  ModelConfig config_;
   Index num_heads_ = 0;
   Index group_size_ = 1;  // query heads of one key and value head
   Index head_dim_ = 0;
   Index sliding_window_ = 0;
-  Index rotary_dims_ = 0;
-  double rope_theta_ = 0;
   TrainableLinear<Scalar> query_map_;
   TrainableLinear<Scalar> key_map_;
   TrainableLinear<Scalar> value_map_;
@@ -79,8 +78,7 @@ class TrainableAttention {
   std::optional<TrainableNorm<Scalar>> key_norm_;
 
   Index positions_ = 1;
-  Matrix<Scalar> cosine_;       // (positions, R / 2)
-  Matrix<Scalar> sine_;         // (positions, R / 2)
+  std::optional<Rotary<Scalar>> rotary_;
   Matrix<Scalar> plain_query_;  // before the norm, where there is one
   Matrix<Scalar> plain_key_;
   Matrix<Scalar> query_;  // (T, heads * head_dim), turned

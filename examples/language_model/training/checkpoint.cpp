@@ -13,10 +13,10 @@
 #include <utility>
 #include <vector>
 
+#include <moe/io/safetensors_writer.hpp>
 #include <moe/io/tensors.hpp>
 
 #include "language_model/bytes.hpp"
-#include "language_model/training/safetensors.hpp"
 
 namespace language_model::training {
 namespace {
@@ -72,23 +72,28 @@ void RunFolder::save(Index step, const nlohmann::json& config, const nlohmann::j
   remove(partial);
   fs::create_directories(partial);
   try {
-    SafetensorsFile weights;
+    moe::io::SafetensorsWriter weights;
     weights.metadata("config", config.dump());
     weights.metadata("step", std::to_string(step));
     model.save([&](const std::string& name, const Matrix<float>& values, bool is_vector) {
-      const std::vector<Index> shape = is_vector ? std::vector<Index>{values.size()}
-                                                 : std::vector<Index>{values.rows(), values.cols()};
-      weights.add(name, shape, values.data(), static_cast<std::size_t>(values.size()));
+      if (is_vector) {
+        weights.add_vector(name, values);
+      } else {
+        weights.add(name, values);
+      }
     });
     write(partial / "model.safetensors", weights.bytes());
-    SafetensorsFile state;
+    moe::io::SafetensorsWriter state;
     state.metadata("step", std::to_string(step));
     state.metadata("run", run.dump());
     for (std::size_t i = 0; i < parameters.size(); ++i) {
       const auto& [first, second] = optimizer.moments()[i];
-      const std::vector<Index> shape{static_cast<Index>(first.size())};
-      state.add("first." + parameters[i].name, shape, first.data(), first.size());
-      state.add("second." + parameters[i].name, shape, second.data(), second.size());
+      const auto add = [&](const char* prefix, const std::vector<float>& values) {
+        state.add(prefix + parameters[i].name, "F32", {static_cast<Index>(values.size())},
+                  {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float)});
+      };
+      add("first.", first);
+      add("second.", second);
     }
     fs::create_directories(partial / optimizer_folder);
     write(partial / optimizer_folder / "moments.safetensors", state.bytes());

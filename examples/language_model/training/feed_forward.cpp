@@ -53,21 +53,13 @@ void add_bank(const std::string& name, moe::SwiGluExperts<Scalar>& bank,
   parameters.push_back({name + ".down", bank.values()[1], gradients.values()[1], true});
 }
 
-struct ProjectionNames {
-  const char* gate;
-  const char* up;
-  const char* down;
-};
-
 template <class Scalar>
-void save_expert(const moe::ExpertMatrices<Scalar>& expert, const std::string& prefix,
-                 const ProjectionNames& names, const TensorUse<Scalar>& use) {
-  use(prefix + names.gate + ".weight", expert.gate, false);
-  use(prefix + names.up + ".weight", expert.up, false);
-  use(prefix + names.down + ".weight", expert.down, false);
+void save_expert(const moe::ExpertMatrices<Scalar>& expert, const ExpertNames& names,
+                 const TensorUse<Scalar>& use) {
+  use(names.gate + ".weight", expert.gate, false);
+  use(names.up + ".weight", expert.up, false);
+  use(names.down + ".weight", expert.down, false);
 }
-
-constexpr ProjectionNames usual_names{"gate_proj", "up_proj", "down_proj"};
 
 }  // namespace
 
@@ -176,34 +168,18 @@ void TrainableMixture<Scalar>::add_parameters(const std::string& prefix,
 }
 
 template <class Scalar>
-void TrainableMixture<Scalar>::save(const std::string& model_type, const std::string& prefix,
-                                    const TensorUse<Scalar>& use) const {
-  const bool is_mixtral = model_type == "mixtral";
-  const std::string block = prefix + (is_mixtral ? "block_sparse_moe." : "mlp.");
-  const ProjectionNames names = is_mixtral ? ProjectionNames{"w1", "w3", "w2"} : usual_names;
-  use(block + "gate.weight", weights_.weight, false);
+void TrainableMixture<Scalar>::save(const MixtureNames& names, const TensorUse<Scalar>& use) const {
+  use(names.router(), weights_.weight, false);
   if (weights_.selection_bias.size() != 0)
-    use(block + "gate.e_score_correction_bias", weights_.selection_bias, true);
+    use(names.selection_bias(), weights_.selection_bias, true);
   for (Index e = 0; e < layer_.experts().num_experts(); ++e)
-    save_expert(layer_.experts().expert(e), block + "experts." + std::to_string(e) + ".", names,
-                use);
-  if (layer_.shared().bank())
-    save_expert(layer_.shared().bank()->expert(0), block + "shared_experts.", usual_names, use);
+    save_expert(layer_.experts().expert(e), names.expert(e), use);
+  if (layer_.shared().bank()) save_expert(layer_.shared().bank()->expert(0), names.shared(), use);
 }
 
 template <class Scalar>
-TrainableDense<Scalar>::TrainableDense(const moe::io::Tensors& tensors, const ModelConfig& config,
-                                       const std::string& prefix)
-    : bank_({.num_experts = 1, .d_model = config.d_model, .d_ff = config.dense_d_ff}),
-      gradients_(bank_.gradients()) {
-  const auto load = [&](const char* name, Index rows, Index cols) {
-    return tensors.matrix<Scalar>(prefix + name + ".weight", rows, cols);
-  };
-  const Matrix<Scalar> gate = load("gate_proj", config.dense_d_ff, config.d_model);
-  const Matrix<Scalar> up = load("up_proj", config.dense_d_ff, config.d_model);
-  const Matrix<Scalar> down = load("down_proj", config.d_model, config.dense_d_ff);
-  bank_.set_expert(0, {.gate = gate, .up = up, .down = down});
-}
+TrainableDense<Scalar>::TrainableDense(Bank bank)
+    : bank_(std::move(bank)), gradients_(bank_.gradients()) {}
 
 template <class Scalar>
 void TrainableDense<Scalar>::forward(MatrixView<const Scalar> x, MatrixView<Scalar> y) {
@@ -226,8 +202,8 @@ void TrainableDense<Scalar>::add_parameters(const std::string& prefix,
 }
 
 template <class Scalar>
-void TrainableDense<Scalar>::save(const std::string& prefix, const TensorUse<Scalar>& use) const {
-  save_expert(bank_.expert(0), prefix + "mlp.", usual_names, use);
+void TrainableDense<Scalar>::save(Index layer, const TensorUse<Scalar>& use) const {
+  save_expert(bank_.expert(0), dense_names(layer), use);
 }
 
 template class TrainableMixture<float>;

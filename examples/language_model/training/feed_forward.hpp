@@ -13,9 +13,9 @@
 #include <moe/io/checkpoint.hpp>
 #include <moe/moe.hpp>
 
-#include "language_model/config.hpp"
 #include "language_model/training/options.hpp"
 #include "language_model/training/parameter.hpp"
+#include "language_model/training/tensor_names.hpp"
 
 namespace language_model::training {
 
@@ -53,8 +53,7 @@ class TrainableMixture {
   void refresh(std::span<const Index> load);
 
   void add_parameters(const std::string& prefix, Parameters<Scalar>& parameters);
-  void save(const std::string& model_type, const std::string& prefix,
-            const TensorUse<Scalar>& use) const;
+  void save(const MixtureNames& names, const TensorUse<Scalar>& use) const;
   Layer& layer() noexcept { return layer_; }
 
  private:
@@ -79,13 +78,12 @@ class TrainableDense {
  public:
   using Bank = moe::SwiGluExperts<Scalar>;
 
-  TrainableDense(const moe::io::Tensors& tensors, const ModelConfig& config,
-                 const std::string& prefix);
+  explicit TrainableDense(Bank bank);
 
   void forward(MatrixView<const Scalar> x, MatrixView<Scalar> y);
   void backward(MatrixView<const Scalar> x, MatrixView<const Scalar> dy, MatrixView<Scalar> dx);
   void add_parameters(const std::string& prefix, Parameters<Scalar>& parameters);
-  void save(const std::string& prefix, const TensorUse<Scalar>& use) const;
+  void save(Index layer, const TensorUse<Scalar>& use) const;
 
  private:
   Bank bank_;

@@ -9,20 +9,20 @@
 #include <random>
 #include <set>
 #include <string>
-#include <vector>
 
-#include <moe/io/families.hpp>
 #include <moe/io/layer_config.hpp>
+#include <moe/io/safetensors_writer.hpp>
 #include <moe/routing/noise.hpp>
 
 #include "language_model/config.hpp"
-#include "language_model/training/safetensors.hpp"
+#include "language_model/training/tensor_names.hpp"
 
 namespace language_model::training {
 namespace {
 
-using moe::Index;
-using moe::Matrix;
+double deviation_of(Index inputs) {
+  return 0.8 / std::sqrt(static_cast<double>(inputs));
+}
 
 /// Adds tensors in order, each with its own part of one random stream.
 class Writer {
@@ -33,19 +33,18 @@ class Writer {
     Matrix<float> values(rows, cols);
     moe::fill_noise(moe::Noise::normal, generator_, moe::MatrixView<float>(values));
     values *= static_cast<float>(deviation);
-    file.add(name, {rows, cols}, values.data(), static_cast<std::size_t>(values.size()));
+    file.add(name, values);
   }
 
   void matrix(const std::string& name, Index rows, Index cols) {
-    normal(name + ".weight", rows, cols, 0.8 / std::sqrt(static_cast<double>(cols)));
+    normal(name + ".weight", rows, cols, deviation_of(cols));
   }
 
   void vector(const std::string& name, Index size, float value) {
-    const std::vector<float> values(static_cast<std::size_t>(size), value);
-    file.add(name, {size}, values.data(), values.size());
+    file.add_vector(name, Matrix<float>::Constant(size, 1, value));
   }
 
-  SafetensorsFile file;
+  moe::io::SafetensorsWriter file;
 
  private:
   std::mt19937_64 generator_;
@@ -67,31 +66,21 @@ void add_attention(const ModelConfig& config, const std::string& prefix, Writer&
   writer.vector(prefix + "k_norm.weight", config.head_dim, 1);
 }
 
-void add_expert(const std::string& prefix, const char* gate, const char* up, const char* down,
-                Index d_model, Index d_ff, Writer& writer) {
-  writer.matrix(prefix + gate, d_ff, d_model);
-  writer.matrix(prefix + up, d_ff, d_model);
-  writer.matrix(prefix + down, d_model, d_ff);
+void add_expert(const ExpertNames& names, Index d_model, Index d_ff, Writer& writer) {
+  writer.matrix(names.gate, d_ff, d_model);
+  writer.matrix(names.up, d_ff, d_model);
+  writer.matrix(names.down, d_model, d_ff);
 }
 
-void add_mixture(const ModelConfig& config, const moe::io::LayerConfig& layer,
-                 const std::string& prefix, Writer& writer) {
-  const bool is_mixtral = config.model_type == "mixtral";
-  const std::string block = prefix + (is_mixtral ? "block_sparse_moe." : "mlp.");
-  writer.matrix(block + "gate", layer.num_experts, config.d_model);
-  if (config.model_type == "glm4_moe")
-    writer.vector(block + "gate.e_score_correction_bias", layer.num_experts, 0);
-  for (Index e = 0; e < layer.num_experts; ++e) {
-    const std::string expert = block + "experts." + std::to_string(e) + ".";
-    if (is_mixtral) {
-      add_expert(expert, "w1", "w3", "w2", config.d_model, layer.d_ff, writer);
-    } else {
-      add_expert(expert, "gate_proj", "up_proj", "down_proj", config.d_model, layer.d_ff, writer);
-    }
-  }
-  if (layer.shared_d_ff > 0)
-    add_expert(block + "shared_experts.", "gate_proj", "up_proj", "down_proj", config.d_model,
-               layer.shared_d_ff, writer);
+void add_mixture(const std::string& model_type, const moe::io::LayerConfig& config, Index layer,
+                 Writer& writer) {
+  const MixtureNames names(model_type, layer);
+  writer.normal(names.router(), config.num_experts, config.d_model, deviation_of(config.d_model));
+  if (!names.selection_bias().empty()) writer.vector(names.selection_bias(), config.num_experts, 0);
+  for (Index e = 0; e < config.num_experts; ++e)
+    add_expert(names.expert(e), config.d_model, config.d_ff, writer);
+  if (config.shared_d_ff > 0)
+    add_expert(names.shared(), config.d_model, config.shared_d_ff, writer);
 }
 
 }  // namespace
@@ -149,15 +138,14 @@ std::string initial_checkpoint(const nlohmann::json& json, const std::string& so
   writer.file.metadata("config", json.dump());
   writer.normal("model.embed_tokens.weight", config.vocab_size, config.d_model, 0.02);
   for (Index n = 0; n < config.num_layers; ++n) {
-    const std::string prefix = "model.layers." + std::to_string(n) + ".";
+    const std::string prefix = layer_prefix(n);
     writer.vector(prefix + "input_layernorm.weight", config.d_model, 1);
     add_attention(config, prefix + "self_attn.", writer);
     writer.vector(prefix + "post_attention_layernorm.weight", config.d_model, 1);
     if (config.is_dense(n)) {
-      add_expert(prefix + "mlp.", "gate_proj", "up_proj", "down_proj", config.d_model,
-                 config.dense_d_ff, writer);
+      add_expert(dense_names(n), config.d_model, config.dense_d_ff, writer);
     } else {
-      add_mixture(config, moe::io::layer_config(json, source), prefix, writer);
+      add_mixture(config.model_type, moe::io::layer_config(json, source), n, writer);
     }
   }
   writer.vector("model.norm.weight", config.d_model, 1);

@@ -13,9 +13,11 @@
 namespace language_model::training {
 
 /// y = x weight^T + bias.
-template <class Scalar>
+template <class ScalarT>
 class TrainableLinear {
  public:
+  using Scalar = ScalarT;
+
   TrainableLinear() = default;
   explicit TrainableLinear(Matrix<Scalar> weight, Vector<Scalar> bias = {})
       : weight_(std::move(weight)), bias_(std::move(bias)) {
@@ -34,12 +36,13 @@ class TrainableLinear {
     if (bias_.size() != 0) y.rowwise() += bias_.transpose();
   }
 
-  /// Adds to the gradients, and to dx.
+  /// Adds to the gradients, and writes dx or adds to it.
   ///
   /// Shapes  x as in the forward, dy (T, outputs), dx (T, inputs).
-  void backward(MatrixView<const Scalar> x, MatrixView<const Scalar> dy, MatrixView<Scalar> dx) {
+  void backward(MatrixView<const Scalar> x, MatrixView<const Scalar> dy, MatrixView<Scalar> dx,
+                bool adds) {
     panels_.pack_columns(weight_);
-    multiply<Scalar>(dy, panels_, dx, true);
+    multiply<Scalar>(dy, panels_, dx, adds);
     panels_.pack_columns(x);
     multiply_transposed<Scalar>(dy, panels_, weight_gradient_, true);
     for (Index t = 0; t < dy.rows() && bias_.size() != 0; ++t)

@@ -5,6 +5,7 @@
 #include "language_model/training/model.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <stdexcept>
@@ -14,17 +15,18 @@
 #include <moe/kernels/dispatch.hpp>
 #include <moe/parallel/parallel_for.hpp>
 
+#include "language_model/load.hpp"
+
 namespace language_model::training {
 namespace {
 
+/// to = from, in parallel.
 template <class Scalar>
-TrainableNorm<Scalar> load_norm(const moe::io::Tensors& tensors, const ModelConfig& config,
-                                const std::string& name) {
-  return {tensors.vector<Scalar>(name, config.d_model), config.norm_epsilon};
-}
-
-std::string layer_prefix(Index layer) {
-  return std::string("model.layers.").append(std::to_string(layer)).append(".");
+void copy(const Matrix<Scalar>& from, Matrix<Scalar>& to) {
+  to.resize(from.rows(), from.cols());
+  moe::parallel::for_each_block(from.size(), 16384, [&](Index begin, Index end) {
+    std::copy_n(from.data() + begin, end - begin, to.data() + begin);
+  });
 }
 
 }  // namespace
@@ -37,20 +39,22 @@ TrainableModel<Scalar>::TrainableModel(const moe::io::Checkpoint& checkpoint,
   embedding_ =
       tensors.matrix<Scalar>("model.embed_tokens.weight", config_.vocab_size, config_.d_model);
   embedding_gradient_.setZero(embedding_.rows(), embedding_.cols());
-  norm_ = load_norm<Scalar>(tensors, config_, "model.norm.weight");
+  norm_ = load_norm<TrainableNorm<Scalar>>(tensors, config_, "model.norm.weight");
   if (!config_.has_tied_head)
     head_ = TrainableLinear<Scalar>(
         tensors.matrix<Scalar>("lm_head.weight", config_.vocab_size, config_.d_model));
   for (Index n = 0; n < config_.num_layers; ++n) {
     const std::string prefix = layer_prefix(n);
     const auto load_feed_forward = [&]() -> std::variant<Mixture, Dense> {
-      if (config_.is_dense(n)) return Dense(tensors, config_, prefix + "mlp.");
+      if (config_.is_dense(n))
+        return Dense(load_dense_bank<Scalar>(tensors, config_, prefix + "mlp."));
       return Mixture(checkpoint.layer<Scalar>(n), options_);
     };
     layers_.push_back(
-        {load_norm<Scalar>(tensors, config_, prefix + "input_layernorm.weight"),
+        {load_norm<TrainableNorm<Scalar>>(tensors, config_, prefix + "input_layernorm.weight"),
          TrainableAttention<Scalar>(tensors, config_, prefix + "self_attn."),
-         load_norm<Scalar>(tensors, config_, prefix + "post_attention_layernorm.weight"),
+         load_norm<TrainableNorm<Scalar>>(tensors, config_,
+                                          prefix + "post_attention_layernorm.weight"),
          load_feed_forward(),
          {},
          {},
@@ -79,8 +83,13 @@ Parameters<Scalar> TrainableModel<Scalar>::parameters() {
 
 template <class Scalar>
 void TrainableModel<Scalar>::zero_gradients() {
-  for (const Parameter<Scalar>& parameter : parameters())
-    std::fill(parameter.gradient.begin(), parameter.gradient.end(), Scalar(0));
+  for (const Parameter<Scalar>& parameter : parameters()) {
+    const std::span<Scalar> values = parameter.gradient;
+    moe::parallel::for_each_block(
+        static_cast<Index>(values.size()), 65536, [&](Index begin, Index end) {
+          std::fill(values.begin() + begin, values.begin() + end, Scalar(0));
+        });
+  }
 }
 
 template <class Scalar>
@@ -101,28 +110,50 @@ void TrainableModel<Scalar>::save(const TensorUse<Scalar>& use) const {
     layer.attention.save(prefix + "self_attn.", use);
     use(prefix + "post_attention_layernorm.weight", layer.feed_forward_norm.weight(), true);
     if (const auto* const mixture = std::get_if<Mixture>(&layer.feed_forward)) {
-      mixture->save(config_.model_type, prefix, use);
+      mixture->save(MixtureNames(config_.model_type, static_cast<Index>(n)), use);
     } else {
-      std::get<Dense>(layer.feed_forward).save(prefix, use);
+      std::get<Dense>(layer.feed_forward).save(static_cast<Index>(n), use);
     }
   }
   use("model.norm.weight", norm_.weight(), true);
   if (!config_.has_tied_head) use("lm_head.weight", head_.weight(), false);
 }
 
-/// Dropout of what a sub-block adds: element i of stream s of a step is a function of these alone.
+/// to = from, or to += from, after dropout of what a sub-block adds: element i of stream s of a
+/// step is a function of these alone.
 template <class Scalar>
-void TrainableModel<Scalar>::drop(MatrixView<Scalar> x, std::uint64_t seed, Index stream) const {
-  if (options_.dropout == 0) return;
+void TrainableModel<Scalar>::drop(const Matrix<Scalar>& from, std::uint64_t seed, Index stream,
+                                  bool drops, bool adds, Matrix<Scalar>& to) const {
+  constexpr Index drawn = 4;  // elements that share a random number, of 16 bits each
   const std::uint64_t of_stream =
       moe::detail::mix_bits(seed + 0x9e3779b97f4a7c15U * static_cast<std::uint64_t>(stream + 1));
   const auto kept = static_cast<Scalar>(1 / (1 - options_.dropout));
-  moe::parallel::for_each_block(x.rows(), 64, [&](Index begin, Index end) {
-    for (Index i = begin * x.cols(); i < end * x.cols(); ++i)
-      x.data()[i] *=
-          moe::detail::uniform(of_stream, static_cast<std::uint64_t>(i)) < options_.dropout
-              ? Scalar(0)
-              : kept;
+  const auto bound = static_cast<std::uint64_t>(options_.dropout * 65536);
+  if (!adds) to.resize(from.rows(), from.cols());
+  moe::parallel::for_each_block(from.size(), 2048, [&](Index begin, Index end) {
+    const auto given = values_at(from.data() + begin, end - begin);
+    auto taken = values_at(to.data() + begin, end - begin);
+    if (!drops || bound == 0) {
+      if (adds) {
+        taken += given;
+      } else {
+        taken = given;
+      }
+      return;
+    }
+    std::array<Scalar, 2048 + drawn> factor;
+    for (Index i = begin; i < end; i += drawn) {
+      std::uint64_t bits = moe::detail::mix_bits(of_stream + static_cast<std::uint64_t>(i / drawn));
+      for (Index j = 0; j < drawn; ++j, bits >>= 16)
+        factor[static_cast<std::size_t>(i - begin + j)] =
+            (bits & 0xffff) < bound ? Scalar(0) : kept;
+    }
+    const auto factors = values_at(factor.data(), end - begin);
+    if (adds) {
+      taken += given * factors;
+    } else {
+      taken = given * factors;
+    }
   });
 }
 
@@ -165,13 +196,12 @@ void TrainableModel<Scalar>::forward(std::span<const Token> tokens, std::span<co
   for (std::size_t n = 0; n < layers_.size(); ++n) {
     Layer& layer = layers_[n];
     const auto stream = static_cast<Index>(2 * n);
-    layer.input = x_;
+    copy(x_, layer.input);
     layer.normed_input.resize(rows, config_.d_model);
     layer.attention_norm.forward(x_, layer.normed_input);
     layer.attention.forward(layer.normed_input, positions, added_);
-    if (training) drop(added_, seed, stream);
-    x_ += added_;
-    layer.middle = x_;
+    drop(added_, seed, stream, training, true, x_);
+    copy(x_, layer.middle);
     layer.normed_middle.resize(rows, config_.d_model);
     layer.feed_forward_norm.forward(x_, layer.normed_middle);
     added_.resize(rows, config_.d_model);
@@ -185,8 +215,7 @@ void TrainableModel<Scalar>::forward(std::span<const Token> tokens, std::span<co
     } else {
       std::get<Dense>(layer.feed_forward).forward(layer.normed_middle, added_);
     }
-    if (training) drop(added_, seed, stream + 1);
-    x_ += added_;
+    drop(added_, seed, stream + 1, training, true, x_);
   }
   normed_.resize(rows, config_.d_model);
   norm_.forward(x_, normed_);
@@ -217,7 +246,7 @@ double TrainableModel<Scalar>::score(std::span<const Token> targets) {
       nats[static_cast<std::size_t>(t)] =
           std::log(static_cast<double>(sum)) - static_cast<double>(of_target);
       const Scalar factor = share / sum;
-      for (Index v = 0; v < vocab; ++v) row[v] *= factor;
+      values_at(row, vocab) *= factor;
       row[target] -= share;
     }
   });
@@ -229,29 +258,26 @@ double TrainableModel<Scalar>::score(std::span<const Token> targets) {
 template <class Scalar>
 void TrainableModel<Scalar>::backward(std::span<const Token> tokens, std::uint64_t seed) {
   const Index rows = x_.rows();
-  d_normed_.setZero(rows, config_.d_model);
+  d_normed_.resize(rows, config_.d_model);
   if (config_.has_tied_head) {
     tied_.pack_columns(embedding_);
-    multiply<Scalar>(logits_, tied_, d_normed_, true);
+    multiply<Scalar>(logits_, tied_, d_normed_);
     tied_.pack_columns(normed_);
     multiply_transposed<Scalar>(logits_, tied_, embedding_gradient_, true);
   } else {
-    head_.backward(normed_, logits_, d_normed_);
+    head_.backward(normed_, logits_, d_normed_, false);
   }
   d_x_.setZero(rows, config_.d_model);
   norm_.backward(x_, d_normed_, d_x_);
   for (std::size_t n = layers_.size(); n-- > 0;) {
     Layer& layer = layers_[n];
     const auto stream = static_cast<Index>(2 * n);
-    d_added_ = d_x_;
-    drop(d_added_, seed, stream + 1);
+    drop(d_x_, seed, stream + 1, true, false, d_added_);
     d_normed_.resize(rows, config_.d_model);
     std::visit([&](auto& block) { block.backward(layer.normed_middle, d_added_, d_normed_); },
                layer.feed_forward);
     layer.feed_forward_norm.backward(layer.middle, d_normed_, d_x_);
-    d_added_ = d_x_;
-    drop(d_added_, seed, stream);
-    d_normed_.setZero();
+    drop(d_x_, seed, stream, true, false, d_added_);
     layer.attention.backward(layer.normed_input, d_added_, d_normed_);
     layer.attention_norm.backward(layer.input, d_normed_, d_x_);
   }

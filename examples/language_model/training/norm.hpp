@@ -17,9 +17,11 @@
 namespace language_model::training {
 
 /// y = weight * x / sqrt(mean(x^2) + epsilon), row by row.
-template <class Scalar>
+template <class ScalarT>
 class TrainableNorm {
  public:
+  using Scalar = ScalarT;
+
   TrainableNorm() = default;
   TrainableNorm(Vector<Scalar> weight, double epsilon)
       : weight_(std::move(weight)), epsilon_(static_cast<Scalar>(epsilon)) {

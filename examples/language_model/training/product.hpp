@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <type_traits>
 
+#include <Eigen/Core>
+
 #include <moe/core/aligned_buffer.hpp>
 #include <moe/core/panels.hpp>
 #include <moe/core/types.hpp>
@@ -20,6 +22,14 @@
 namespace language_model::training {
 
 inline constexpr Index panel_width = moe::kernels::panel_width;
+
+/// Values that stand together, as an array of Eigen's.
+template <class Scalar>
+auto values_at(Scalar* values, Index count) {
+  using Plain = Eigen::Array<std::remove_const_t<Scalar>, Eigen::Dynamic, 1>;
+  using Array = std::conditional_t<std::is_const_v<Scalar>, const Plain, Plain>;
+  return Eigen::Map<Array>(values, count);
+}
 
 /// The right factor of a product, in panels of 32 columns: (inner, 32) each.
 template <class Scalar>
@@ -39,9 +49,13 @@ class Panels {
   void pack_columns(MatrixView<const Scalar> m, Scalar scale = 1) {
     resize(m.rows(), m.cols());
     const auto pack = [&](Index begin, Index end) {
-      for (Index k = begin; k < end; ++k)
-        for (Index o = 0; o < outputs_; ++o)
-          begin_of(o / panel_width)[k * panel_width + o % panel_width] = scale * m(k, o);
+      for (Index p = 0; p < count(); ++p) {
+        const Index columns = this->columns(p);
+        for (Index k = begin; k < end; ++k) {
+          values_at(begin_of(p) + k * panel_width, columns) =
+              scale * values_at(m.row(k) + p * panel_width, columns);
+        }
+      }
     };
     if (inner_ > 1024) {
       moe::parallel::for_each_block(inner_, 256, pack);
@@ -117,15 +131,12 @@ class RowTile {
 
   /// out (rows, columns), or out +=, the product with a panel (inner, 32).
   void multiply(const Scalar* panel, Index columns, Scalar* out, Index stride, bool adds) {
+    for (Index r = 0; r < rows_ && adds; ++r)
+      std::copy_n(out + r * stride, columns, sums() + r * panel_width);
     moe::kernels::tile_kernels<Scalar, Scalar>().of_rows[rows_ - 1](
-        packed(), panel, inner_, sums(), false, reinterpret_cast<const char*>(panel), 0);
-    if (!adds) {
-      moe::kernels::row_kernels<Scalar>().finish(sums(), nullptr, nullptr, rows_, columns, out,
-                                                 stride);
-      return;
-    }
-    for (Index r = 0; r < rows_; ++r)
-      for (Index o = 0; o < columns; ++o) out[r * stride + o] += sums()[r * panel_width + o];
+        packed(), panel, inner_, sums(), adds, reinterpret_cast<const char*>(panel), 0);
+    moe::kernels::row_kernels<Scalar>().finish(sums(), nullptr, nullptr, rows_, columns, out,
+                                               stride);
   }
 
  private:

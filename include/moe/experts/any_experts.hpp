@@ -39,13 +39,6 @@ class AnyExperts {
     held_->forward(input, rows, scratch);
   }
 
-  /// Adds to tokens first .. first + y.rows() - 1 what the routing weights must not multiply, if
-  /// the bank has such biases.
-  void add_unweighted(const Routing<Scalar>& routing, const DispatchPlan& plan, Index first,
-                      MatrixView<Scalar> y) const {
-    held_->add_unweighted(routing, plan, first, y);
-  }
-
   /// The down bias (D) of an expert, if no weight is to multiply it, else null.
   const Scalar* unweighted_bias(Index e) const noexcept { return held_->unweighted_bias(e); }
 
@@ -69,8 +62,6 @@ class AnyExperts {
     virtual Index num_experts() const noexcept = 0;
     virtual void forward(const ExpertInput<Scalar>& input, MatrixView<Scalar> rows,
                          Scratch& scratch) const = 0;
-    virtual void add_unweighted(const Routing<Scalar>& routing, const DispatchPlan& plan,
-                                Index first, MatrixView<Scalar> y) const = 0;
     virtual const Scalar* unweighted_bias(Index e) const noexcept = 0;
     virtual const detail::StagedBank<Scalar>* staged() const noexcept = 0;
   };
@@ -83,11 +74,6 @@ class AnyExperts {
     void forward(const ExpertInput<Scalar>& input, MatrixView<Scalar> rows,
                  Scratch& scratch) const override {
       bank.forward(input, rows, scratch);
-    }
-    void add_unweighted(const Routing<Scalar>& routing, const DispatchPlan& plan, Index first,
-                        MatrixView<Scalar> y) const override {
-      if constexpr (requires { bank.add_unweighted(routing, plan, first, y); })
-        bank.add_unweighted(routing, plan, first, y);
     }
     const Scalar* unweighted_bias(Index e) const noexcept override {
       if constexpr (requires { bank.unweighted_bias(e); }) {

@@ -11,6 +11,7 @@
 #include <span>
 #include <vector>
 
+#include "moe/core/aligned_buffer.hpp"
 #include "moe/core/concepts.hpp"
 #include "moe/core/config.hpp"
 #include "moe/core/contracts.hpp"
@@ -50,6 +51,26 @@ struct BankBackward {
   bool is_frozen(Index expert) const noexcept {
     return all_frozen || (!frozen.empty() && frozen[static_cast<std::size_t>(expert)] != 0);
   }
+};
+
+/// What a bank keeps of a forward for its backward. The memory grows only.
+template <class Scalar>
+class KeptSums {
+ public:
+  /// Room for so many values, which are undefined.
+  std::span<Scalar> resize(std::size_t size) {
+    buffer_.grow(size);
+    size_ = size;
+    return {buffer_.data(), size};
+  }
+  std::span<const Scalar> values() const noexcept { return {buffer_.data(), size_}; }
+  std::size_t size() const noexcept { return size_; }
+  /// Values for which there is memory.
+  std::size_t capacity() const noexcept { return buffer_.size(); }
+
+ private:
+  AlignedBuffer<Scalar> buffer_;
+  std::size_t size_ = 0;
 };
 
 /// A bank that has a backward pass. Its forward that keeps `sums_size()` values of each row is what

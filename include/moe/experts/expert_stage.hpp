@@ -278,8 +278,9 @@ class ExpertStage {
         .rows = part.rows.middle_rows(job.first_row, job.num_rows),
         .past_caches = goes_past_caches(part.rows),
         .weights = part.weights.empty() ? nullptr : weights_.data() + job.weights,
-        .input = part.input,
-        .first_row = job.first_row,
+        .dropout = part.input->dropout,
+        .choices = part.input->plan.rows.data() + job.first_row,
+        .top_k = part.input->plan.top_k,
     };
     if (task.step == Step::all) {
       const StageShape shape = part.bank->stage_shape();

@@ -174,26 +174,6 @@ class FeedForwardExperts final : public detail::StagedBank<ScalarT> {
     return detail::row_data(weights_.down_bias, e);
   }
 
-  /// Adds to tokens first .. first + y.rows() - 1 what the routing weights must not multiply: the
-  /// down biases of the experts that ran, where the configuration says `unweighted`.
-  ///
-  /// Shapes  y (count, D).
-  void add_unweighted(const Routing<Scalar>& routing, const DispatchPlan& plan, Index first,
-                      MatrixView<Scalar> y) const {
-    if (!weights_.config.biases || weights_.config.down_bias == DownBias::weighted) return;
-    for (Index t = 0; t < y.rows(); ++t) {
-      for (Index k = 0; k < plan.top_k; ++k) {
-        if (plan.row_of[static_cast<std::size_t>((first + t) * plan.top_k + k)] ==
-            DispatchPlan::no_row)
-          continue;
-        const Index expert = routing.experts(first + t, k) - plan.first_expert;
-        if (expert < 0 || expert >= num_experts()) continue;  // Of another bank beside this one.
-        const Scalar* const bias = unweighted_bias(expert);
-        for (Index d = 0; d < d_model(); ++d) y(t, d) += bias[d];
-      }
-    }
-  }
-
   /// The bank as a part of a layer's expert stage.
   const detail::StagedBank<Scalar>* staged() const noexcept { return this; }
 
@@ -217,7 +197,7 @@ class FeedForwardExperts final : public detail::StagedBank<ScalarT> {
                       slice.kept_sums + (panel * slice.num_rows + first) * kernels::panel_width);
           Scalar* const values = slice.hidden + first * hidden + panel * hidden_width * count;
           activate(sums, weights_.up_bias_of(slice.expert, panel), count, values);
-          if (slice.input->dropout.rate > 0) drop(slice, panel, first, count, values);
+          if (slice.dropout.rate > 0) drop(slice, panel, first, count, values);
         });
   }
 
@@ -272,11 +252,9 @@ class FeedForwardExperts final : public detail::StagedBank<ScalarT> {
   void drop(const detail::StageSlice<Scalar>& slice, Index panel, Index first, Index count,
             Scalar* hidden) const {
     Scalar factor[hidden_width];
-    const DispatchPlan& plan = slice.input->plan;
     for (Index r = 0; r < count; ++r) {
-      detail::dropout_factors(slice.input->dropout,
-                              plan.rows[static_cast<std::size_t>(slice.first_row + first + r)],
-                              plan.top_k, d_ff(), panel * hidden_width, hidden_width, factor);
+      detail::dropout_factors(slice.dropout, slice.choices[first + r], slice.top_k, d_ff(),
+                              panel * hidden_width, hidden_width, factor);
       for (Index i = 0; i < hidden_width; ++i) hidden[i * count + r] *= factor[i];
     }
   }

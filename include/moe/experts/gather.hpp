@@ -11,6 +11,7 @@
 #include "moe/core/config.hpp"
 #include "moe/core/contracts.hpp"
 #include "moe/core/dispatch_plan.hpp"
+#include "moe/core/routing.hpp"
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
 
@@ -54,6 +55,29 @@ void check_bank_call(const char* where, const ExpertInput<Scalar>& input,
   check(input.dropout.rate >= 0 && input.dropout.rate < 1, where,
         "input.dropout.rate must be at least 0 and below 1");
   check(!overlap(input.x, rows) && !overlap(input.scales, rows), where, "rows overlaps the input");
+}
+
+/// Adds to tokens first .. first + y.rows() - 1 what the routing weights must not multiply: the
+/// down biases of the experts that ran, where the bank has such.
+///
+/// Shapes  y (count, D).
+template <class BankT, class Scalar>
+void add_unweighted(const BankT& bank, const Routing<Scalar>& routing, const DispatchPlan& plan,
+                    Index first, std::type_identity_t<MatrixView<Scalar>> y) {
+  if constexpr (requires { bank.unweighted_bias(Index{0}); }) {
+    if (bank.unweighted_bias(0) == nullptr) return;
+    for (Index t = 0; t < y.rows(); ++t) {
+      for (Index k = 0; k < plan.top_k; ++k) {
+        if (plan.row_of[static_cast<std::size_t>((first + t) * plan.top_k + k)] ==
+            DispatchPlan::no_row)
+          continue;
+        const Index expert = routing.experts(first + t, k) - plan.first_expert;
+        if (expert < 0 || expert >= bank.num_experts()) continue;  // Of another bank.
+        const Scalar* const bias = bank.unweighted_bias(expert);
+        for (Index d = 0; d < y.cols() && bias != nullptr; ++d) y(t, d) += bias[d];
+      }
+    }
+  }
 }
 
 }  // namespace moe::inline MOE_ABI::detail

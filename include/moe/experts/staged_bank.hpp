@@ -46,8 +46,9 @@ struct StageSlice {
   MatrixView<Scalar> rows{};        // of the expert: where the down projection goes
   bool past_caches = false;         // all experts' rows together exceed the caches by far
   const Scalar* weights = nullptr;  // (rows of the expert), by which they are multiplied, or null
-  const ExpertInput<Scalar>* input = nullptr;
-  Index first_row = 0;  // of the expert in the plan
+  HiddenDropout dropout{};
+  const TokenSlot* choices = nullptr;  // (rows of the expert), where there is dropout
+  Index top_k = 0;                     // of the plan that they are of
 
   /// The first row of block b, counted within the expert.
   Index block_row(Index b) const noexcept { return num_rows * b / blocks; }

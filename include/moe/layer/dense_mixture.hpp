@@ -7,11 +7,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
-#include <span>
 #include <type_traits>
 #include <utility>
 
-#include "moe/core/aligned_buffer.hpp"
 #include "moe/core/concepts.hpp"
 #include "moe/core/config.hpp"
 #include "moe/core/contracts.hpp"
@@ -49,8 +47,7 @@ struct MixtureTape {
   // The rest is the layer's.
   const void* layer = nullptr;  // that filled it; none after a backward
   RouteOptions options{};
-  AlignedBuffer<Scalar> sums{};  // (E T, sums of a row)
-  std::size_t kept = 0;          // values of `sums`
+  KeptSums<Scalar> sums{};  // (E T, sums of a row)
 };
 
 /// The gradients of what a DenseMixture has learnt. A backward adds to them.
@@ -112,7 +109,7 @@ class DenseMixture {
     tape.layer = nullptr;
     options.keep_logits = true;
     prepare(x, y, options, tape.routing, tape.plan, tape.rows);
-    experts_.forward({x, tape.plan}, tape.rows, sums_of(tape), scratch);
+    experts_.forward({x, tape.plan}, tape.rows, tape.sums.resize(sums_count(tape)), scratch);
     combine<Scalar>(tape.rows, tape.plan, tape.routing.weights, y);
     tape.options = options;
     tape.options.token_ids = tape.options.token_types = tape.options.token_groups = {};
@@ -122,7 +119,6 @@ class DenseMixture {
       sum->resize(x.rows(), num_experts());
       sum->setZero();
     }
-    tape.kept = sums_count(tape);
     tape.layer = this;
     return tape.routing;
   }
@@ -152,19 +148,15 @@ class DenseMixture {
     detail::check_shape(where, "dx.rows()", "dx.cols()", dx, tokens, d_model());
     detail::check(!detail::overlap(x, dx) && !detail::overlap(dy, dx), where,
                   "dx overlaps x or dy");
-    const auto check_tape = [&](const char* rows_name, const char* cols_name, const auto& m,
-                                Index rows, Index cols) {
-      detail::check_shape(where, rows_name, cols_name, m, rows, cols);
-    };
-    check_tape("tape.d_rows.rows()", "tape.d_rows.cols()", tape.d_rows, tape.plan.num_rows(),
-               d_model());
-    check_tape("tape.d_weights.rows()", "tape.d_weights.cols()", tape.d_weights, tokens,
-               num_experts());
-    check_tape("tape.d_logits.rows()", "tape.d_logits.cols()", tape.d_logits, tokens,
-               num_experts());
-    check_tape("tape.d_scored.rows()", "tape.d_scored.cols()", tape.d_scored, tokens,
-               num_experts());
-    detail::check(tape.kept == sums_count(tape), where,
+    detail::check_shape(where, "tape.d_rows.rows()", "tape.d_rows.cols()", tape.d_rows,
+                        tape.plan.num_rows(), d_model());
+    detail::check_shape(where, "tape.d_weights.rows()", "tape.d_weights.cols()", tape.d_weights,
+                        tokens, num_experts());
+    detail::check_shape(where, "tape.d_logits.rows()", "tape.d_logits.cols()", tape.d_logits,
+                        tokens, num_experts());
+    detail::check_shape(where, "tape.d_scored.rows()", "tape.d_scored.cols()", tape.d_scored,
+                        tokens, num_experts());
+    detail::check(tape.sums.size() == sums_count(tape), where,
                   "the layer is not as it was in the forward");
     router_.check_backward(where, gradients.router);
     experts_.check_backward(where, gradients.experts);
@@ -179,7 +171,7 @@ class DenseMixture {
     }
     Matrix<Scalar> d_inputs(tape.plan.num_rows(), d_model());
     const ExpertInput<Scalar> input{x, tape.plan};
-    BankBackward<Scalar> call{input, tape.d_rows, sums_of(tape), d_inputs};
+    BankBackward<Scalar> call{input, tape.d_rows, tape.sums.values(), d_inputs};
     call.dy_of_rows = true;
     experts_.backward(call, gradients.experts, scratch);
     for (Index t = 0; t < tokens; ++t) {
@@ -222,10 +214,6 @@ class DenseMixture {
     rows.resize(plan.num_rows(), d_model());
   }
 
-  std::span<Scalar> sums_of(MixtureTape<Scalar>& tape) const {
-    tape.sums.grow(sums_count(tape));
-    return {tape.sums.data(), sums_count(tape)};
-  }
   std::size_t sums_count(const MixtureTape<Scalar>& tape) const {
     return static_cast<std::size_t>(tape.plan.num_rows() * experts_.sums_size());
   }

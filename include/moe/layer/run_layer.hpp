@@ -9,7 +9,6 @@
 #include <span>
 #include <type_traits>
 
-#include "moe/core/aligned_buffer.hpp"
 #include "moe/core/concepts.hpp"
 #include "moe/core/config.hpp"
 #include "moe/core/contracts.hpp"
@@ -34,13 +33,13 @@ namespace moe::inline MOE_ABI::detail {
 /// Room on the tape for what a bank's backward needs of a forward on `plan`; none without a tape,
 /// or where it is to be recomputed.
 template <class BankT, class Scalar = typename BankT::Scalar>
-std::span<Scalar> room_for_sums(Tape<Scalar>* tape, AlignedBuffer<Scalar> Tape<Scalar>::*buffer,
+std::span<Scalar> room_for_sums(Tape<Scalar>* tape, KeptSums<Scalar> Tape<Scalar>::*kept,
                                 const BankT& bank, const DispatchPlan& plan) {
   if constexpr (DifferentiableBank<BankT>) {
-    if (tape == nullptr || tape->policy == TapePolicy::recompute) return {};
-    const auto values = static_cast<std::size_t>(plan.num_rows() * bank.sums_size());
-    (tape->*buffer).grow(values);
-    return {(tape->*buffer).data(), values};
+    if (tape == nullptr) return {};
+    const bool keeps = tape->policy != TapePolicy::recompute;
+    return (tape->*kept)
+        .resize(keeps ? static_cast<std::size_t>(plan.num_rows() * bank.sums_size()) : 0);
   } else {
     return {};
   }
@@ -93,15 +92,12 @@ void run_layer(const char* where, const BankT& experts, const SharedExperts<Shar
             (staged_shared != nullptr || !shared.bank() || shared_dropout.rate == 0),
         where, "only banks of feed-forward experts have hidden dropout");
   const std::span<Scalar> sums = room_for_sums(tape, &Tape<Scalar>::sums, experts, plan);
+  if (tape != nullptr) tape->shared_sums.resize(0);
   std::span<Scalar> shared_sums;
   if (shared.bank()) {
     shared.prepare(x, workspace);
     shared_sums =
         room_for_sums(tape, &Tape<Scalar>::shared_sums, *shared.bank(), workspace.shared_plan);
-  }
-  if (tape != nullptr) {
-    tape->kept = sums.size();
-    tape->shared_kept = shared_sums.size();
   }
   const ExpertInput<Scalar> shared_input{x, workspace.shared_plan, {}, 1, shared_dropout};
   // Banks that are no part of the stage come first: they may hold others, which have a stage too.
@@ -128,9 +124,7 @@ void run_layer(const char* where, const BankT& experts, const SharedExperts<Shar
       if (output_bias.size() != 0) sum.add(output_bias.data(), 1);
       sum.finish();
     }
-    const MatrixView<Scalar> out = y.middle_rows(begin, end - begin);
-    if constexpr (requires { experts.add_unweighted(routing, plan, begin, out); })
-      experts.add_unweighted(routing, plan, begin, out);
+    add_unweighted(experts, routing, plan, begin, y.middle_rows(begin, end - begin));
   });
 }
 

@@ -7,10 +7,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
-#include <span>
 #include <utility>
 
-#include "moe/core/aligned_buffer.hpp"
 #include "moe/core/concepts.hpp"
 #include "moe/core/config.hpp"
 #include "moe/core/contracts.hpp"
@@ -51,9 +49,8 @@ struct SoftMoeWorkspace {
 template <class Scalar>
 struct SoftMoeTape {
   SoftMoeWorkspace<Scalar> workspace{};
-  AlignedBuffer<Scalar> sums{};  // (E p, sums of a row)
-  std::size_t kept = 0;          // values of `sums`
-  const void* layer = nullptr;   // that filled it; none after a backward
+  KeptSums<Scalar> sums{};      // (E p, sums of a row)
+  const void* layer = nullptr;  // that filled it; none after a backward
 };
 
 /// The gradients of what a SoftMoe has learnt. A backward adds to them.
@@ -126,13 +123,13 @@ class SoftMoe {
     SoftMoeWorkspace<Scalar>& workspace = tape.workspace;
     if (x.rows() == 0) {
       workspace.combine.resize(0, num_slots());
+      tape.sums.resize(sums_count());
     } else {
       mix(x, workspace);
-      experts_.forward({workspace.slots, workspace.plan}, workspace.outputs, sums_of(tape),
-                       workspace.scratch);
+      experts_.forward({workspace.slots, workspace.plan}, workspace.outputs,
+                       tape.sums.resize(sums_count()), workspace.scratch);
       combine(workspace, y);
     }
-    tape.kept = sums_count();
     tape.layer = this;
   }
 
@@ -154,7 +151,8 @@ class SoftMoe {
     constexpr const char* where = "SoftMoe::backward";
     SoftMoeWorkspace<Scalar>& workspace = tape.workspace;
     detail::check(tape.layer == this, where, "the tape is of another layer, or was used");
-    detail::check(tape.kept == sums_count(), where, "the layer is not as it was in the forward");
+    detail::check(tape.sums.size() == sums_count(), where,
+                  "the layer is not as it was in the forward");
     const Index tokens = workspace.combine.rows();
     detail::check_shape(where, "x.rows()", "x.cols()", x, tokens, d_model());
     detail::check_shape(where, "dy.rows()", "dy.cols()", dy, tokens, d_model());
@@ -175,7 +173,7 @@ class SoftMoe {
     detail::add_transposed_product<Scalar>(workspace.combine, dy, d_outputs);
     Matrix<Scalar> d_slots(num_slots(), d_model());
     const ExpertInput<Scalar> input{workspace.slots, workspace.plan};
-    experts_.backward({input, d_outputs, sums_of(tape), d_slots}, gradients.experts,
+    experts_.backward({input, d_outputs, tape.sums.values(), d_slots}, gradients.experts,
                       workspace.scratch);
     Matrix<Scalar> d_logits(tokens, num_slots());  // (T, E p), of dispatch so far
     detail::LinearMap<Scalar>(d_slots).run(x, d_logits);
@@ -215,10 +213,6 @@ class SoftMoe {
     detail::add_product<Scalar>(workspace.combine, workspace.outputs, {}, y);
   }
 
-  std::span<Scalar> sums_of(SoftMoeTape<Scalar>& tape) const {
-    tape.sums.grow(sums_count());
-    return {tape.sums.data(), sums_count()};
-  }
   std::size_t sums_count() const {
     return static_cast<std::size_t>(num_slots() * experts_.sums_size());
   }

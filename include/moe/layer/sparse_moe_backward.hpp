@@ -12,7 +12,6 @@
 #include <span>
 #include <vector>
 
-#include "moe/core/aligned_buffer.hpp"
 #include "moe/core/concepts.hpp"
 #include "moe/core/config.hpp"
 #include "moe/core/contracts.hpp"
@@ -279,8 +278,8 @@ void check_backward(const char* where, const RouterT& router, const BankT& exper
   if constexpr (DifferentiableRouter<RouterT>) router.check_backward(where, gradients.router);
   check_shape(where, "tape.d_deviation.rows()", "tape.d_deviation.cols()", tape.d_deviation,
               tape.drawn.deviation.rows(), tape.drawn.deviation.cols());
-  check(!tape.has_sums || (tape.kept == values_kept(experts, tape.plan.num_rows()) &&
-                           tape.shared_kept == shared_values_kept(shared, tokens)),
+  check(!tape.has_sums || (tape.sums.size() == values_kept(experts, tape.plan.num_rows()) &&
+                           tape.shared_sums.size() == shared_values_kept(shared, tokens)),
         where, "the layer is not as it was in the forward");
   check_shape(where, "tape.shared_gate.rows()", "tape.shared_gate.cols()", tape.shared_gate,
               shared.has_gate() ? tokens : 0, shared.has_gate() ? shared.bank()->num_experts() : 0);
@@ -315,21 +314,20 @@ void backward_of_layer(const RouterT& router, const BankT& experts,
   const MatrixView<const Scalar> none;
   const ExpertInput<Scalar> input{seen, tape.plan, on_input ? weights : none,
                                   static_cast<Scalar>(tape.routing.input_scale), tape.dropout};
-  std::span<const Scalar> sums(tape.sums.data(), tape.kept);
-  std::span<const Scalar> shared_sums(tape.shared_sums.data(), tape.shared_kept);
+  std::span<const Scalar> sums = tape.sums.values();
+  std::span<const Scalar> shared_sums = tape.shared_sums.values();
   struct Recomputed {
-    AlignedBuffer<Scalar> sums;
-    AlignedBuffer<Scalar> shared_sums;
+    KeptSums<Scalar> sums;
+    KeptSums<Scalar> shared_sums;
   };
   if (!tape.has_sums) {
     auto& recomputed = workspace.scratch.template kept<Recomputed>();
     const auto again = [&](const auto& bank, const ExpertInput<Scalar>& of_bank,
-                           GrowingMatrix<Scalar>& rows, AlignedBuffer<Scalar>& kept) {
-      const std::size_t values = values_kept(bank, of_bank.plan.num_rows());
-      kept.grow(values);
+                           GrowingMatrix<Scalar>& rows, KeptSums<Scalar>& kept) {
       rows.resize(of_bank.plan.num_rows(), bank.d_model());
-      bank.forward(of_bank, rows, std::span<Scalar>(kept.data(), values), workspace.scratch);
-      return std::span<const Scalar>(kept.data(), values);
+      bank.forward(of_bank, rows, kept.resize(values_kept(bank, of_bank.plan.num_rows())),
+                   workspace.scratch);
+      return kept.values();
     };
     sums = again(experts, input, workspace.rows, recomputed.sums);
     if (shared.bank()) {

@@ -4,15 +4,13 @@
 // What a forward leaves for its backward.
 #pragma once
 
-#include <cstddef>
-
-#include "moe/core/aligned_buffer.hpp"
 #include "moe/core/concepts.hpp"
 #include "moe/core/config.hpp"
 #include "moe/core/dispatch_plan.hpp"
 #include "moe/core/growing_matrix.hpp"
 #include "moe/core/routing.hpp"
 #include "moe/core/types.hpp"
+#include "moe/experts/bank_backward.hpp"
 #include "moe/routing/noise.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -55,10 +53,8 @@ struct Tape {
   HiddenDropout dropout{};
   HiddenDropout shared_dropout{};
   bool has_sums = false;
-  std::size_t kept = 0;                 // values of `sums`
-  std::size_t shared_kept = 0;          // of `shared_sums`
-  AlignedBuffer<Scalar> sums{};         // (N, sums of a row)
-  AlignedBuffer<Scalar> shared_sums{};  // (T * shared experts, sums of a row)
+  KeptSums<Scalar> sums{};              // (N, sums of a row)
+  KeptSums<Scalar> shared_sums{};       // (T * shared experts, sums of a row)
   GrowingMatrix<Scalar> shared_gate{};  // (T, shared experts), where they are gated
 };
 

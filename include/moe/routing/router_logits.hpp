@@ -230,7 +230,8 @@ class RouterLogits {
   /// x, or this thread's memory with x jittered.
   MatrixView<const Scalar> jittered(MatrixView<const Scalar> x, const RouteInputs<Scalar>& inputs,
                                     const RouteOptions& options) const {
-    if (!options.training || jitter_.target != JitterTarget::router_input) return x;
+    if (!options.training || jitter_.target != JitterTarget::router_input || jitter_.epsilon == 0)
+      return x;
     struct Jittered;
     const MatrixView<Scalar> result = buffer<Jittered>(x.rows(), d_model_);
     const std::uint64_t seed = stream_seed(options.seed, NoiseStream::jitter);

@@ -142,7 +142,8 @@ class TopKRouter {
   MatrixView<const Scalar> hidden_states(MatrixView<const Scalar> x, const RouteOptions& options,
                                          GrowingMatrix<Scalar>& buffer) const {
     const JitterRule& rule = config_.rule.jitter;
-    if (!options.training || rule.target != JitterTarget::hidden_states) return x;
+    if (!options.training || rule.target != JitterTarget::hidden_states || rule.epsilon == 0)
+      return x;
     buffer.resize(x.rows(), x.cols());
     jitter<Scalar>(x, rule.epsilon, options.seed, buffer);
     return buffer;
