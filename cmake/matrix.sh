@@ -29,9 +29,16 @@ tests() {
     tests/run.sh
 }
 
+# The sanitizers' runtime, which clang's package only recommends.
+clang_runtime() {
+  moe_need clang libomp-dev
+  moe_need "libclang-rt-$(clang++ -dumpversion | cut -d. -f1)-dev"
+}
+
 # With the benchmarks, so that clang builds everything somewhere. LLVM's OpenMP runtime keeps what
 # it took for its threads.
 asan_clang() {
+  clang_runtime
   moe_need libbenchmark-dev
   mkdir -p "$MOE_BUILD"
   echo "leak:libomp.so" >"$MOE_BUILD/leaks"
@@ -41,8 +48,7 @@ asan_clang() {
 
 # OpenMP's barriers are invisible to ThreadSanitizer, unless LLVM's runtime tells it of them.
 tsan() {
-  moe_need clang libomp-dev
-  moe_need "libclang-rt-$(clang++ -dumpversion | cut -d. -f1)-dev"
+  clang_runtime
   local archer
   archer=$(find /usr/lib/llvm-*/lib -name libarcher.so | sort | tail -n 1)
   [ -n "$archer" ] || moe_stop "libomp's libarcher.so is missing"
@@ -87,7 +93,7 @@ aarch64() {
 
 lint() {
   moe_need clang-tidy
-  tests release-g++ g++ -O2 -DCMAKE_EXPORT_COMPILE_COMMANDS=ON
+  tests release-g++ g++ -O2 -DCMAKE_EXPORT_COMPILE_COMMANDS=ON || return 1
   git ls-files 'examples/*.cpp' 'tests/conformance/*.cpp' |
     xargs -P "$(nproc)" -n 1 clang-tidy -p .build/release-g++ --quiet --warnings-as-errors='*'
 }

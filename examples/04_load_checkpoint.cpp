@@ -22,11 +22,13 @@ int main(int argc, char** argv) {
     const moe::Matrix<float> x = moe::Matrix<float>::Random(4, layer.d_model());  // (T, D)
     moe::Matrix<float> y(x.rows(), x.cols());                                     // (T, D)
     const auto& routing = layer.forward(x, y);
-    for (moe::Index t = 0; t < x.rows(); ++t)
-      std::printf("token %td: experts %d and %d with weights %.3f and %.3f\n", t,
-                  routing.experts(t, 0), routing.experts(t, 1),
-                  static_cast<double>(routing.weights(t, 0)),
-                  static_cast<double>(routing.weights(t, 1)));
+    for (moe::Index t = 0; t < x.rows(); ++t) {
+      std::printf("token %td:", t);
+      for (moe::Index k = 0; k < routing.top_k(); ++k)
+        std::printf(" expert %d with weight %.3f", routing.experts(t, k),
+                    static_cast<double>(routing.weights(t, k)));
+      std::printf("\n");
+    }
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;

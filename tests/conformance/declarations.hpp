@@ -81,9 +81,9 @@ inline void check_declarations(const GoldenCase& golden) {
     const std::string value = golden.text(declaration.key);
     bool known = false;
     for (const std::string& allowed : declaration.values) known = known || value == allowed;
-    if (!known)
-      throw std::runtime_error("'" + std::string(declaration.key) + "' is '" + value +
-                               "', which is not the family's rule");
+    if (known) continue;
+    const std::string key = declaration.key;
+    throw std::runtime_error("'" + key + "' is '" + value + "', which is not the family's rule");
   }
 }
 

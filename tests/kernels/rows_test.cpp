@@ -187,6 +187,26 @@ TEST_P(Rows, WeightedSumAddsInOrder) {
   }
 }
 
+TEST_P(Rows, WeightedSumKeepsTheOrder) {
+  // 1 is lost, unless it comes after the two that cancel.
+  for (const std::ptrdiff_t n : {1, 16, 33}) {
+    const std::vector<std::vector<float>> rows = {
+        std::vector<float>(static_cast<std::size_t>(n), 1e8F),
+        std::vector<float>(static_cast<std::size_t>(n), -1e8F),
+        std::vector<float>(static_cast<std::size_t>(n), 1)};
+    const float* const in_order[] = {rows[0].data(), rows[1].data(), rows[2].data()};
+    const float* const reversed[] = {rows[2].data(), rows[1].data(), rows[0].data()};
+    const float weight[] = {1, 1, 1};
+    std::vector<float> out(static_cast<std::size_t>(n));
+    for (const float* const weights : {static_cast<const float*>(nullptr), &weight[0]}) {
+      kernels().weighted_sum(in_order, weights, 3, n, out.data());
+      EXPECT_EQ(out, std::vector<float>(static_cast<std::size_t>(n), 1));
+      kernels().weighted_sum(reversed, weights, 3, n, out.data());
+      EXPECT_EQ(out, std::vector<float>(static_cast<std::size_t>(n), 0));
+    }
+  }
+}
+
 TEST_P(Rows, PackTransposesAndScales) {
   for (const std::ptrdiff_t count : {1, 3, 5, 8, 13, 14}) {
     for (const std::ptrdiff_t n : {1, 15, 16, 17, 35, 64, 97}) {

@@ -78,6 +78,30 @@ TEST(Combine, SumsInTheOrderOfTheSlots) {
   }
 }
 
+TEST(Combine, AddsTheFirstSlotFirstWhateverItsExpert) {
+  moe::Routing<float> routing;
+  routing.resize(2, 3, 3, {});
+  routing.experts << 2, 0, 1, 1, 2, 0;
+  routing.weights.setOnes();
+  moe::DispatchPlan plan;
+  moe::make_plan(routing, {}, plan);
+  Matrix<float> rows(6, 5);  // (N, D)
+  // 1 is lost, unless it comes after the two that cancel.
+  const float in_order[] = {1e8F, -1e8F, 1};
+  for (Index k = 0; k < 3; ++k) {
+    rows.row(plan.row_of[static_cast<std::size_t>(k)]).setConstant(in_order[k]);
+    rows.row(plan.row_of[static_cast<std::size_t>(3 + k)]).setConstant(in_order[2 - k]);
+  }
+  for (const bool weighted : {true, false}) {
+    Matrix<float> y(2, 5);  // (T, D)
+    moe::combine<float>(
+        rows, plan, weighted ? MatrixView<const float>(routing.weights) : MatrixView<const float>(),
+        y);
+    EXPECT_EQ(y.row(0), Matrix<float>::Ones(1, 5));
+    EXPECT_EQ(y.row(1), Matrix<float>::Zero(1, 5));
+  }
+}
+
 TEST(Combine, IsTheInverseOfDispatchForOneSlotOfWeightOne) {
   const moe::Routing<float> routing = random_routing(50, 4, 1);
   moe::DispatchPlan plan;
