@@ -8,6 +8,7 @@ set -euo pipefail
 # shellcheck source=cmake/setup.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../cmake/setup.sh"
 moe_need_build nlohmann-json3-dev libcli11-dev
+[[ " $* " != *" --plot "* ]] || moe_need gnuplot-nox
 moe_build release language_model -DCMAKE_CXX_FLAGS="-O2 -DNDEBUG" -DMOE_BUILD_TESTS=OFF \
   -DMOE_BUILD_BENCHMARKS=OFF
 program=$MOE_BUILD/release/examples/language_model/language_model

@@ -41,11 +41,11 @@ void write_file(const std::string& path, const std::string& text) {
   file.commit(text);
 }
 
-/// Means of a figure over groups of steps: (step of the last, mean).
-std::vector<std::pair<Index, double>> grouped(const std::vector<LogEntry>& run,
-                                              const std::function<double(const LogEntry&)>& figure,
-                                              Index group) {
-  std::vector<std::pair<Index, double>> points;
+/// Means of a figure over groups of steps: (step or second of the last, mean).
+std::vector<std::pair<double, double>> grouped(const std::vector<LogEntry>& run,
+                                               const std::function<double(const LogEntry&)>& figure,
+                                               Index group, Axis axis) {
+  std::vector<std::pair<double, double>> points;
   double sum = 0;
   Index count = 0;
   for (const LogEntry& entry : run) {
@@ -55,7 +55,8 @@ std::vector<std::pair<Index, double>> grouped(const std::vector<LogEntry>& run,
       ++count;
     }
     if (entry.step % group == 0 && count > 0) {
-      points.emplace_back(entry.step, sum / static_cast<double>(count));
+      points.emplace_back(axis == Axis::steps ? static_cast<double>(entry.step) : entry.seconds,
+                          sum / static_cast<double>(count));
       sum = 0;
       count = 0;
     }
@@ -202,24 +203,27 @@ void Experiment::write_table(const std::vector<std::string>& head,
 
 void Experiment::plot(const std::string& name, const std::string& label,
                       const std::vector<Result>& results,
-                      const std::function<double(const LogEntry&)>& figure, Index group) const {
+                      const std::function<double(const LogEntry&)>& figure, Index group,
+                      Axis axis) const {
   std::ostringstream script;
   std::string draw = "plot ";
   for (std::size_t i = 0; i < results.size(); ++i) {
-    std::vector<std::vector<std::pair<Index, double>>> of_seeds;
-    for (const auto& run : results[i].runs) of_seeds.push_back(grouped(run, figure, group));
+    std::vector<std::vector<std::pair<double, double>>> of_seeds;
+    for (const auto& run : results[i].runs) of_seeds.push_back(grouped(run, figure, group, axis));
     script << "$d" << i << " << EOD\n";
     for (std::size_t p = 0; p < of_seeds[0].size(); ++p) {
       double least = std::numeric_limits<double>::infinity();
       double most = -least;
+      double place = 0;
       double sum = 0;
       for (const auto& points : of_seeds) {
         least = std::min(least, points[p].second);
         most = std::max(most, points[p].second);
+        place += points[p].first;
         sum += points[p].second;
       }
-      script << of_seeds[0][p].first << ' ' << sum / static_cast<double>(of_seeds.size()) << ' '
-             << least << ' ' << most << '\n';
+      const auto count = static_cast<double>(of_seeds.size());
+      script << place / count << ' ' << sum / count << ' ' << least << ' ' << most << '\n';
     }
     script << "EOD\n";
     const std::string data = "$d" + std::to_string(i);
@@ -228,8 +232,8 @@ void Experiment::plot(const std::string& name, const std::string& label,
             colour + " notitle, " + data + " using 1:2 with lines lw 2" + colour + " title '" +
             results[i].name + "'";
   }
-  script << "set xlabel 'step'\nset ylabel '" << label
-         << "'\nset grid lc rgb '#dddddd'\nset key top right\n"
+  script << "set xlabel '" << (axis == Axis::steps ? "step" : "seconds of training")
+         << "'\nset ylabel '" << label << "'\nset grid lc rgb '#dddddd'\nset key top right\n"
          << "draw = \"" << draw << "\"\n";
   language_model::training::draw_picture(script.str(), folder_ + "/" + name);
 }

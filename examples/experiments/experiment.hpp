@@ -47,6 +47,8 @@ Spread spread_of(const Result& result,
 /// "1.234 ± 0.005".
 std::string text_of(const Spread& spread, int digits);
 
+enum class Axis { steps, seconds };
+
 /// One command: arguments, runs and files.
 class Experiment {
  public:
@@ -74,11 +76,12 @@ class Experiment {
   void write_table(const std::vector<std::string>& head,
                    const std::vector<std::vector<std::string>>& rows) const;
 
-  /// A figure over the steps, its mean as a line and its range over the seeds as a band: <name>.svg
-  /// and <name>.png. Entries for which it is below 0 are left out; others are averaged in groups of
-  /// `group` steps.
+  /// A figure over the steps or the seconds of training, its mean as a line and its range over the
+  /// seeds as a band: <name>.svg and <name>.png. Entries for which it is below 0 are left out;
+  /// others are averaged in groups of `group` steps.
   void plot(const std::string& name, const std::string& label, const std::vector<Result>& results,
-            const std::function<double(const LogEntry&)>& figure, Index group) const;
+            const std::function<double(const LogEntry&)>& figure, Index group,
+            Axis axis = Axis::steps) const;
 
  private:
   std::string folder_;

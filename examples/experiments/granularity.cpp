@@ -21,12 +21,14 @@ void run(const Experiment& experiment) {
                        const nlohmann::json& config) {
     Variant variant{name, folder, config, experiment.options()};
     variant.options.balance = Balance::aux;
+    // The loss is K where loads are even, so that a coefficient over K presses all alike.
+    variant.options.balance_weight *= 2.0 / config["num_experts_per_tok"].get<double>();
     variants.push_back(variant);
   };
-  // Of 8 widths of 96 a token passes through 2 in all of them.
-  add("2 of 8 experts", "coarse", Experiment::glm4(8, 2, 0, 96));
-  add("8 of 32, a quarter as wide", "fine", Experiment::glm4(32, 8, 0, 24));
-  add("7 of 31 and a shared one", "shared", Experiment::glm4(31, 7, 1, 24));
+  // Of 8 widths of 128 a token passes through 2 in all of them.
+  add("2 of 8 experts", "coarse", Experiment::glm4(8, 2, 0, 128));
+  add("8 of 32, a quarter as wide", "fine", Experiment::glm4(32, 8, 0, 32));
+  add("7 of 31 and a shared one", "shared", Experiment::glm4(31, 7, 1, 32));
   const auto results = experiment.run(variants, experiment.steps() / 20);
   std::vector<std::vector<std::string>> rows;
   for (const auto& result : results)
@@ -46,5 +48,5 @@ void run(const Experiment& experiment) {
 
 int main(int argc, char** argv) {
   return experiments::report_errors(
-      "granularity", [&] { run(experiments::Experiment(argc, argv, "granularity", 1000)); });
+      "granularity", [&] { run(experiments::Experiment(argc, argv, "granularity", 900)); });
 }

@@ -17,7 +17,6 @@ namespace {
 
 using experiments::Experiment;
 using experiments::LogEntry;
-using experiments::Spread;
 using experiments::Variant;
 using language_model::training::Balance;
 using moe::Index;
@@ -46,6 +45,35 @@ Reached reach(const Run& run, double loss) {
   return {};
 }
 
+/// The evaluation after so many seconds, by the straight line between two; the last if the run is
+/// shorter.
+double loss_after(const Run& run, double seconds) {
+  const LogEntry* before = nullptr;
+  for (const LogEntry& entry : run) {
+    if (entry.evaluation < 0) continue;
+    if (entry.seconds >= seconds) {
+      if (before == nullptr) return entry.evaluation;
+      const double share = (seconds - before->seconds) / (entry.seconds - before->seconds);
+      return before->evaluation + share * (entry.evaluation - before->evaluation);
+    }
+    before = &entry;
+  }
+  return experiments::final_loss(run);
+}
+
+/// Mean and deviation of the factors of the seeds that reached the goal (the others have 0), and
+/// how many did.
+std::string text_of_factors(const std::vector<double>& factors) {
+  std::vector<double> reached;
+  for (const double factor : factors)
+    if (factor > 0) reached.push_back(factor);
+  if (reached.empty()) return "never";
+  std::string text = text_of(experiments::spread_of(reached), 2);
+  if (reached.size() < factors.size())
+    text += " (" + std::to_string(reached.size()) + " of " + std::to_string(factors.size()) + ")";
+  return text;
+}
+
 void run(const Experiment& experiment) {
   Variant sparse{"sparse, 2 of 8 experts", "sparse", Experiment::mixtral(), experiment.options()};
   Variant dense{"dense, as wide as 2 experts", "dense", Experiment::mixtral(), experiment.options(),
@@ -54,25 +82,30 @@ void run(const Experiment& experiment) {
   const auto results = experiment.run({sparse, dense}, std::max<Index>(1, experiment.steps() / 40));
   std::vector<std::vector<std::string>> rows;
   for (const auto& result : results) {
-    std::vector<double> steps;
-    std::vector<double> seconds;
+    std::vector<double> fewer_steps;
+    std::vector<double> less_time;
+    std::vector<double> equal_time;
     for (std::size_t seed = 0; seed < result.runs.size(); ++seed) {
-      const double goal = experiments::final_loss(results[1].runs[seed]);
-      const Reached reached = reach(result.runs[seed], goal);
-      steps.push_back(reached.step);
-      seconds.push_back(reached.seconds);
+      const Run& dense_run = results[1].runs[seed];
+      const Reached reached = reach(result.runs[seed], experiments::final_loss(dense_run));
+      fewer_steps.push_back(static_cast<double>(dense_run.back().step) / reached.step);
+      less_time.push_back(dense_run.back().seconds / reached.seconds);
+      equal_time.push_back(loss_after(result.runs[seed], dense_run.back().seconds));
     }
-    const Spread step = experiments::spread_of(steps);
-    const Spread second = experiments::spread_of(seconds);
     rows.push_back(
         {result.name, text_of(spread_of(result, experiments::final_loss), 3),
          text_of(spread_of(result, [](const Run& run) { return run.back().seconds; }), 0),
-         std::isfinite(step.mean) ? text_of(step, 0) : "not by every seed",
-         std::isfinite(second.mean) ? text_of(second, 0) : "not by every seed"});
+         text_of(experiments::spread_of(equal_time), 3), text_of_factors(fewer_steps),
+         text_of_factors(less_time)});
   }
-  experiment.write_table({"model", "validation loss, nats per byte", "training time, s",
-                          "steps to the dense model's last loss, seed by seed", "seconds to it"},
-                         rows);
+  experiment.write_table(
+      {"model", "validation loss, nats per byte", "training time, s",
+       "loss after the dense model's time", "times fewer steps to the dense model's last loss",
+       "times less time to it"},
+      rows);
+  experiment.plot(
+      "loss_by_time", "validation loss, nats per byte", results,
+      [](const LogEntry& entry) { return entry.evaluation; }, 1, experiments::Axis::seconds);
   experiment.plot(
       "loss", "validation loss, nats per byte", results,
       [](const LogEntry& entry) { return entry.evaluation; }, 1);

@@ -55,7 +55,7 @@ struct Case {
   Matrix<Scalar> d_weights;  // (T, K)
 
   Case(const ExpertsConfig& config, Index tokens, Index top_k, Weights acts,
-       const ActivationT& activation = {})
+       const ActivationT& activation = {}, const moe::Capacity& capacity = {})
       : bank(config, activation), where(acts), gradients(config) {
     auto random = [seed = std::uint64_t{1}](Index r, Index c) mutable {
       Matrix<double> m(r, c);
@@ -75,7 +75,7 @@ struct Case {
               .weights());
     routing = test_support::route<Scalar>(
         test_support::random_logits(tokens, config.num_experts, 9), top_k);
-    moe::make_plan(routing, {}, plan);
+    moe::make_plan(routing, capacity, plan);
     x = random(tokens, config.d_model);
     dy = random(tokens, config.d_model);
     rows.resize(plan.num_rows(), config.d_model);
@@ -128,10 +128,11 @@ struct Case {
 
 template <class ActivationT>
 void expect_gradients(const ExpertsConfig& config, Index tokens, Index top_k, Weights where,
-                      const ActivationT& activation = {}) {
+                      const ActivationT& activation = {}, const moe::Capacity& capacity = {}) {
   SCOPED_TRACE(testing::Message() << "D " << config.d_model << ", F " << config.d_ff << ", T "
                                   << tokens << ", weights " << static_cast<int>(where));
-  Case<double, ActivationT> c(config, tokens, top_k, where, activation);
+  Case<double, ActivationT> c(config, tokens, top_k, where, activation, capacity);
+  EXPECT_EQ(c.plan.dropped.empty(), capacity.is_unlimited());
   c.left_out = config.down_bias == DownBias::unweighted;
   c.backward();
   const auto loss = [&] { return c.loss(); };
@@ -156,15 +157,21 @@ void expect_gradients(const ExpertsConfig& config, Index tokens, Index top_k, We
 
 TEST(FeedForwardBackward, OfEveryActivation) {
   const ExpertsConfig config = {.num_experts = 3, .d_model = 5, .d_ff = 7};
-  expect_gradients<moe::Silu>(config, 4, 2, Weights::on_output);
-  expect_gradients<moe::Gelu>(config, 4, 2, Weights::on_output);
-  expect_gradients<moe::GeluTanh>(config, 4, 2, Weights::on_output);
-  expect_gradients<moe::Relu>(config, 4, 2, Weights::on_output);
-  expect_gradients<moe::SwiGlu>(config, 4, 2, Weights::on_output);
-  expect_gradients<moe::GeGlu>(config, 4, 2, Weights::on_output);
-  expect_gradients<moe::GeGluTanh>(config, 4, 2, Weights::on_output);
-  expect_gradients<moe::ReGlu>(config, 4, 2, Weights::on_output);
-  expect_gradients<moe::ClampedSwiGlu>(config, 4, 2, Weights::on_output, {.limit = 0.5});
+  for (const moe::Capacity& capacity :
+       {moe::Capacity{}, moe::Capacity{.formula = moe::CapacityFormula::fixed, .fixed_rows = 2}}) {
+    const auto check = [&]<class ActivationT>(const ActivationT& activation) {
+      expect_gradients(config, 5, 2, Weights::on_output, activation, capacity);
+    };
+    check(moe::Silu{});
+    check(moe::Gelu{});
+    check(moe::GeluTanh{});
+    check(moe::Relu{});
+    check(moe::SwiGlu{});
+    check(moe::GeGlu{});
+    check(moe::GeGluTanh{});
+    check(moe::ReGlu{});
+    check(moe::ClampedSwiGlu{.limit = 0.5});
+  }
 }
 
 TEST(FeedForwardBackward, OfDropoutOfManyRows) {

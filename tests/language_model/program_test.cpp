@@ -14,6 +14,8 @@
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
+#include <moe/io/tensors.hpp>
+
 #include "language_model/bundled_model.hpp"
 #include "language_model/tiny_families.hpp"
 
@@ -50,8 +52,10 @@ double printed(const std::string& text, const std::string& label) {
 
 TEST(Program, HelpIsNoError) {
   const TemporaryFolder folder;
-  for (const std::vector<std::string>& arguments :
-       {std::vector<std::string>{"--help"}, {"generate", "--help"}, {"evaluate", "--help"}}) {
+  for (const std::vector<std::string>& arguments : {std::vector<std::string>{"--help"},
+                                                    {"generate", "--help"},
+                                                    {"evaluate", "--help"},
+                                                    {"train", "--help"}}) {
     const Outcome outcome = run(folder, arguments);
     EXPECT_EQ(outcome.status, 0);
     EXPECT_NE(outcome.out.find("Usage: language_model"), std::string::npos);
@@ -75,6 +79,77 @@ TEST(Program, GenerateContinuesThePrompt) {
   EXPECT_EQ(outcome.error, "");
   EXPECT_EQ(generated(outcome), prompt + reference()["greedy_200"].get<std::string>());
   EXPECT_NE(outcome.out.find("decode 199 tokens"), std::string::npos) << outcome.out;
+}
+
+TEST(Program, TrainLearnsWhatItIsTold) {
+  const TemporaryFolder folder;
+  folder.write("config.json", R"({"model_type": "mixtral", "vocab_size": 128, "hidden_size": 16,
+    "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "num_local_experts": 4, "num_experts_per_tok": 2,
+    "rms_norm_eps": 1e-5, "rope_theta": 1e4, "max_position_embeddings": 64})");
+  std::string text;
+  for (int i = 0; i < 200; ++i) text += i % 3 == 0 ? "the cat sat. " : "a dog ran, ";
+  folder.write("text", text);
+  std::vector<std::string> arguments{"train",
+                                     "--config",
+                                     folder.file("config.json"),
+                                     "--text",
+                                     folder.file("text"),
+                                     "--evaluate",
+                                     folder.file("text"),
+                                     "--out",
+                                     folder.file("run"),
+                                     "--steps",
+                                     "5",
+                                     "--batch",
+                                     "2",
+                                     "--context",
+                                     "16",
+                                     "--lr",
+                                     "0.01",
+                                     "--warmup",
+                                     "2",
+                                     "--z-loss",
+                                     "0.001",
+                                     "--capacity",
+                                     "1.25",
+                                     "--dropout",
+                                     "0.1",
+                                     "--expert-dropout",
+                                     "0.1",
+                                     "--balance",
+                                     "noise",
+                                     "--seed",
+                                     "3",
+                                     "--threads",
+                                     "2"};
+  const Outcome outcome = run(folder, arguments);
+  ASSERT_EQ(outcome.status, 0) << outcome.error;
+  EXPECT_EQ(outcome.error, "");
+  EXPECT_EQ(outcome.out.find("step 5: training loss "), 0U) << outcome.out;
+  EXPECT_NE(outcome.out.find("\nevaluation: "), std::string::npos) << outcome.out;
+  const std::string csv = read_file(folder.file("run/log.csv"));
+  EXPECT_EQ(std::count(csv.begin(), csv.end(), '\n'), 6) << csv;
+  const std::string lines = read_file(folder.file("run/log.jsonl"));
+  const auto first = nlohmann::json::parse(lines.substr(0, lines.find('\n')));
+  EXPECT_EQ(first["step"], 1);
+  EXPECT_DOUBLE_EQ(first["learning_rate"].get<double>(), 0.005);
+  EXPECT_GT(first["z_loss"].get<double>(), 0);
+  EXPECT_GT(first["balance_loss"].get<double>(), 0);
+  const auto saved = moe::io::Tensors::open(folder.file("run/step-5/optimizer")).metadata();
+  const auto described = nlohmann::json::parse(saved.at("run"));
+  EXPECT_EQ(described["batch"], 2);
+  EXPECT_EQ(described["capacity"], 1.25);
+  EXPECT_EQ(described["dropout"], 0.1);
+  EXPECT_EQ(described["expert_dropout"], 0.1);
+  EXPECT_EQ(described["seed"], 3);
+  // A finished run is not begun again, and --dense asks for a configuration.
+  EXPECT_EQ(run(folder, arguments).status, 1);
+  arguments.emplace_back("--resume");
+  EXPECT_EQ(run(folder, arguments).status, 0);
+  arguments.emplace_back("--clip");
+  arguments.emplace_back("nan");
+  EXPECT_EQ(run(folder, arguments).status, 1);
 }
 
 TEST(Program, SeedDecidesTheText) {

@@ -4,6 +4,7 @@
 // Training runs: checkpoints, going on, logs, and what is refused.
 #include "language_model/training/train.hpp"
 
+#include <cmath>
 #include <csignal>
 #include <cstddef>
 #include <filesystem>
@@ -19,6 +20,7 @@
 #include <nlohmann/json.hpp>
 
 #include <moe/io/checkpoint.hpp>
+#include <moe/io/tensors.hpp>
 
 #include "language_model/evaluate.hpp"
 #include "language_model/training/initial.hpp"
@@ -182,6 +184,39 @@ TEST(Train, ADenseTwinHasNoExpertsAndTheirWidth) {
   EXPECT_GT(language_model::evaluate(model, text(), 16).nats_per_byte, 0);
 }
 
+TEST(Train, RefusesADenseTwinThatWouldBeAnotherModel) {
+  const auto refuses = [](nlohmann::json config, const char* key, const nlohmann::json& value) {
+    config[key] = value;
+    EXPECT_THROW(language_model::training::dense_twin(config, "config.json"), std::invalid_argument)
+        << key;
+  };
+  refuses(mixtral_config(), "sliding_window", 8);
+  refuses(glm4_config(), "intermediate_size", 25);  // of the first layer, which is dense
+}
+
+TEST(Train, ALostLogIsToldOf) {
+  const Runs runs;
+  TrainRequest request = runs.request("run");
+  train(request);
+  request.resume = true;
+  EXPECT_EQ(train(request).size(), 10U) << "nothing is left to do";
+  std::filesystem::remove(request.out + "/log.jsonl");
+  EXPECT_THROW(train(request), std::runtime_error);
+}
+
+TEST(Train, AGradientThatIsNotFiniteLeavesTheLastCheckpoint) {
+  const Runs runs;
+  TrainRequest request = runs.request("run");
+  request.options.learning_rate = 1e30;  // The second step's gradient overflows.
+  request.options.warmup_steps = 0;
+  request.save_every = 1;
+  EXPECT_THROW(train(request), std::runtime_error);
+  const std::string checkpoint = request.out + "/step-1";
+  ASSERT_TRUE(std::filesystem::exists(checkpoint));
+  const auto tensors = moe::io::Tensors::open(checkpoint);
+  EXPECT_TRUE(tensors.vector<float>("model.norm.weight", 16).allFinite());
+}
+
 TEST(Train, CapacityDropsAndABiasEvensLoads) {
   const Runs runs(glm4_config());
   TrainRequest tight = runs.request("tight");
@@ -247,6 +282,18 @@ TEST(Train, RefusesWhatMakesNoSense) {
   refuses([](TrainRequest& r) { r.options.context = 100000; });
   refuses([](TrainRequest& r) { r.options.dropout = 1; });
   refuses([](TrainRequest& r) { r.options.capacity = -1; });
+  refuses([](TrainRequest& r) { r.options.capacity = std::nan(""); });
+  refuses([](TrainRequest& r) { r.options.clip = std::nan(""); });
+  refuses([](TrainRequest& r) { r.options.weight_decay = -1; });
+  refuses([](TrainRequest& r) { r.options.final_rate = 2; });
+  refuses([](TrainRequest& r) { r.options.bias_rate = std::nan(""); });
+  refuses([](TrainRequest& r) { r.options.z_loss = HUGE_VAL; });
+  refuses([&](TrainRequest& r) {
+    nlohmann::json config = mixtral_config();
+    config["router_jitter_noise"] = 0.1;
+    r.config = runs.folder.write("jitter.json", config.dump());
+    r.options.balance = Balance::noise;
+  });
   refuses([](TrainRequest& r) { r.config.clear(); });
   refuses([](TrainRequest& r) { r.model = "model"; });
   refuses([](TrainRequest& r) { r.options.balance = Balance::bias; });  // Mixtral has none.

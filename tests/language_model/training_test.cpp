@@ -76,7 +76,7 @@ void expect_gradients(const TinyCheckpoint& tiny, const TrainOptions& options) {
   };
   for (const Slopes& slopes : all)
     test_support::expect_some_slopes(slopes.name, slopes.values.data(), slopes.gradient.data(),
-                                     slopes.values.size(), loss, 12);
+                                     slopes.values.size(), loss, 16);
 }
 
 TEST(Training, GradientsOfEveryFamily) {

@@ -269,6 +269,26 @@ TEST(RouterBackward, OfPreviousLogitsAndNoiseOfTheCallers) {
   check("bias", make.weights.bias, gradients.bias);
 }
 
+/// 2 rows for each of 6 experts: of 24 choices, or 12 with K = 1, some are dropped.
+constexpr moe::Capacity small{.formula = moe::CapacityFormula::fixed, .fixed_rows = 2};
+
+/// The smooth load by the logits, and the importance by the weights.
+double loads(const moe::Routing<double>& routing, const moe::NoisyLogits<double>& drawn,
+             moe::Tape<double>* tape) {
+  moe::losses::LoadGradient<double> load{.coefficient = 0.5};
+  moe::losses::LossGradient<double> importance{.coefficient = 0.4};
+  if (tape != nullptr) {
+    load.logits = tape->d_logits;
+    load.noisy_logits = tape->d_scored;
+    load.deviation = tape->d_deviation;
+    importance.sum = tape->d_weights;
+  }
+  return 0.5 * moe::losses::load(routing.logits, drawn.noisy_logits, drawn.deviation, 2,
+                                 moe::losses::Variance::population,
+                                 moe::losses::LoadThreshold::excluding, {}, load) +
+         0.4 * moe::losses::importance(routing, moe::losses::Variance::unbiased, {}, importance);
+}
+
 TEST(RouterBackward, OfTheNoisyRouterWithItsLoads) {
   Matrix<double> gate = random(experts, d_model, 1);
   Matrix<double> noise = random(experts, d_model, 2);
@@ -278,24 +298,10 @@ TEST(RouterBackward, OfTheNoisyRouterWithItsLoads) {
         noise);
   };
   using Router = decltype(make());
-  const Losses loads = [](const moe::Routing<double>& routing,
-                          const moe::NoisyLogits<double>& drawn, moe::Tape<double>* tape) {
-    moe::losses::LoadGradient<double> load{.coefficient = 0.5};
-    moe::losses::LossGradient<double> importance{.coefficient = 0.4};
-    if (tape != nullptr) {
-      load.logits = tape->d_logits;
-      load.noisy_logits = tape->d_scored;
-      load.deviation = tape->d_deviation;
-      importance.sum = tape->d_weights;
-    }
-    return 0.5 * moe::losses::load(routing.logits, drawn.noisy_logits, drawn.deviation, 2,
-                                   moe::losses::Variance::population,
-                                   moe::losses::LoadThreshold::excluding, {}, load) +
-           0.4 * moe::losses::importance(routing, moe::losses::Variance::unbiased, {}, importance);
-  };
   const Part<Router> of_gate{"gate", &gate, weight_of};
   const Part<Router> of_noise{"noise", &noise, &moe::RouterGradients<double>::noise_weight};
-  expect_gradients(make, {of_gate, of_noise}, {.training = true, .seed = 8}, loads);
+  for (const moe::Capacity& capacity : {moe::Capacity{}, small})
+    expect_gradients(make, {of_gate, of_noise}, {.training = true, .seed = 8}, loads, capacity);
   expect_gradients(make, {of_gate, of_noise}, {.training = true, .seed = 9}, both_losses);
   expect_gradients(make, {of_gate}, {}, both_losses);
 }
@@ -306,7 +312,8 @@ TEST(RouterBackward, OfTheSparseMixer) {
     return moe::SparseMixerRouter<double>(
         {.d_model = d_model, .num_experts = experts, .jitter = 0.4}, weight);
   };
-  expect_gradients(make, {{"weight", &weight, weight_of}}, {}, both_losses);
+  for (const moe::Capacity& capacity : {moe::Capacity{}, small})
+    expect_gradients(make, {{"weight", &weight, weight_of}}, {}, both_losses, capacity);
 }
 
 TEST(RouterBackward, OfTheSparseMixersEstimator) {
@@ -373,7 +380,9 @@ TEST(RouterBackward, OfBaseLayers) {
   Matrix<double> centroids = random(experts, d_model, 1);
   const auto make = [&] { return moe::BaseRouter<double>(centroids); };
   for (const bool training : {false, true})
-    expect_gradients(make, {{"centroids", &centroids, weight_of}}, {.training = training});
+    for (const moe::Capacity& capacity : {moe::Capacity{}, small})
+      expect_gradients(make, {{"centroids", &centroids, weight_of}}, {.training = training}, {},
+                       capacity);
 }
 
 TEST(RouterBackward, OfTheSecondExpertAtRandom) {
@@ -426,7 +435,9 @@ TEST(RouterBackward, OfATableOfExperts) {
     return moe::HashRouter<double>(
         weight, RoutingRule{.renormalization = {.kind = moe::Renormalization::sum}}, table);
   };
-  expect_gradients(make, {{"weight", &weight, weight_of}}, {.token_ids = ids}, both_losses);
+  for (const moe::Capacity& capacity : {moe::Capacity{}, small})
+    expect_gradients(make, {{"weight", &weight, weight_of}}, {.token_ids = ids}, both_losses,
+                     capacity);
   const auto without = [&] { return moe::HashRouter<double>(d_model, experts, table); };
   expect_gradients(without, {}, {.token_ids = ids});
 }
@@ -523,6 +534,74 @@ TEST(RouterBackward, EndsAtTheWeightsOfARouterThatHasNone) {
     const double product = y.row(t).dot(dy.row(t)) / tape.weights(t, 0);
     EXPECT_NEAR(tape.d_weights_used(t, 0), product, 1e-12);
   }
+}
+
+/// dx where the routing does not move with x: through the experts, and the jitter of their inputs.
+template <class RouterT>
+void expect_gradients_of_inputs(const RouterT& router, const RouteOptions& options) {
+  moe::SparseMoe layer{router, make_bank()};
+  Matrix<double> x = random(tokens, d_model, 50);
+  const Matrix<double> dy = random(tokens, d_model, 51);
+  Matrix<double> y(tokens, d_model);
+  Matrix<double> dx(tokens, d_model);
+  moe::Tape<double> tape;
+  layer.forward(x, y, tape, options);
+  auto gradients = layer.gradients();
+  layer.backward(x, tape, dy, dx, gradients);
+  expect_some_slopes("x", x.data(), dx.data(), static_cast<std::size_t>(x.size()), [&] {
+    layer.forward(x, y, options);
+    return (y.array() * dy.array()).sum();
+  });
+}
+
+TEST(RouterBackward, EndsAtTheWeightsOfRoutersOfRouters) {
+  const auto make = [](Index size, std::uint64_t seed) {
+    return moe::TopKRouter<double>(
+        {.d_model = d_model,
+         .num_experts = size,
+         .top_k = 2,
+         .rule = {.weights_from = moe::WeightSource::one,
+                  .jitter = {.target = moe::JitterTarget::hidden_states, .epsilon = 0.3}}},
+        {.weight = random(size, d_model, seed)});
+  };
+  using Modality = moe::ModalityRouter<moe::TopKRouter<double>>;
+  const Modality modality(experts, {{make(4, 1), 0}, {make(2, 2), 4}});
+  std::vector<std::int32_t> types;
+  for (Index t = 0; t < tokens; ++t) types.push_back(t % 3 == 0 ? 1 : 0);
+  for (const bool training : {false, true}) {
+    const RouteOptions options{.training = training, .seed = 3, .token_types = types};
+    expect_gradients_of_inputs(modality, options);
+    expect_gradients_of_inputs(moe::AnyRouter<double>(modality), options);
+    expect_gradients_of_inputs(moe::GroupRouter<moe::TopKRouter<double>>(make(experts, 1)),
+                               {.training = training, .seed = 3, .token_groups = types});
+  }
+}
+
+TEST(RouterBackward, TheExpertsSeeNoJitterOnARoutingOfTheCallers) {
+  TopK make;
+  const moe::TopKRouter<double> calm = make();
+  make.rule.jitter = {.target = moe::JitterTarget::hidden_states, .epsilon = 0.3};
+  const moe::TopKRouter<double> shaky = make();
+  const Matrix<double> x = random(tokens, d_model, 50);
+  const Matrix<double> dy = random(tokens, d_model, 51);
+  moe::Routing<double> routing;
+  calm.route(x, {}, routing);
+  moe::DispatchPlan plan;
+  moe::make_plan(routing, {}, plan);
+  const auto run = [&](const moe::TopKRouter<double>& router, moe::TapePolicy policy) {
+    const moe::SparseMoe layer{router, make_bank()};
+    Matrix<double> y(tokens, d_model);
+    Matrix<double> dx(tokens, d_model);
+    moe::Workspace<double> workspace;
+    moe::Tape<double> tape{.policy = policy};
+    layer.forward(x, routing, plan, y, tape, workspace, {.training = true, .seed = 4});
+    auto gradients = layer.gradients();
+    layer.backward(x, tape, dy, dx, gradients, workspace);
+    const auto up = gradients.experts.values()[0];
+    return std::pair(std::vector<double>(up.begin(), up.end()), dx);
+  };
+  for (const auto policy : {moe::TapePolicy::keep_preactivations, moe::TapePolicy::recompute})
+    EXPECT_EQ(run(shaky, policy), run(calm, policy));
 }
 
 TEST(RouterBackward, GoesOnFromARoutingOfTheCallers) {

@@ -37,10 +37,11 @@ class AdamW {
 
   /// Step `step`, from 1 on. Gives the norm of the gradient before it was clipped.
   ///
-  /// Values  the same bits for any number of threads.
+  /// Values  the same bits for any number of threads. Nothing changes if the norm is not finite.
   double step(const Parameters<Scalar>& parameters, moe::Index step, double rate, double decay,
               double clip) {
     const double norm = norm_of(parameters);
+    if (!std::isfinite(norm)) return norm;
     const auto t = static_cast<double>(step);
     const auto shrink = static_cast<Scalar>(clip > 0 && norm > clip ? clip / norm : 1);
     const auto of_first = static_cast<Scalar>(1 / (1 - std::pow(beta1, t)));

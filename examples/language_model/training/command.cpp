@@ -101,6 +101,7 @@ CLI::App& add_train_command(CLI::App& app, TrainCommand& command) {
 }
 
 void run_train(const TrainCommand& command) {
+  if (command.plots) check_gnuplot();
   const bool is_terminal = isatty(STDERR_FILENO) != 0;
   Index first_step = 0;
   double first_seconds = 0;

@@ -8,6 +8,7 @@
 #include <map>
 #include <random>
 #include <set>
+#include <stdexcept>
 #include <string>
 
 #include <moe/io/layer_config.hpp>
@@ -85,6 +86,8 @@ void add_mixture(const std::string& model_type, const moe::io::LayerConfig& conf
 
 }  // namespace
 
+// Fields that say how others trained the model (attention_dropout, initializer_range,
+// router_aux_loss_coef, output_router_logits) are known, and mean nothing here: options say it.
 void check_fields(const nlohmann::json& config, const std::string& source) {
   static const std::set<std::string> common{"architectures",
                                             "attention_bias",
@@ -157,10 +160,19 @@ std::string initial_checkpoint(const nlohmann::json& json, const std::string& so
 nlohmann::json dense_twin(const nlohmann::json& json, const std::string& source) {
   const ModelConfig config = read_config(json, source);
   const moe::io::LayerConfig layer = moe::io::layer_config(json, source);
+  const Index width = layer.top_k * layer.d_ff + layer.shared_d_ff;
+  const auto check = [&](bool holds, const char* problem) {
+    if (!holds) throw std::invalid_argument(source + ": no dense twin of a model with " + problem);
+  };
+  check(config.sliding_window == 0, "a sliding window");
+  check(!config.has_output_bias, "biases behind its attention");
+  for (Index n = 0; n < config.num_layers; ++n)
+    check(!config.is_dense(n) || config.dense_d_ff == width,
+          "dense layers of another width than its mixtures' active one");
   nlohmann::json twin = {{"model_type", "glm4_moe"},
                          {"vocab_size", config.vocab_size},
                          {"hidden_size", config.d_model},
-                         {"intermediate_size", layer.top_k * layer.d_ff + layer.shared_d_ff},
+                         {"intermediate_size", width},
                          {"num_hidden_layers", config.num_layers},
                          {"first_k_dense_replace", config.num_layers},
                          {"num_attention_heads", config.num_heads},

@@ -6,12 +6,15 @@
 
 #include <cerrno>
 #include <filesystem>
+#include <sstream>
 #include <system_error>
 
 #include <nlohmann/json.hpp>
 
 #include <moe/core/contracts.hpp>
 #include <moe/io/json.hpp>
+
+#include "language_model/bytes.hpp"
 
 namespace language_model::training {
 namespace {
@@ -52,8 +55,10 @@ LogEntry from_json(const nlohmann::json& json) {
   return entry;
 }
 
-void open(const std::string& path, std::ofstream& stream) {
-  stream.open(path, std::ios::trunc);
+/// A file of this text, complete before an older one goes, to which is added from now on.
+void open(const std::string& path, const std::string& text, std::ofstream& stream) {
+  OutputFile(path).commit(text);
+  stream.open(path, std::ios::app);
   if (!stream) throw std::system_error(errno, std::generic_category(), path);
 }
 
@@ -84,28 +89,30 @@ Log::Log(const std::string& csv_path, const std::string& json_path, Index step)
       }
     }
   }
-  open(csv_path_, csv_);
-  open(json_path_, json_);
-  csv_ << "step,loss,balance_loss,z_loss,gradient_norm,learning_rate,max_violation,dead_experts,"
-          "dropped,tokens_per_second,seconds,evaluation\n";
-  for (const LogEntry& entry : entries_) write(entry);
+  std::ostringstream csv;
+  csv << "step,loss,balance_loss,z_loss,gradient_norm,learning_rate,max_violation,dead_experts,"
+         "dropped,tokens_per_second,seconds,evaluation\n";
+  std::ostringstream json;
+  for (const LogEntry& entry : entries_) write(entry, csv, json);
+  open(csv_path_, csv.str(), csv_);
+  open(json_path_, json.str(), json_);
 }
 
 void Log::add(const LogEntry& entry) {
   entries_.push_back(entry);
-  write(entry);
-}
-
-void Log::write(const LogEntry& entry) {
-  csv_ << entry.step << ',' << entry.loss << ',' << entry.balance_loss << ',' << entry.z_loss << ','
-       << entry.gradient_norm << ',' << entry.learning_rate << ',' << entry.max_violation << ','
-       << entry.dead_experts << ',' << entry.dropped << ',' << entry.tokens_per_second << ','
-       << entry.seconds << ',';
-  if (entry.evaluation >= 0) csv_ << entry.evaluation;
-  csv_ << std::endl;
-  json_ << to_json(entry).dump() << std::endl;
+  write(entry, csv_, json_);
   check(csv_path_, csv_);
   check(json_path_, json_);
+}
+
+void Log::write(const LogEntry& entry, std::ostream& csv, std::ostream& json) {
+  csv << entry.step << ',' << entry.loss << ',' << entry.balance_loss << ',' << entry.z_loss << ','
+      << entry.gradient_norm << ',' << entry.learning_rate << ',' << entry.max_violation << ','
+      << entry.dead_experts << ',' << entry.dropped << ',' << entry.tokens_per_second << ','
+      << entry.seconds << ',';
+  if (entry.evaluation >= 0) csv << entry.evaluation;
+  csv << std::endl;
+  json << to_json(entry).dump() << std::endl;
 }
 
 }  // namespace language_model::training

@@ -45,7 +45,7 @@ class Log {
   const std::vector<LogEntry>& entries() const noexcept { return entries_; }
 
  private:
-  void write(const LogEntry& entry);
+  static void write(const LogEntry& entry, std::ostream& csv, std::ostream& json);
 
   std::string csv_path_;
   std::string json_path_;

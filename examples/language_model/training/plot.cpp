@@ -5,6 +5,7 @@
 #include "language_model/training/plot.hpp"
 
 #include <algorithm>
+#include <csignal>
 #include <cstddef>
 #include <cstdio>
 #include <numeric>
@@ -22,6 +23,12 @@ std::string quoted(const std::string& text) {
 }
 
 void run_gnuplot(const std::string& script) {
+  // Where gnuplot is missing, the shell is gone before all of the script is written.
+  struct IgnorePipe {
+    void (*before)(int) = std::signal(SIGPIPE, SIG_IGN);
+    ~IgnorePipe() { std::signal(SIGPIPE, before); }
+  };
+  const IgnorePipe ignored;
   std::FILE* const pipe = popen("gnuplot", "w");
   if (pipe == nullptr) throw std::runtime_error("gnuplot cannot be started");
   const bool written = std::fwrite(script.data(), 1, script.size(), pipe) == script.size();
@@ -119,6 +126,10 @@ void draw_picture(const std::string& script, const std::string& path) {
               quoted(path + ".svg") + "\neval draw\n" +
               "set terminal pngcairo size 1200,675 font 'sans,13'\nset output " +
               quoted(path + ".png") + "\neval draw\nset output\n");
+}
+
+void check_gnuplot() {
+  run_gnuplot("\n");
 }
 
 void plot(const std::vector<LogEntry>& entries, const std::string& folder) {

@@ -11,6 +11,9 @@
 
 namespace language_model::training {
 
+/// Throws  std::runtime_error if gnuplot cannot be run.
+void check_gnuplot();
+
 /// Draws the loss, and the share of the choices that each expert of each layer got, over the steps:
 /// loss.svg, loss.png, load.svg and load.png in the folder.
 ///

@@ -45,8 +45,13 @@ void check_request(const TrainRequest& request) {
   check(options.dropout >= 0 && options.dropout < 1, "dropout must be at least 0 and below 1");
   check(options.expert_dropout >= 0 && options.expert_dropout < 1,
         "expert dropout must be at least 0 and below 1");
-  check(options.capacity >= 0, "capacity must not be negative");
-  check(options.z_loss >= 0 && options.balance_weight >= 0, "coefficients must not be negative");
+  check(std::isfinite(options.capacity) && options.capacity >= 0, "capacity must not be negative");
+  for (const double value : {options.z_loss, options.balance_weight, options.bias_rate,
+                             options.weight_decay, options.clip})
+    check(std::isfinite(value) && value >= 0,
+          "coefficients of losses, the bias rate, weight decay and clip must not be negative");
+  check(options.final_rate >= 0 && options.final_rate <= 1,
+        "the final learning rate is a share, from 0 to 1");
   check(request.save_every > 0, "steps between checkpoints must be positive");
   check(request.evaluate_every >= 0, "steps between evaluations must not be negative");
   check(request.config.empty() != request.model.empty(),
@@ -233,6 +238,8 @@ std::vector<LogEntry> train(const TrainRequest& request, const StepObserver& obs
     entry.learning_rate = learning_rate(options, step);
     entry.gradient_norm =
         optimizer.step(parameters, step, entry.learning_rate, options.weight_decay, options.clip);
+    if (!std::isfinite(entry.gradient_norm))
+      throw std::runtime_error("step " + std::to_string(step) + ": the gradient is not finite");
     model.refresh(report);
     add_layers(report.layers, entry);
     const double time = stopwatch.seconds();
@@ -248,6 +255,8 @@ std::vector<LogEntry> train(const TrainRequest& request, const StepObserver& obs
       folder.save(step, config, run, model, parameters, optimizer);
     if (observer) observer(entry);
   }
+  if (log.entries().empty())
+    throw std::runtime_error(request.out + " is complete, but its log.jsonl is missing or empty");
   return log.entries();
 }
 

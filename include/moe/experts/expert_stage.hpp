@@ -30,6 +30,13 @@ class ExpertStage {
  public:
   ExpertStage() = default;
 
+  /// Bytes of the lists of jobs, tasks and counters for all parts together, whatever the routing.
+  static double list_bytes(Index experts, Index blocks, int threads) noexcept {
+    const ListSizes sizes = list_sizes(experts, blocks, threads);
+    return static_cast<double>(sizes.jobs * sizeof(Job) + sizes.tasks * sizeof(Task) +
+                               sizes.counters * sizeof(std::atomic<std::int32_t>));
+  }
+
   void clear() noexcept { parts_.clear(); }
   void add(const StagePart<Scalar>& part) { parts_.push_back(part); }
 
@@ -88,6 +95,12 @@ class ExpertStage {
     Index last_panel;
     Index first_block;
     Index last_block;
+  };
+
+  struct ListSizes {
+    std::size_t jobs;
+    std::size_t tasks;
+    std::size_t counters;
   };
 
   // Of each step of all jobs together: `fewest` spread the work evenly, `most` leave next to no
@@ -151,25 +164,32 @@ class ExpertStage {
     });
   }
 
+  /// Packs: one for each block at most. Ups and downs: `splits` adds up to most_tasks_per_thread
+  /// for each thread and, by rounding, up to 2 for each job, and add_slices at most doubles it.
+  static ListSizes list_sizes(Index experts, Index blocks, int threads) noexcept {
+    const auto jobs = static_cast<std::size_t>(experts);
+    return {jobs,
+            static_cast<std::size_t>(blocks) + jobs +
+                4 * (static_cast<std::size_t>(most_tasks_per_thread * threads) + 2 * jobs),
+            1 + 2 * jobs};
+  }
+
   /// Room for the jobs and tasks of any routing of as many tokens.
   void reserve_lists() {
     jobs_.clear();
     tasks_.clear();
-    std::size_t experts = 0;
-    std::size_t blocks = 0;
+    Index experts = 0;
+    Index blocks = 0;
     for (const StagePart<Scalar>& part : parts_) {
-      experts += static_cast<std::size_t>(part.input->plan.num_experts);
-      blocks += part.input->plan.row_of.size() / static_cast<std::size_t>(most_rows_);
+      experts += part.input->plan.num_experts;
+      blocks += static_cast<Index>(part.input->plan.row_of.size()) / most_rows_;
     }
-    jobs_.reserve(experts);
-    // Packs: one for each block at most. Ups and downs: `splits` adds up to most_tasks_per_thread
-    // for each thread and, by rounding, up to 2 for each job, and add_slices at most doubles it.
-    tasks_.reserve(blocks + experts +
-                   4 * (static_cast<std::size_t>(most_tasks_per_thread * threads_) + 2 * experts));
-    const std::size_t counters = 1 + 2 * experts;
-    if (counters > counters_size_) {
-      counters_ = std::make_unique<std::atomic<std::int32_t>[]>(counters);
-      counters_size_ = counters;
+    const ListSizes sizes = list_sizes(experts, blocks, threads_);
+    jobs_.reserve(sizes.jobs);
+    tasks_.reserve(sizes.tasks);
+    if (sizes.counters > counters_size_) {
+      counters_ = std::make_unique<std::atomic<std::int32_t>[]>(sizes.counters);
+      counters_size_ = sizes.counters;
     }
   }
 

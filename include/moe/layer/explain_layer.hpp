@@ -13,6 +13,7 @@
 #include "moe/core/panels.hpp"
 #include "moe/core/routing.hpp"
 #include "moe/core/types.hpp"
+#include "moe/experts/expert_stage.hpp"
 #include "moe/experts/staged_bank.hpp"
 #include "moe/kernels/dispatch.hpp"
 #include "moe/layer/explain.hpp"
@@ -35,21 +36,37 @@ double workspace_bytes(const BankT& experts_bank, const SharedExperts<SharedBank
                  2 * t * experts * sizeof(Scalar) +
                  choices * (sizeof(TokenSlot) + sizeof(std::int32_t)) +
                  (experts + 1) * sizeof(Index) + choices * width * sizeof(Scalar);
-  if (const auto* const staged = staged_bank(experts_bank))
+  // Where the plan's blocks of tokens begin in each expert's rows.
+  const Index plan_blocks = (tokens + plan_block_tokens - 1) / plan_block_tokens;
+  bytes += static_cast<double>(plan_blocks) * experts * sizeof(std::int32_t);
+  const Index most_rows = kernels::tile_kernels<Scalar, Scalar>().most_rows;
+  Index jobs = 0;
+  Index blocks = 0;
+  if (const auto* const staged = staged_bank(experts_bank)) {
     bytes += stage_bytes<Scalar>(staged->stage_shape(), static_cast<std::size_t>(choices)) +
              choices * sizeof(Scalar);
+    jobs += experts_bank.num_experts();
+    blocks += tokens * top_k / most_rows;
+  }
   if (shared.bank()) {
     const double rows = t * static_cast<double>(shared.bank()->num_experts());
     bytes += rows * (sizeof(TokenSlot) + sizeof(std::int32_t) + width * sizeof(Scalar));
-    if (const auto* const staged = staged_bank(*shared.bank()))
+    bytes += static_cast<double>(shared.bank()->num_experts() + 1) * sizeof(Index);
+    if (shared.has_gate()) bytes += rows * sizeof(Scalar);
+    if (const auto* const staged = staged_bank(*shared.bank())) {
       bytes += stage_bytes<Scalar>(staged->stage_shape(), static_cast<std::size_t>(rows));
+      jobs += shared.bank()->num_experts();
+      blocks += tokens * shared.bank()->num_experts() / most_rows;
+    }
   }
-  // What each thread works on: an expert of the stage, and a tile of tokens of the router's
-  // product.
-  constexpr double tile = kernels::most_tile_rows;
+  // What each thread works on: an expert of the stage, a tile of tokens of the router's product,
+  // and a token's scores.
+  const int threads = parallel::available_threads();
   const double of_thread = static_cast<double>(stage_sums_size + stage_expert_size()) +
-                           tile * (kernels::panel_width + width);
-  return bytes + static_cast<double>(parallel::available_threads()) * of_thread * sizeof(Scalar);
+                           static_cast<double>(most_rows) * (kernels::panel_width + width) +
+                           3 * experts;
+  return bytes + ExpertStage<Scalar>::list_bytes(jobs, blocks, threads) +
+         static_cast<double>(threads) * of_thread * sizeof(Scalar);
 }
 
 /// See SparseMoe::explain.

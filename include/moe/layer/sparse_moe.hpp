@@ -134,7 +134,8 @@ class SparseMoe {
 
   /// The same on a routing and a plan of the caller's, where the backward ends: it gives
   /// tape.d_weights_used, from which the caller's own router, or `router().backward`, goes on. Of
-  /// the options, training and seed matter, to dropout.
+  /// the options, training and seed matter, to dropout; a jitter of the experts' inputs is the
+  /// router's, and left out.
   template <DifferentiableBank B = BankT, DifferentiableBank S = SharedBankT>
   void forward(MatrixView<const Scalar> x, const Routing<Scalar>& routing, const DispatchPlan& plan,
                MatrixView<Scalar> y, Tape<Scalar>& tape, Workspace<Scalar>& workspace,
@@ -175,13 +176,22 @@ class SparseMoe {
     return detail::zero_gradients(router_, experts_, shared_, output_bias_.size());
   }
 
-  /// Bytes of a tape for a plan of so many rows, beside its routing and plan, the gradients with
-  /// respect to these, and spare room: each row's values before the activation, of routed and
-  /// shared experts, none with TapePolicy::recompute; with keep_all, outputs of routed experts.
+  /// Bytes that a new tape takes for so many tokens and a plan of N rows: in Scalars
+  ///
+  ///     4 T K + 4 T E      the routing's weights, logits and scores, and gradients beside them
+  ///     T S                of gated shared experts
+  ///     N P + T S P'       values before the activation; none with TapePolicy::recompute
+  ///     T K D              outputs, with TapePolicy::keep_all
+  ///
+  /// and 16 T K + 8 (E + 1) bytes of the routing and plan, 24 T K under a capacity. P is
+  /// `experts().sums_size()`, the width of up and gate in whole panels, P' the same of shared
+  /// experts. What a NoisyTopKRouter draws comes on top; a buffer of 2 MiB or more takes whole huge
+  /// pages.
   template <DifferentiableBank B = BankT, DifferentiableBank S = SharedBankT>
   double tape_bytes(Index tokens, Index rows,
                     TapePolicy policy = TapePolicy::keep_preactivations) const {
-    return detail::tape_bytes(experts_, shared_, tokens, rows, policy);
+    return detail::tape_bytes(experts_, shared_, router_.top_k(), !capacity_.is_unlimited(), tokens,
+                              rows, policy);
   }
 
   /// Runs the layer on a routing that the caller supplies in place of the router's.
@@ -205,9 +215,9 @@ class SparseMoe {
                       std::uint64_t seed = 0) const;
 
   /// Bytes that a workspace takes for a forward of so many tokens, whatever their routing: the
-  /// routing with its logits and scores, the plan, packed rows, hidden values, results, and what
-  /// each thread works on. Lists of experts and tasks come on top, and what a capacity, jitter or
-  /// noise need, and a bank of the caller's own.
+  /// routing with its logits and scores, the plan, packed rows, hidden values, results, lists of
+  /// experts and tasks, and what each thread works on. What a capacity, jitter or noise need comes
+  /// on top, and a bank of the caller's own.
   double workspace_bytes(Index tokens) const {
     return detail::workspace_bytes(experts_, shared_, router_.top_k(), tokens);
   }

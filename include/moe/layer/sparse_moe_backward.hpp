@@ -50,6 +50,7 @@ struct FrozenParts {
   bool experts = false;                       ///< all routed ones
   bool shared = false;                        ///< shared experts and their gate
   std::vector<std::uint8_t> of_experts = {};  ///< (E), not 0 for routed experts that are frozen
+  bool output_bias = false;
 };
 
 /// In place of the gradients of a router that has no backward pass.
@@ -127,13 +128,23 @@ std::size_t shared_values_kept(const SharedExperts<BankT>& shared, Index tokens)
 
 /// See SparseMoe::tape_bytes.
 template <class BankT, class SharedBankT>
-double tape_bytes(const BankT& experts, const SharedExperts<SharedBankT>& shared, Index tokens,
-                  Index rows, TapePolicy policy) {
-  if (policy == TapePolicy::recompute) return 0;
-  auto values = static_cast<double>(values_kept(experts, rows)) +
-                static_cast<double>(shared_values_kept(shared, tokens));
-  if (policy == TapePolicy::keep_all) values += static_cast<double>(rows * experts.d_model());
-  return values * sizeof(typename BankT::Scalar);
+double tape_bytes(const BankT& experts, const SharedExperts<SharedBankT>& shared, Index top_k,
+                  bool may_drop, Index tokens, Index rows, TapePolicy policy) {
+  const auto t = static_cast<double>(tokens);
+  const auto num_experts = static_cast<double>(experts.num_experts());
+  const double choices = t * static_cast<double>(top_k);
+  // Weights as routed, as used, and the gradients with respect to both; logits and scores, and the
+  // gradients with respect to logits before and after noise.
+  double values = 4 * choices + 4 * t * num_experts;
+  if (shared.has_gate()) values += t * static_cast<double>(shared.bank()->num_experts());
+  if (policy != TapePolicy::recompute)
+    values += static_cast<double>(values_kept(experts, rows)) +
+              static_cast<double>(shared_values_kept(shared, tokens));
+  if (policy == TapePolicy::keep_all) values += choices * static_cast<double>(experts.d_model());
+  const double of_choice =
+      sizeof(ExpertIndex) + sizeof(std::int32_t) + (may_drop ? 2 : 1) * sizeof(TokenSlot);
+  return values * sizeof(typename BankT::Scalar) + choices * of_choice +
+         (num_experts + 1) * sizeof(Index);
 }
 
 /// Before anything else, so that a forward that fails leaves a tape that serves for nothing.
@@ -143,6 +154,7 @@ void begin_tape(const RouteOptions& options, const ExpertDropout& dropout, Tape<
   tape.options = options;
   tape.options.keep_logits = tape.options.keep_scores = true;
   tape.options.token_ids = tape.options.token_types = tape.options.token_groups = {};
+  tape.token_types.assign(options.token_types.begin(), options.token_types.end());
   const auto drop = [&](double rate, NoiseStream stream) -> HiddenDropout {
     if (!options.training) return {};
     return {rate, stream_seed(options.seed, stream)};
@@ -180,6 +192,7 @@ void finish_tape(const Workspace<Scalar>& workspace, bool has_shared_gate, Tape<
   zero(tape.d_scored, tokens, tape.routing.num_experts);
   zero(tape.d_deviation, tape.drawn.deviation.rows(), tape.drawn.deviation.cols());
   zero(tape.d_weights, tokens, tape.routing.top_k());
+  tape.d_weights_used.resize(tokens, tape.routing.top_k());
   tape.has_sums = tape.policy != TapePolicy::recompute;
 }
 
@@ -308,7 +321,11 @@ void backward_of_layer(const RouterT& router, const BankT& experts,
                        SparseMoeGradients<RouterT, BankT, SharedBankT>& gradients,
                        Workspace<typename BankT::Scalar>& workspace) {
   using Scalar = typename BankT::Scalar;
-  const MatrixView<const Scalar> seen = hidden_states(router, x, tape.options, workspace.hidden);
+  RouteOptions options = tape.options;
+  options.token_types = tape.token_types;
+  // On a routing of the caller's, the experts saw x itself.
+  const MatrixView<const Scalar> seen =
+      tape.through_router ? hidden_states(router, x, options, workspace.hidden) : x;
   const bool on_input = tape.routing.weight_target == WeightTarget::input;
   const MatrixView<const Scalar> weights = tape.weights;
   const MatrixView<const Scalar> none;
@@ -337,7 +354,6 @@ void backward_of_layer(const RouterT& router, const BankT& experts,
     }
   }
   GrowingMatrix<Scalar>& d_weights = tape.d_weights_used;
-  d_weights.resize(weights.rows(), weights.cols());
   d_weights.setZero();
   workspace.rows.resize(tape.plan.num_rows(), experts.d_model());
   BankBackward<Scalar> call{input, dy, sums, workspace.rows};
@@ -356,7 +372,7 @@ void backward_of_layer(const RouterT& router, const BankT& experts,
   if constexpr (DifferentiableRouter<RouterT>) {
     if (tape.through_router)
       router.backward({.x = seen,
-                       .options = tape.options,
+                       .options = options,
                        .routing = tape.routing,
                        .plan = tape.plan,
                        .d_weights = d_weights,
@@ -368,8 +384,9 @@ void backward_of_layer(const RouterT& router, const BankT& experts,
                        .frozen = gradients.frozen.router},
                       gradients.router);
   }
-  undo_jitter(router, tape.options, dx, workspace.hidden);
-  for (Index t = 0; t < dy.rows() && gradients.output_bias.size() != 0; ++t)
+  if (tape.through_router) undo_jitter(router, options, dx, workspace.hidden);
+  if (gradients.output_bias.size() == 0 || gradients.frozen.output_bias) return;
+  for (Index t = 0; t < dy.rows(); ++t)
     for (Index d = 0; d < dy.cols(); ++d) gradients.output_bias[d] += dy(t, d);
 }
 

@@ -4,6 +4,9 @@
 // What a forward leaves for its backward.
 #pragma once
 
+#include <cstdint>
+#include <vector>
+
 #include "moe/core/concepts.hpp"
 #include "moe/core/config.hpp"
 #include "moe/core/dispatch_plan.hpp"
@@ -50,6 +53,7 @@ struct Tape {
   const void* layer = nullptr;  // that filled it; none after a backward
   bool through_router = false;  // false: the routing was the caller's
   RouteOptions options{};
+  std::vector<std::int32_t> token_types{};  // (T) or empty, of the options
   HiddenDropout dropout{};
   HiddenDropout shared_dropout{};
   bool has_sums = false;

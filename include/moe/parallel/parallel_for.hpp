@@ -43,9 +43,10 @@ namespace detail {
 /// for_each_task for a body of any type: one region for all of them, since a region and its
 /// exceptions take longer to compile than most bodies. `call(body, task, thread)` runs a task.
 inline void run_tasks(Index tasks, void* body, void (*call)(void* body, Index task, int thread)) {
-  const Index limit = available_threads();
-  const int threads = static_cast<int>(tasks < limit ? tasks : limit);
-  if (threads <= 1) {
+  // All threads, however few tasks there are: where a region has fewer threads than the one before,
+  // GNU's runtime ends those that are left over, and a later region makes new ones.
+  const int threads = available_threads();
+  if (threads <= 1 || tasks <= 1) {
     for (Index task = 0; task < tasks; ++task) call(body, task, 0);
     return;
   }
