@@ -15,7 +15,12 @@ int main() {
     moe::Matrix<float> x = moe::Matrix<float>::Ones(3, 8);
     moe::Matrix<float> y(3, 8);
     layer.forward(x, y);
-    return y(0, 0);
+    moe::Tape<float> tape;
+    layer.forward(x, y, tape);
+    auto gradients = layer.gradients();
+    moe::Matrix<float> dx(3, 8);
+    layer.backward(x, tape, y, dx, gradients);
+    return y(0, 0) + dx(0, 0);
   };
   const moe::ExpertsConfig config{.num_experts = 2, .d_model = 8, .d_ff = 8};
   const float sum = run(moe::SwiGluExperts<float>::random(config, rng)) +

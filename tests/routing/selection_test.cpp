@@ -8,6 +8,7 @@
 #include <moe/core/random.hpp>
 #include <moe/routing/selection.hpp>
 
+#include "support/levels.hpp"
 #include "support/reference.hpp"
 
 namespace {
@@ -49,6 +50,29 @@ TEST(SelectTopK, OfThousandsOfExperts) {
       for (const Index k : {1, 2, 8, 16}) {
         const std::vector<Index> expected = reference::top_k(key, k);
         EXPECT_EQ(select(key, k), std::vector<ExpertIndex>(expected.begin(), expected.end()))
+            << n << " choose " << k;
+      }
+    }
+  }
+}
+
+class SelectTopKLevels : public test_support::EachLevel {};
+MOE_FOR_EACH_LEVEL(SelectTopKLevels);
+
+TEST_P(SelectTopKLevels, OfThousandsOfExpertsInFloat) {
+  std::uint64_t position = 0;
+  for (const Index n : {1, 9, 31, 300, 2048, 4093, 4096}) {
+    for (const double distinct : {7.0, 1e6}) {
+      std::vector<double> key;
+      for (Index i = 0; i < n; ++i)
+        key.push_back(std::floor(moe::detail::uniform(6, position++) * distinct));
+      const std::vector<float> narrow(key.begin(), key.end());
+      for (const Index k : {1, 2, 8, 16}) {
+        if (k > n) continue;
+        std::vector<ExpertIndex> chosen(static_cast<std::size_t>(k));
+        moe::select_top_k(narrow.data(), n, k, chosen.data());
+        const std::vector<Index> expected = reference::top_k(key, k);
+        EXPECT_EQ(chosen, std::vector<ExpertIndex>(expected.begin(), expected.end()))
             << n << " choose " << k;
       }
     }
