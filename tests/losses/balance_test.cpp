@@ -11,6 +11,7 @@
 
 #include <moe/core/random.hpp>
 #include <moe/losses/balance.hpp>
+#include <moe/losses/probabilities.hpp>
 
 #include "support/reference.hpp"
 #include "support/routings.hpp"
@@ -245,6 +246,28 @@ TYPED_TEST(Balance, UnusedSlotsAreNoChoices) {
   EXPECT_EQ(after.choices[expert], before.choices[expert] - 1);
   EXPECT_EQ(after.choices.sum(), 7);
   EXPECT_EQ(after.probabilities, before.probabilities);
+}
+
+TEST(LoadBalancing, SumsAddUpPartByPart) {
+  const auto two = [](double a, double b) { return moe::Vector<double>{{a, b}}; };
+  moe::losses::BalanceSums sums;
+  sums += {2, 3, two(1, 5), two(2, 1), two(0.5, 2.5)};
+  sums += {2, 4, two(3, 5), two(1, 3), two(1.5, 2.5)};
+  EXPECT_EQ(sums.tokens, 7);
+  EXPECT_EQ(sums.choices, two(4, 10));
+  EXPECT_EQ(sums.first_choices, two(3, 4));
+  EXPECT_EQ(sums.probabilities, two(2, 5));
+}
+
+TEST(TokenProbabilities, OfScoresThatAreNextToNothing) {
+  moe::Routing<double> routing;
+  routing.resize(1, 2, 1, {});
+  routing.score_function = moe::ScoreFunction::sigmoid;
+  routing.scores << 1e-20, 3e-20;
+  moe::Vector<double> probability(2);
+  moe::detail::token_probabilities(routing, 0, probability);
+  EXPECT_NEAR(probability[0], 0.2, 1e-15);
+  EXPECT_NEAR(probability[1], 0.6, 1e-15);
 }
 
 TEST(LoadBalancing, RefusesSumsThatAreNotOfOneLayer) {

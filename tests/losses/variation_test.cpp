@@ -116,6 +116,24 @@ TYPED_TEST(Variation, SmoothLoadIsTheChanceToBeChosenAgain) {
   EXPECT_THROW(moe::losses::smooth_load(clean, noisy, deviation, 5), std::invalid_argument);
 }
 
+TEST(VariationSlopes, OfMeansNextToNothing) {
+  // The mean's square is as small as what is added to it.
+  moe::Vector<double> values{{0.5e-5, 1.5e-5, 2e-5, 0}};
+  const double squares = (0.25 + 0.25 + 1 + 1) * 1e-10;
+  EXPECT_NEAR(moe::losses::variation(values), squares / 4 / 2e-10, 1e-12);
+  const moe::Vector<double> slopes = moe::losses::variation_slopes(values);
+  for (Index i = 0; i < values.size(); ++i) {
+    const double kept = values[i];
+    const double h = 1e-10;
+    values[i] = kept + h;
+    const double above = moe::losses::variation(values);
+    values[i] = kept - h;
+    const double below = moe::losses::variation(values);
+    values[i] = kept;
+    EXPECT_NEAR(slopes[i] / ((above - below) / (2 * h)), 1, 1e-5) << i;
+  }
+}
+
 TEST(VariationConversion, IsThatOfTheTwoVariances) {
   const moe::Vector<double> values = (moe::Vector<double>(4) << 1, 2, 4, 9).finished();
   const double population = moe::losses::variation(values, Variance::population);

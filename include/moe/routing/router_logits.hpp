@@ -316,7 +316,10 @@ class RouterLogits {
     Scalar squares = 0;
     for (Index e = 0; e < experts; ++e) mean += logits[e];
     mean /= static_cast<Scalar>(experts);
-    for (Index e = 0; e < experts; ++e) squares += (logits[e] - mean) * (logits[e] - mean);
+    for (Index e = 0; e < experts; ++e) {
+      const Scalar distance = logits[e] - mean;
+      squares += distance * distance;
+    }
     return {mean, std::sqrt(squares / static_cast<Scalar>(experts - 1))};
   }
 
