@@ -29,21 +29,25 @@ tests() {
     tests/run.sh
 }
 
+# With the benchmarks, so that clang builds everything somewhere.
+clang_O3() {
+  moe_need libbenchmark-dev
+  tests clang-O3 clang++ -O3 -DMOE_BUILD_BENCHMARKS=ON
+}
+
 # The sanitizers' runtime, which clang's package only recommends.
 clang_runtime() {
   moe_need clang libomp-dev
   moe_need "libclang-rt-$(clang++ -dumpversion | cut -d. -f1)-dev"
 }
 
-# With the benchmarks, so that clang builds everything somewhere. LLVM's OpenMP runtime keeps what
-# it took for its threads.
+# LLVM's OpenMP runtime keeps what it took for its threads.
 asan_clang() {
   clang_runtime
-  moe_need libbenchmark-dev
   mkdir -p "$MOE_BUILD"
   echo "leak:libomp.so" >"$MOE_BUILD/leaks"
   LSAN_OPTIONS="suppressions=$MOE_BUILD/leaks:print_suppressions=0" \
-    tests asan-clang clang++ -O1 -DMOE_SANITIZE=address,undefined -DMOE_BUILD_BENCHMARKS=ON
+    tests asan-clang clang++ -O1 -DMOE_SANITIZE=address,undefined
 }
 
 # OpenMP's barriers are invisible to ThreadSanitizer, unless LLVM's runtime tells it of them.
@@ -101,7 +105,7 @@ lint() {
 run g++-O0 tests g++-O0 g++ -O0
 run g++-O3 tests g++-O3 g++ -O3
 run clang-O0 tests clang-O0 clang++ -O0
-run clang-O3 tests clang-O3 clang++ -O3
+run clang-O3 clang_O3
 run asan-clang asan_clang
 run tsan tsan
 run isa-scalar isa scalar

@@ -306,6 +306,33 @@ TEST(RouterBackward, OfTheNoisyRouterWithItsLoads) {
   expect_gradients(make, {of_gate}, {}, both_losses);
 }
 
+/// The importance, by the weights as they were routed.
+double importance(const moe::Routing<double>& routing, const moe::NoisyLogits<double>& /*drawn*/,
+                  moe::Tape<double>* tape) {
+  moe::losses::LossGradient<double> gradient{.coefficient = 0.4};
+  if (tape != nullptr) gradient.sum = tape->d_weights;
+  return 0.4 * moe::losses::importance(routing, moe::losses::Variance::population, {}, gradient);
+}
+
+TEST(RouterBackward, OfALossByTheWeights) {
+  TopK top;
+  Matrix<double> weight = random(experts, d_model, 1);
+  const auto mixer = [&] {
+    return moe::SparseMixerRouter<double>(
+        {.d_model = d_model, .num_experts = experts, .jitter = 0.4}, weight);
+  };
+  const auto base = [&] { return moe::BaseRouter<double>(weight); };
+  const auto choice = [&] {
+    return moe::ExpertChoiceRouter<double>({.d_model = d_model, .num_experts = experts}, weight);
+  };
+  for (const moe::Capacity& capacity : {moe::Capacity{}, small}) {
+    expect_gradients(top, {{"weight", &top.weights.weight, weight_of}}, {}, importance, capacity);
+    expect_gradients(mixer, {{"weight", &weight, weight_of}}, {}, importance, capacity);
+    expect_gradients(base, {{"weight", &weight, weight_of}}, {}, importance, capacity);
+  }
+  expect_gradients(choice, {{"weight", &weight, weight_of}}, {}, importance);
+}
+
 TEST(RouterBackward, OfTheSparseMixer) {
   Matrix<double> weight = random(experts, d_model, 1);
   const auto make = [&] {

@@ -75,7 +75,8 @@ Scalar mean_entropy(const Routing<Scalar>& routing, TokenMask mask = {},
     const double p = sums.probabilities[e] / sums.tokens;
     if (!(p > 0)) continue;
     total += p * std::log(p);
-    slopes[e] = (std::log(p) + 1) / sums.tokens;
+    // Without the 1 of log p + 1: what all experts have alike moves no probability.
+    slopes[e] = std::log(p) / sums.tokens;
   }
   add_probability_gradient(routing, slopes, gradient, mask);
   return static_cast<Scalar>(total);
