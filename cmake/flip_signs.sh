@@ -151,6 +151,12 @@ VECTORS=$vectors perl -e '
       if (/^\s*(#|\/\/)/ or /static_assert|"/) { $text .= $_; next; }
       chomp;
       my $comment = s/(\s*\/\/.*)$// ? $1 : "";
+      # A sum that goes on in the next lines, as one.
+      while (/ [-+]=( |$)/ and !/;|for \(/ and defined(my $rest = <$in>)) {
+        ++$line;
+        $rest =~ s/^\s+|\s*(\/\/.*)?$//g;
+        $_ .= " $rest";
+      }
       (my $shown = $_) =~ s/^\s+//;
       # All of what is added: the whole of `+= a ? b : c;`, the first term of longer ones.
       if (/^(.* )([-+]=) ([^;]*);$/ and ($3 =~ tr|(||) == ($3 =~ tr|)||)) {

@@ -197,7 +197,9 @@ TEST(ExpertStage, SharedExpertsAreInTheSameQueueAndCombineComesLast) {
       first_of_shared = std::min(first_of_shared, task.begin);
     }
     // Theirs are twice as wide, and so come first; how threads hurry, nobody can say.
-    if (threads == 1) EXPECT_LT(first_of_shared, first_of_routed);
+    if (threads == 1) {
+      EXPECT_LT(first_of_shared, first_of_routed);
+    }
     for (const int at : run.combined) EXPECT_GT(at, last);
   }
 }

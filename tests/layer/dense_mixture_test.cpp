@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <stdexcept>
 #include <vector>
 
@@ -95,6 +96,18 @@ TEST(MixtureError, LikelihoodDoesNotUnderflow) {
   EXPECT_THROW(moe::losses::mixture_error(MixtureError::likelihood, routing, workspace.rows,
                                           s.target.topRows(3).eval()),
                moe::ShapeError);
+}
+
+TEST(MixtureError, OfATargetThatNoExpertCanReachIsInfinite) {
+  Setting s;
+  s.target.setConstant(1e200);  // Whose distance's square is too large for a number.
+  const moe::DenseMixture<Router, Bank> layer(s.router, s.bank);
+  Matrix<double> y(9, 6);
+  moe::Workspace<double> workspace;
+  const auto& routing = layer.forward(s.x, y, workspace);
+  const auto errors =
+      moe::losses::mixture_error(MixtureError::likelihood, routing, workspace.rows, s.target);
+  for (Index t = 0; t < 9; ++t) EXPECT_EQ(errors[t], std::numeric_limits<double>::infinity());
 }
 
 TEST(DenseMixture, TheBitsDoNotDependOnTheNumberOfThreads) {
