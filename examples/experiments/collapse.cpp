@@ -38,7 +38,7 @@ void run(const Experiment& experiment) {
   const nlohmann::json softmax = Experiment::mixtral();
   const nlohmann::json sigmoid = Experiment::glm4(8, 2, 0, 96);
   add("none", "none", softmax, Balance::none, 0);
-  add("Switch's loss, of all choices", "switch", softmax, Balance::aux, 0);
+  add("Switch loss, of all choices", "switch", softmax, Balance::aux, 0);
   add("importance and load, noise", "noise", softmax, Balance::noise, 0);
   add("z-loss", "z", softmax, Balance::none, 1e-3);
   add("none, sigmoid scores", "sigmoid", sigmoid, Balance::none, 0);
