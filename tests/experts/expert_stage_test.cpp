@@ -38,7 +38,7 @@ struct Task {
 
 class Recorder : public moe::detail::StagedBank<float> {
  public:
-  explicit Recorder(Index d_model, Index d_ff) {
+  Recorder(Index d_model, Index d_ff) {
     constexpr Index width = moe::kernels::panel_width;
     shape_ = {.d_model = d_model,
               .hidden = d_ff,

@@ -18,6 +18,7 @@
 
 #include "language_model/bundled_model.hpp"
 #include "language_model/tiny_families.hpp"
+#include "language_model/tiny_training.hpp"
 
 namespace language_model {
 namespace {
@@ -83,13 +84,8 @@ TEST(Program, GenerateContinuesThePrompt) {
 
 TEST(Program, TrainLearnsWhatItIsTold) {
   const TemporaryFolder folder;
-  folder.write("config.json", R"({"model_type": "mixtral", "vocab_size": 128, "hidden_size": 16,
-    "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "num_local_experts": 4, "num_experts_per_tok": 2,
-    "rms_norm_eps": 1e-5, "rope_theta": 1e4, "max_position_embeddings": 64})");
-  std::string text;
-  for (int i = 0; i < 200; ++i) text += i % 3 == 0 ? "the cat sat. " : "a dog ran, ";
-  folder.write("text", text);
+  folder.write("config.json", mixtral_config().dump());
+  folder.write("text", text());
   std::vector<std::string> arguments{"train",
                                      "--config",
                                      folder.file("config.json"),
@@ -143,7 +139,7 @@ TEST(Program, TrainLearnsWhatItIsTold) {
   EXPECT_EQ(described["dropout"], 0.1);
   EXPECT_EQ(described["expert_dropout"], 0.1);
   EXPECT_EQ(described["seed"], 3);
-  // A finished run is not begun again, and --dense asks for a configuration.
+  // A finished run is not begun again, but gone on with; a bad option is told of.
   EXPECT_EQ(run(folder, arguments).status, 1);
   arguments.emplace_back("--resume");
   EXPECT_EQ(run(folder, arguments).status, 0);

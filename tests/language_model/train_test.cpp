@@ -23,24 +23,20 @@
 #include <moe/io/tensors.hpp>
 
 #include "language_model/evaluate.hpp"
+#include "language_model/tiny_training.hpp"
 #include "language_model/training/initial.hpp"
 #include "support/safetensors_writer.hpp"
 
 namespace {
 
 using language_model::Index;
+using language_model::mixtral_config;
+using language_model::text;
 using language_model::training::Balance;
 using language_model::training::LogEntry;
 using language_model::training::train;
 using language_model::training::TrainRequest;
 using test_support::TemporaryFolder;
-
-nlohmann::json mixtral_config() {
-  return {{"model_type", "mixtral"},  {"vocab_size", 128},      {"hidden_size", 16},
-          {"intermediate_size", 12},  {"num_hidden_layers", 2}, {"num_attention_heads", 2},
-          {"num_key_value_heads", 1}, {"num_local_experts", 4}, {"num_experts_per_tok", 2},
-          {"rms_norm_eps", 1e-5},     {"rope_theta", 1e4},      {"max_position_embeddings", 64}};
-}
 
 nlohmann::json glm4_config() {
   return {{"model_type", "glm4_moe"},
@@ -65,13 +61,6 @@ nlohmann::json glm4_config() {
           {"rms_norm_eps", 1e-5},
           {"rope_theta", 1e4},
           {"max_position_embeddings", 64}};
-}
-
-/// A text with something to learn.
-std::string text() {
-  std::string result;
-  for (int i = 0; i < 400; ++i) result += i % 3 == 0 ? "the cat sat. " : "a dog ran, ";
-  return result;
 }
 
 class Runs {

@@ -272,21 +272,27 @@ TEST(RouterBackward, OfPreviousLogitsAndNoiseOfTheCallers) {
 /// 2 rows for each of 6 experts: of 24 choices, or 12 with K = 1, some are dropped.
 constexpr moe::Capacity small{.formula = moe::CapacityFormula::fixed, .fixed_rows = 2};
 
+/// The importance, by the weights as they were routed.
+double importance(const moe::Routing<double>& routing, const moe::NoisyLogits<double>& /*drawn*/,
+                  moe::Tape<double>* tape) {
+  moe::losses::LossGradient<double> gradient{.coefficient = 0.4};
+  if (tape != nullptr) gradient.sum = tape->d_weights;
+  return 0.4 * moe::losses::importance(routing, moe::losses::Variance::unbiased, {}, gradient);
+}
+
 /// The smooth load by the logits, and the importance by the weights.
 double loads(const moe::Routing<double>& routing, const moe::NoisyLogits<double>& drawn,
              moe::Tape<double>* tape) {
   moe::losses::LoadGradient<double> load{.coefficient = 0.5};
-  moe::losses::LossGradient<double> importance{.coefficient = 0.4};
   if (tape != nullptr) {
     load.logits = tape->d_logits;
     load.noisy_logits = tape->d_scored;
     load.deviation = tape->d_deviation;
-    importance.sum = tape->d_weights;
   }
   return 0.5 * moe::losses::load(routing.logits, drawn.noisy_logits, drawn.deviation, 2,
                                  moe::losses::Variance::population,
                                  moe::losses::LoadThreshold::excluding, {}, load) +
-         0.4 * moe::losses::importance(routing, moe::losses::Variance::unbiased, {}, importance);
+         importance(routing, drawn, tape);
 }
 
 TEST(RouterBackward, OfTheNoisyRouterWithItsLoads) {
@@ -304,14 +310,6 @@ TEST(RouterBackward, OfTheNoisyRouterWithItsLoads) {
     expect_gradients(make, {of_gate, of_noise}, {.training = true, .seed = 8}, loads, capacity);
   expect_gradients(make, {of_gate, of_noise}, {.training = true, .seed = 9}, both_losses);
   expect_gradients(make, {of_gate}, {}, both_losses);
-}
-
-/// The importance, by the weights as they were routed.
-double importance(const moe::Routing<double>& routing, const moe::NoisyLogits<double>& /*drawn*/,
-                  moe::Tape<double>* tape) {
-  moe::losses::LossGradient<double> gradient{.coefficient = 0.4};
-  if (tape != nullptr) gradient.sum = tape->d_weights;
-  return 0.4 * moe::losses::importance(routing, moe::losses::Variance::population, {}, gradient);
 }
 
 TEST(RouterBackward, OfALossByTheWeights) {

@@ -25,11 +25,12 @@ typename TrainableMixture<Scalar>::Layer typed_layer(const moe::io::CheckpointLa
   if (loaded.shared().bank())
     shared = moe::SharedExperts<Bank>(*loaded.shared().bank()->template target<Bank>());
   moe::RoutingRule rule = router->rule();
-  if (options.balance == Balance::noise && rule.jitter.epsilon > 0)
-    throw std::invalid_argument(
-        "balance 'noise' draws noise of its own: set router_jitter_noise to 0");
-  if (options.balance == Balance::noise)
+  if (options.balance == Balance::noise) {
+    if (rule.jitter.epsilon > 0)
+      throw std::invalid_argument(
+          "balance 'noise' draws noise of its own: set router_jitter_noise to 0");
     rule.logits.noise = 1 / static_cast<double>(router->num_experts());
+  }
   moe::Capacity capacity;
   if (options.capacity > 0)
     capacity = {.factor = options.capacity, .formula = moe::CapacityFormula::choices_ceil};

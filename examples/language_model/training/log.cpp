@@ -66,6 +66,17 @@ void check(const std::string& path, const std::ofstream& stream) {
   if (!stream) throw std::system_error(EIO, std::generic_category(), path);
 }
 
+/// A line to each.
+void write(const LogEntry& entry, std::ostream& csv, std::ostream& json) {
+  csv << entry.step << ',' << entry.loss << ',' << entry.balance_loss << ',' << entry.z_loss << ','
+      << entry.gradient_norm << ',' << entry.learning_rate << ',' << entry.max_violation << ','
+      << entry.dead_experts << ',' << entry.dropped << ',' << entry.tokens_per_second << ','
+      << entry.seconds << ',';
+  if (entry.evaluation >= 0) csv << entry.evaluation;
+  csv << std::endl;
+  json << to_json(entry).dump() << std::endl;
+}
+
 }  // namespace
 
 Log::Log(const std::string& csv_path, const std::string& json_path, Index step)
@@ -103,16 +114,6 @@ void Log::add(const LogEntry& entry) {
   write(entry, csv_, json_);
   check(csv_path_, csv_);
   check(json_path_, json_);
-}
-
-void Log::write(const LogEntry& entry, std::ostream& csv, std::ostream& json) {
-  csv << entry.step << ',' << entry.loss << ',' << entry.balance_loss << ',' << entry.z_loss << ','
-      << entry.gradient_norm << ',' << entry.learning_rate << ',' << entry.max_violation << ','
-      << entry.dead_experts << ',' << entry.dropped << ',' << entry.tokens_per_second << ','
-      << entry.seconds << ',';
-  if (entry.evaluation >= 0) csv << entry.evaluation;
-  csv << std::endl;
-  json << to_json(entry).dump() << std::endl;
 }
 
 }  // namespace language_model::training

@@ -45,8 +45,6 @@ class Log {
   const std::vector<LogEntry>& entries() const noexcept { return entries_; }
 
  private:
-  static void write(const LogEntry& entry, std::ostream& csv, std::ostream& json);
-
   std::string csv_path_;
   std::string json_path_;
   std::vector<LogEntry> entries_;

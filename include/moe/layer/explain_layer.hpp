@@ -42,22 +42,21 @@ double workspace_bytes(const BankT& experts_bank, const SharedExperts<SharedBank
   const Index most_rows = kernels::tile_kernels<Scalar, Scalar>().most_rows;
   Index jobs = 0;
   Index blocks = 0;
-  if (const auto* const staged = staged_bank(experts_bank)) {
-    bytes += stage_bytes<Scalar>(staged->stage_shape(), static_cast<std::size_t>(choices)) +
-             choices * sizeof(Scalar);
-    jobs += experts_bank.num_experts();
-    blocks += tokens * top_k / most_rows;
-  }
+  const auto add_part = [&](const auto& bank, Index rows) {
+    const auto* const staged = staged_bank(bank);
+    if (staged == nullptr) return false;
+    bytes += stage_bytes<Scalar>(staged->stage_shape(), static_cast<std::size_t>(rows));
+    jobs += bank.num_experts();
+    blocks += rows / most_rows;
+    return true;
+  };
+  if (add_part(experts_bank, tokens * top_k)) bytes += choices * sizeof(Scalar);
   if (shared.bank()) {
     const double rows = t * static_cast<double>(shared.bank()->num_experts());
     bytes += rows * (sizeof(TokenSlot) + sizeof(std::int32_t) + width * sizeof(Scalar));
     bytes += static_cast<double>(shared.bank()->num_experts() + 1) * sizeof(Index);
     if (shared.has_gate()) bytes += rows * sizeof(Scalar);
-    if (const auto* const staged = staged_bank(*shared.bank())) {
-      bytes += stage_bytes<Scalar>(staged->stage_shape(), static_cast<std::size_t>(rows));
-      jobs += shared.bank()->num_experts();
-      blocks += tokens * shared.bank()->num_experts() / most_rows;
-    }
+    add_part(*shared.bank(), tokens * shared.bank()->num_experts());
   }
   // What each thread works on: an expert of the stage, a tile of tokens of the router's product,
   // and a token's scores.

@@ -192,7 +192,7 @@ void finish_tape(const Workspace<Scalar>& workspace, bool has_shared_gate, Tape<
   zero(tape.d_scored, tokens, tape.routing.num_experts);
   zero(tape.d_deviation, tape.drawn.deviation.rows(), tape.drawn.deviation.cols());
   zero(tape.d_weights, tokens, tape.routing.top_k());
-  tape.d_weights_used.resize(tokens, tape.routing.top_k());
+  tape.d_weights_used.resize(tokens, tape.routing.top_k());  // So that a backward takes no memory.
   tape.has_sums = tape.policy != TapePolicy::recompute;
 }
 
@@ -354,6 +354,7 @@ void backward_of_layer(const RouterT& router, const BankT& experts,
     }
   }
   GrowingMatrix<Scalar>& d_weights = tape.d_weights_used;
+  d_weights.resize(weights.rows(), weights.cols());
   d_weights.setZero();
   workspace.rows.resize(tape.plan.num_rows(), experts.d_model());
   BankBackward<Scalar> call{input, dy, sums, workspace.rows};
