@@ -48,6 +48,7 @@ void run(const Experiment& experiment) {
   const auto violation = [](const LogEntry& entry) { return entry.max_violation; };
   const auto dead = [](const LogEntry& entry) { return 100 * entry.dead_experts; };
   std::vector<std::vector<std::string>> rows;
+  rows.reserve(results.size());
   for (const auto& result : results)
     rows.push_back(
         {result.name,

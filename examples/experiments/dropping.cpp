@@ -31,6 +31,7 @@ void run(const Experiment& experiment) {
   const auto results = experiment.run(variants, experiment.steps() / 10);
   const auto dropped = [](const LogEntry& entry) { return 100 * entry.dropped; };
   std::vector<std::vector<std::string>> rows;
+  rows.reserve(results.size());
   for (const auto& result : results) {
     const auto mean_drop = [&](const Run& run) {
       double sum = 0;

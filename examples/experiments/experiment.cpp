@@ -90,8 +90,8 @@ std::string text_of(const Spread& spread, int digits) {
   return text.data();
 }
 
-Experiment::Experiment(int argc, char** argv, const std::string& name, Index steps)
-    : folder_(name), steps_(steps) {
+Experiment::Experiment(int argc, char** argv, std::string name, Index steps)
+    : folder_(std::move(name)), steps_(steps) {
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string key = argv[i];
     const std::string value = argv[i + 1];
@@ -206,7 +206,8 @@ void Experiment::plot(const std::string& name, const std::string& label,
                       const std::function<double(const LogEntry&)>& figure, Index group,
                       Axis axis) const {
   std::ostringstream script;
-  std::string draw = "plot ";
+  std::ostringstream draw;
+  draw << "plot ";
   for (std::size_t i = 0; i < results.size(); ++i) {
     std::vector<std::vector<std::pair<double, double>>> of_seeds;
     for (const auto& run : results[i].runs) of_seeds.push_back(grouped(run, figure, group, axis));
@@ -228,13 +229,13 @@ void Experiment::plot(const std::string& name, const std::string& label,
     script << "EOD\n";
     const std::string data = "$d" + std::to_string(i);
     const std::string colour = std::string(" lc rgb '") + colours[i % colours.size()] + "'";
-    draw += (i > 0 ? ", " : "") + data + " using 1:3:4 with filledcurves fs transparent solid 0.2" +
-            colour + " notitle, " + data + " using 1:2 with lines lw 2" + colour + " title '" +
-            results[i].name + "'";
+    draw << (i > 0 ? ", " : "") << data << " using 1:3:4 with filledcurves fs transparent solid 0.2"
+         << colour << " notitle, " << data << " using 1:2 with lines lw 2" << colour << " title '"
+         << results[i].name << "'";
   }
   script << "set xlabel '" << (axis == Axis::steps ? "step" : "seconds of training")
          << "'\nset ylabel '" << label << "'\nset grid lc rgb '#dddddd'\nset key top right\n"
-         << "draw = \"" << draw << "\"\n";
+         << "draw = \"" << draw.str() << "\"\n";
   language_model::training::draw_picture(script.str(), folder_ + "/" + name);
 }
 

@@ -55,7 +55,7 @@ class Experiment {
   /// Reads `--out FOLDER`, `--steps N` and `--threads N`; the folder is `name` otherwise.
   ///
   /// Throws  std::invalid_argument if an argument is not known.
-  Experiment(int argc, char** argv, const std::string& name, Index steps);
+  Experiment(int argc, char** argv, std::string name, Index steps);
 
   Index steps() const noexcept { return steps_; }
   const std::string& folder() const noexcept { return folder_; }

@@ -31,6 +31,7 @@ void run(const Experiment& experiment) {
   add("7 of 31 and a shared one", "shared", Experiment::glm4(31, 7, 1, 32));
   const auto results = experiment.run(variants, experiment.steps() / 20);
   std::vector<std::vector<std::string>> rows;
+  rows.reserve(results.size());
   for (const auto& result : results)
     rows.push_back(
         {result.name, text_of(spread_of(result, experiments::final_loss), 3),

@@ -81,6 +81,7 @@ void run(const Experiment& experiment) {
   dense.options.balance = Balance::none;
   const auto results = experiment.run({sparse, dense}, std::max<Index>(1, experiment.steps() / 40));
   std::vector<std::vector<std::string>> rows;
+  rows.reserve(results.size());
   for (const auto& result : results) {
     std::vector<double> fewer_steps;
     std::vector<double> less_time;

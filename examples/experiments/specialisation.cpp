@@ -139,7 +139,7 @@ void draw_classes(const std::vector<LayerCounts>& layers, const std::string& pat
   script << "$lift << EOD\n";
   std::size_t row = 0;
   std::string ticks;
-  std::string borders;
+  std::ostringstream borders;
   for (std::size_t n = 0; n < layers.size(); ++n) {
     const auto all = total(layers[n].read);
     for (std::size_t e = 0; e < layers[n].read.size(); ++e, ++row) {
@@ -154,8 +154,8 @@ void draw_classes(const std::vector<LayerCounts>& layers, const std::string& pat
     script << '\n';
     if (n + 1 < layers.size()) {
       const std::string at = std::to_string(static_cast<double>(row) - 0.5);
-      borders += "set arrow from graph 0, first " + at + " to graph 1, first " + at +
-                 " nohead front lc rgb '#555555'\n";
+      borders << "set arrow from graph 0, first " << at << " to graph 1, first " << at
+              << " nohead front lc rgb '#555555'\n";
     }
   }
   script << "EOD\nset view map\nset cbrange [-4:4]\nset cblabel 'log2 of the lift'\n"
@@ -165,7 +165,7 @@ void draw_classes(const std::vector<LayerCounts>& layers, const std::string& pat
     script << (c > 0 ? ", " : "") << '\'' << classes[c].name << "' " << c;
   script << ")\nset ylabel 'layer.expert'\nset yrange [-0.5:" << static_cast<double>(row) - 0.5
          << "] reverse\nset xrange [-0.5:" << static_cast<double>(classes.size()) - 0.5 << "]\n"
-         << borders << "draw = \"plot $lift using 1:2:3 with image notitle\"\n";
+         << borders.str() << "draw = \"plot $lift using 1:2:3 with image notitle\"\n";
   language_model::training::draw_picture(script.str(), path);
 }
 
@@ -196,7 +196,7 @@ void run(const experiments::Experiment& experiment) {
     const auto all = total(layers[n].read);
     for (std::size_t e = 0; e < layers[n].read.size(); ++e) {
       const auto& expert = layers[n].read[e];
-      const auto best =
+      const auto* const best =
           std::max_element(classes.begin(), classes.end(), [&](const auto& a, const auto& b) {
             return class_share(expert, a) / class_share(all, a) <
                    class_share(expert, b) / class_share(all, b);

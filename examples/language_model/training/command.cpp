@@ -22,7 +22,7 @@ void show_progress(const LogEntry& entry, Index steps, Index first_step, double 
   std::array<char, width + 1> bar{};
   std::fill_n(bar.begin(), width, '.');
   std::fill_n(bar.begin(), width * entry.step / steps, '#');
-  const double done = static_cast<double>(entry.step - first_step + 1);
+  const auto done = static_cast<double>(entry.step - first_step + 1);
   const double left =
       (entry.seconds - first_seconds) / done * static_cast<double>(steps - entry.step);
   std::fprintf(stderr,

@@ -21,13 +21,13 @@ void check_fields(const nlohmann::json& config, const std::string& source);
 /// 0. The configuration is the file's metadata entry `config`.
 ///
 /// Throws  moe::FormatError naming a field that is missing or absurd; `source` is named in errors.
-std::string initial_checkpoint(const nlohmann::json& config, const std::string& source,
+std::string initial_checkpoint(const nlohmann::json& json, const std::string& source,
                                std::uint64_t seed);
 
 /// The configuration of the model whose layers all have one expert, as wide as those together that
-/// a token passes through in a model of `config`.
+/// a token passes through in a model of `json`.
 ///
 /// Throws  as above.
-nlohmann::json dense_twin(const nlohmann::json& config, const std::string& source);
+nlohmann::json dense_twin(const nlohmann::json& json, const std::string& source);
 
 }  // namespace language_model::training

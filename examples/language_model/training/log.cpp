@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <sstream>
 #include <system_error>
+#include <utility>
 
 #include <nlohmann/json.hpp>
 
@@ -79,8 +80,8 @@ void write(const LogEntry& entry, std::ostream& csv, std::ostream& json) {
 
 }  // namespace
 
-Log::Log(const std::string& csv_path, const std::string& json_path, Index step)
-    : csv_path_(csv_path), json_path_(json_path) {
+Log::Log(std::string csv_path, std::string json_path, Index step)
+    : csv_path_(std::move(csv_path)), json_path_(std::move(json_path)) {
   if (step > 0 && std::filesystem::exists(json_path_)) {
     std::ifstream before(json_path_);
     Index number = 0;

@@ -37,7 +37,7 @@ class Log {
   /// Begins, or goes on behind the entry of `step`: later ones, of steps that were lost, go away.
   ///
   /// Throws  std::system_error naming the file; moe::FormatError if a line cannot be read.
-  Log(const std::string& csv_path, const std::string& json_path, Index step);
+  Log(std::string csv_path, std::string json_path, Index step);
 
   /// Throws  std::system_error naming the file.
   void add(const LogEntry& entry);

@@ -18,19 +18,6 @@
 #include "language_model/load.hpp"
 
 namespace language_model::training {
-namespace {
-
-/// to = from, in parallel.
-template <class Scalar>
-void copy(const Matrix<Scalar>& from, Matrix<Scalar>& to) {
-  to.resize(from.rows(), from.cols());
-  moe::parallel::for_each_block(from.size(), 16384, [&](Index begin, Index end) {
-    std::copy_n(from.data() + begin, end - begin, to.data() + begin);
-  });
-}
-
-}  // namespace
-
 template <class Scalar>
 TrainableModel<Scalar>::TrainableModel(const moe::io::Checkpoint& checkpoint,
                                        const TrainOptions& options)
@@ -119,40 +106,42 @@ void TrainableModel<Scalar>::save(const TensorUse<Scalar>& use) const {
   if (!config_.has_tied_head) use("lm_head.weight", head_.weight(), false);
 }
 
-/// to = from, or to += from, after dropout of what a sub-block adds: element i of stream s of a
-/// step is a function of these alone.
+/// to = from, or to = *base + from, after dropout of what a sub-block adds: element i of stream s
+/// of a step is a function of these alone.
 template <class Scalar>
 void TrainableModel<Scalar>::drop(const Matrix<Scalar>& from, std::uint64_t seed, Index stream,
-                                  bool drops, bool adds, Matrix<Scalar>& to) const {
+                                  bool drops, const Matrix<Scalar>* base,
+                                  Matrix<Scalar>& to) const {
+  constexpr Index block = 2048;
   constexpr Index drawn = 4;  // elements that share a random number, of 16 bits each
   const std::uint64_t of_stream =
       moe::detail::mix_bits(seed + 0x9e3779b97f4a7c15U * static_cast<std::uint64_t>(stream + 1));
   const auto kept = static_cast<Scalar>(1 / (1 - options_.dropout));
-  const auto bound = static_cast<std::uint64_t>(options_.dropout * 65536);
-  if (!adds) to.resize(from.rows(), from.cols());
-  moe::parallel::for_each_block(from.size(), 2048, [&](Index begin, Index end) {
-    const auto given = values_at(from.data() + begin, end - begin);
-    auto taken = values_at(to.data() + begin, end - begin);
-    if (!drops || bound == 0) {
-      if (adds) {
-        taken += given;
-      } else {
-        taken = given;
+  const auto bound = static_cast<std::uint16_t>(options_.dropout * 65536);
+  to.resize(from.rows(), from.cols());
+  moe::parallel::for_each_block(from.size(), block, [&](Index begin, Index end) {
+    const Index size = end - begin;
+    auto taken = values_at(to.data() + begin, size);
+    std::array<Scalar, block> dropped;
+    const Scalar* given = from.data() + begin;
+    if (drops && bound > 0) {
+      std::array<std::uint16_t, block> random;
+      for (Index i = 0; i < size; i += drawn) {
+        const std::uint64_t bits =
+            moe::detail::mix_bits(of_stream + static_cast<std::uint64_t>((begin + i) / drawn));
+        for (Index j = 0; j < drawn; ++j)
+          random[static_cast<std::size_t>(i + j)] = static_cast<std::uint16_t>(bits >> (16 * j));
       }
-      return;
+#pragma omp simd
+      for (Index i = 0; i < size; ++i)
+        dropped[static_cast<std::size_t>(i)] =
+            random[static_cast<std::size_t>(i)] < bound ? Scalar(0) : kept * given[i];
+      given = dropped.data();
     }
-    std::array<Scalar, 2048 + drawn> factor;
-    for (Index i = begin; i < end; i += drawn) {
-      std::uint64_t bits = moe::detail::mix_bits(of_stream + static_cast<std::uint64_t>(i / drawn));
-      for (Index j = 0; j < drawn; ++j, bits >>= 16)
-        factor[static_cast<std::size_t>(i - begin + j)] =
-            (bits & 0xffff) < bound ? Scalar(0) : kept;
-    }
-    const auto factors = values_at(factor.data(), end - begin);
-    if (adds) {
-      taken += given * factors;
+    if (base != nullptr) {
+      taken = values_at(base->data() + begin, size) + values_at(given, size);
     } else {
-      taken = given * factors;
+      taken = values_at(given, size);
     }
   });
 }
@@ -190,20 +179,20 @@ void TrainableModel<Scalar>::forward(std::span<const Token> tokens, std::span<co
   const auto sparse = std::count_if(layers_.begin(), layers_.end(), [](const Layer& layer) {
     return std::holds_alternative<Mixture>(layer.feed_forward);
   });
-  x_.resize(rows, config_.d_model);
-  for (Index t = 0; t < rows; ++t) x_.row(t) = embedding_.row(tokens[static_cast<std::size_t>(t)]);
+  Matrix<Scalar>& first = layers_.empty() ? x_ : layers_.front().input;
+  first.resize(rows, config_.d_model);
+  for (Index t = 0; t < rows; ++t)
+    first.row(t) = embedding_.row(tokens[static_cast<std::size_t>(t)]);
   const bool training = report != nullptr;
   for (std::size_t n = 0; n < layers_.size(); ++n) {
     Layer& layer = layers_[n];
     const auto stream = static_cast<Index>(2 * n);
-    copy(x_, layer.input);
     layer.normed_input.resize(rows, config_.d_model);
-    layer.attention_norm.forward(x_, layer.normed_input);
+    layer.attention_norm.forward(layer.input, layer.normed_input);
     layer.attention.forward(layer.normed_input, positions, added_);
-    drop(added_, seed, stream, training, true, x_);
-    copy(x_, layer.middle);
+    drop(added_, seed, stream, training, &layer.input, layer.middle);
     layer.normed_middle.resize(rows, config_.d_model);
-    layer.feed_forward_norm.forward(x_, layer.normed_middle);
+    layer.feed_forward_norm.forward(layer.middle, layer.normed_middle);
     added_.resize(rows, config_.d_model);
     auto* const mixture = std::get_if<Mixture>(&layer.feed_forward);
     if (mixture != nullptr && training) {
@@ -215,7 +204,8 @@ void TrainableModel<Scalar>::forward(std::span<const Token> tokens, std::span<co
     } else {
       std::get<Dense>(layer.feed_forward).forward(layer.normed_middle, added_);
     }
-    drop(added_, seed, stream + 1, training, true, x_);
+    drop(added_, seed, stream + 1, training, &layer.middle,
+         n + 1 < layers_.size() ? layers_[n + 1].input : x_);
   }
   normed_.resize(rows, config_.d_model);
   norm_.forward(x_, normed_);
@@ -272,12 +262,12 @@ void TrainableModel<Scalar>::backward(std::span<const Token> tokens, std::uint64
   for (std::size_t n = layers_.size(); n-- > 0;) {
     Layer& layer = layers_[n];
     const auto stream = static_cast<Index>(2 * n);
-    drop(d_x_, seed, stream + 1, true, false, d_added_);
+    drop(d_x_, seed, stream + 1, true, nullptr, d_added_);
     d_normed_.resize(rows, config_.d_model);
     std::visit([&](auto& block) { block.backward(layer.normed_middle, d_added_, d_normed_); },
                layer.feed_forward);
     layer.feed_forward_norm.backward(layer.middle, d_normed_, d_x_);
-    drop(d_x_, seed, stream, true, false, d_added_);
+    drop(d_x_, seed, stream, true, nullptr, d_added_);
     layer.attention.backward(layer.normed_input, d_added_, d_normed_);
     layer.attention_norm.backward(layer.input, d_normed_, d_x_);
   }

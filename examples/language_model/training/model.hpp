@@ -80,8 +80,8 @@ class TrainableModel {
     Matrix<Scalar> normed_middle;
   };
 
-  void drop(const Matrix<Scalar>& from, std::uint64_t seed, Index stream, bool drops, bool adds,
-            Matrix<Scalar>& to) const;
+  void drop(const Matrix<Scalar>& from, std::uint64_t seed, Index stream, bool drops,
+            const Matrix<Scalar>* base, Matrix<Scalar>& to) const;
   void forward(std::span<const Token> tokens, std::span<const Token> targets, Index windows,
                std::uint64_t seed, StepReport* report);
   double score(std::span<const Token> targets);

@@ -100,7 +100,7 @@ std::string load_script(const std::vector<LogEntry>& entries) {
          << "set cblabel 'load over the even share'\nset cbrange [0:" << std::max(2.0, largest)
          << "]\nset palette defined (0 '#ffffff', 1 '#88ccee', 2 '#332288')\n"
          << "set view map\nset xtics nomirror\nset ytics nomirror (";
-  std::string borders;
+  std::ostringstream borders;
   std::size_t row = 0;
   for (std::size_t layer = 0; layer < first.size(); ++layer) {
     script << (layer > 0 ? ", " : "") << '\'' << layer << "' "
@@ -108,11 +108,11 @@ std::string load_script(const std::vector<LogEntry>& entries) {
     row += first[layer].size();
     if (layer + 1 == first.size()) continue;
     const std::string border = std::to_string(static_cast<double>(row) - 0.5);
-    borders += "set arrow from graph 0, first " + border + " to graph 1, first " + border +
-               " nohead front lc rgb '#888888'\n";
+    borders << "set arrow from graph 0, first " << border << " to graph 1, first " << border
+            << " nohead front lc rgb '#888888'\n";
   }
   script << ")\n"
-         << borders << "set xrange [" << entries.front().step << ":" << entries.back().step
+         << borders.str() << "set xrange [" << entries.front().step << ":" << entries.back().step
          << "]\nset yrange [-0.5:" << static_cast<double>(row) - 0.5 << "] reverse\n"
          << "draw = \"plot $load using 1:2:3 with image notitle\"\n";
   return script.str();

@@ -52,7 +52,9 @@ class GrowingMatrix : public Eigen::Map<Matrix<ScalarT>> {
     if (other.rows() == this->rows() && other.cols() == this->cols()) {
       Base::operator=(other.derived());
     } else {
-      const Matrix<Scalar> values = other.derived();  // Which may refer to this one.
+      // A copy, since the other may refer to this one.
+      // NOLINTNEXTLINE(performance-unnecessary-copy-initialization)
+      const Matrix<Scalar> values(other.derived());
       resize(values.rows(), values.cols());
       Base::operator=(values);
     }
@@ -75,7 +77,7 @@ class GrowingMatrix : public Eigen::Map<Matrix<ScalarT>> {
   }
 
   /// A resize that keeps what both sizes have in common.
-  void conservativeResize(Index rows, Index cols) {
+  void conservativeResize(Index rows, Index cols) {  // NOLINT(readability-identifier-naming)
     Matrix<Scalar> values = *this;
     values.conservativeResize(rows, cols);
     *this = values;

@@ -57,10 +57,10 @@ constexpr std::uint16_t float_to_half(float value) noexcept {
 }
 
 /// How weights may be stored: the value of a float or double is widened from it when it is used.
-struct bfloat16 {
+struct bfloat16 {  // NOLINT(readability-identifier-naming)
   std::uint16_t bits = 0;
 };
-struct half {
+struct half {  // NOLINT(readability-identifier-naming)
   std::uint16_t bits = 0;
 };
 

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -233,7 +234,7 @@ class ExpertStage {
     const double share = job.cost / total_cost_ * threads_;
     const double wanted = std::clamp(job.cost / short_cost, share * fewest_tasks_per_thread,
                                      share * most_tasks_per_thread);
-    return std::max<Index>(1, static_cast<Index>(wanted + 0.5));
+    return std::max<Index>(1, static_cast<Index>(std::llround(wanted)));
   }
 
   /// Whether one thread runs the expert from its rows to its results: it need not be cut, and what

@@ -250,12 +250,13 @@ class FeedForwardBackward {
       for (Index part = 0; part < width / hidden_width; ++part) {
         const Index p = from / hidden_width + part;
         if (p >= sizes.up_panels) break;
-        const auto dA = [&](Index r) {
+        const auto d_activated = [&](Index r) {
           return d_hidden + (first + r) * width + part * hidden_width;
         };
         for (Index r = 0; r < count; ++r)
           for (Index i = 0; i < hidden_width; ++i)
-            memory.weighted[r * hidden_width + i] = weight_.data()[piece.at + first + r] * dA(r)[i];
+            memory.weighted[r * hidden_width + i] =
+                weight_.data()[piece.at + first + r] * d_activated(r)[i];
         const bool drops = call.input.dropout.rate > 0;
         for (Index r = 0; r < count && drops; ++r)
           dropout_factors(call.input.dropout,
@@ -279,7 +280,7 @@ class FeedForwardBackward {
           row[r] = d_sums + r * width;
           Scalar product = 0;
           for (Index i = 0; i < hidden_width; ++i)
-            product += dA(r)[i] * memory.hidden[r * hidden_width + i];
+            product += d_activated(r)[i] * memory.hidden[r * hidden_width + i];
           products_.data()[piece.at * sizes.up_panels + p * piece.rows + first + r] = product;
           keep_hidden(sizes, piece, first + r, p * hidden_width,
                       std::min(hidden_width, sizes.d_ff - p * hidden_width),

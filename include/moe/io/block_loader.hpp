@@ -136,7 +136,7 @@ class BlockReader {
   /// for the output is not known.
   void check_that_all_is_read() const {
     for (const std::string& tensor : tensors_.names_below(prefix_))
-      if (used_.count(tensor) == 0)
+      if (!used_.contains(tensor))
         throw FormatError(
             tensors_.path(), tensor, tensors_.tensor(tensor).offset,
             moe::detail::text_of("is no part of a block of the family ", traits_.model_type));

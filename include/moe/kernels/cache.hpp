@@ -31,9 +31,9 @@ inline std::ptrdiff_t told_cache(unsigned level) noexcept {
       if (__get_cpuid_count(leaf, i, &a, &b, &c, &d) == 0 || (a & 31U) == 0) break;
       const bool holds_data = (a & 31U) != 2;
       if (!holds_data || ((a >> 5U) & 7U) != level) continue;
-      const auto ways = static_cast<std::ptrdiff_t>((b >> 22U) + 1);
-      const auto partitions = static_cast<std::ptrdiff_t>(((b >> 12U) & 1023U) + 1);
-      const auto line = static_cast<std::ptrdiff_t>((b & 4095U) + 1);
+      const auto ways = static_cast<std::ptrdiff_t>(b >> 22U) + 1;
+      const auto partitions = static_cast<std::ptrdiff_t>((b >> 12U) & 1023U) + 1;
+      const auto line = static_cast<std::ptrdiff_t>(b & 4095U) + 1;
       return ways * partitions * line * (static_cast<std::ptrdiff_t>(c) + 1);
     }
   }

@@ -141,8 +141,8 @@ double tape_bytes(const BankT& experts, const SharedExperts<SharedBankT>& shared
     values += static_cast<double>(values_kept(experts, rows)) +
               static_cast<double>(shared_values_kept(shared, tokens));
   if (policy == TapePolicy::keep_all) values += choices * static_cast<double>(experts.d_model());
-  const double of_choice =
-      sizeof(ExpertIndex) + sizeof(std::int32_t) + (may_drop ? 2 : 1) * sizeof(TokenSlot);
+  const auto of_choice = static_cast<double>(sizeof(ExpertIndex) + sizeof(std::int32_t) +
+                                             (may_drop ? 2 : 1) * sizeof(TokenSlot));
   return values * sizeof(typename BankT::Scalar) + choices * of_choice +
          (num_experts + 1) * sizeof(Index);
 }

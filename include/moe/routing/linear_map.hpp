@@ -51,7 +51,7 @@ class LinearMap {
     if (x.rows() == 0) return;
     const Index most = kernels::tile_kernels<Scalar, Scalar>().most_rows;
     const Index blocks = (x.rows() + most - 1) / most;
-    const Index wanted = parallel::available_threads() * 4;
+    const Index wanted = Index{4} * parallel::available_threads();
     const Index parts = std::clamp<Index>(wanted / blocks, 1, packed_.panels());
     // Of this thread, with a part for each worker: who runs which task differs from call to call.
     struct Packed;

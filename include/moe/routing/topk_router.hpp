@@ -236,7 +236,7 @@ void TopKRouter<ScalarT>::route(MatrixView<const Scalar> x, const RouteInputs<Sc
         detail::thread_buffer<Logits, Scalar>(static_cast<std::size_t>(x.rows() * num_experts())),
         x.rows(), num_experts()};
   logits_.find(x, inputs, options, logits);
-  ChoiceMemory& memory = detail::thread_object<ChoiceMemory>();
+  auto& memory = detail::thread_object<ChoiceMemory>();
   memory.resize(parallel::available_threads(), rule, num_experts());
   constexpr Index block = detail::router_block_tokens;
   parallel::for_each_task((x.rows() + block - 1) / block, [&](Index task, int thread) {

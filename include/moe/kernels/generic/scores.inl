@@ -43,7 +43,7 @@ inline Scalar largest(const Scalar* value, std::ptrdiff_t n) noexcept {
   Scalar lane[Vec::lanes];
   best.store(lane);
   Scalar result = -infinity;
-  for (std::ptrdiff_t j = 0; j < Vec::lanes; ++j) result = lane[j] > result ? lane[j] : result;
+  for (const Scalar of_lane : lane) result = of_lane > result ? of_lane : result;
   for (; i < n; ++i) result = value[i] > result ? value[i] : result;
   return result;
 }
