@@ -17,6 +17,8 @@ read -ra extra <<<"${MOE_CMAKE_ARGS:--DCMAKE_CXX_FLAGS=-O2}"
 targets="all all_verify_interface_header_sets"
 [ -z "${MOE_SKIP_HEADERS:-}" ] || targets=all
 moe_build "$name" "$targets" -DMOE_BUILD_BENCHMARKS=OFF "${extra[@]}"
+# The names of tests depend on MOE_ISA, and CMake looks for new ones only where a program is newer.
+find "$MOE_BUILD/$name/tests" -name '*_tests.cmake' -delete
 # What the reference cases gave is shown when they pass, too.
 ctest --test-dir "$MOE_BUILD/$name" --output-on-failure -j "$(nproc)" "$@" |
   while IFS= read -r line; do

@@ -96,7 +96,7 @@ class TrainableModel {
   TrainableLinear<Scalar> head_;  // empty where the head is the embedding
   Panels<Scalar> tied_;
 
-  Matrix<Scalar> x_;       // (T, D), the residual
+  Matrix<Scalar> x_;       // (T, D), behind the last layer
   Matrix<Scalar> added_;   // (T, D)
   Matrix<Scalar> normed_;  // (T, D), the last
   Matrix<Scalar> logits_;  // (T, vocab_size), then their gradient
