@@ -84,6 +84,7 @@
 #include "moe/routing/modality_router.hpp"
 #include "moe/routing/noise.hpp"
 #include "moe/routing/noisy_topk_router.hpp"
+#include "moe/routing/part_backward.hpp"
 #include "moe/routing/plan.hpp"
 #include "moe/routing/preset_table.hpp"
 #include "moe/routing/presets.hpp"

@@ -14,8 +14,10 @@
 #include <moe/layer/dense_mixture.hpp>
 #include <moe/layer/sparse_moe.hpp>
 #include <moe/losses/logit_losses.hpp>
+#include <moe/routing/group_router.hpp>
 #include <moe/routing/gshard_router.hpp>
 #include <moe/routing/hash_router.hpp>
+#include <moe/routing/modality_router.hpp>
 #include <moe/routing/topk_router.hpp>
 
 #include "support/differences.hpp"
@@ -182,6 +184,36 @@ TEST(DenseMixture, GoesBackThroughARouterOfTwoExperts) {
   auto gradients = layer.gradients();
   layer.backward(s.x, tape, s.x, dx, gradients, scratch);
   EXPECT_FALSE(gradients.router.weight.isZero(0));
+}
+
+/// Of all that the tokens are, by differences, where the options name what the router needs.
+template <class RouterT>
+void expect_slopes_behind(const RouterT& router, const moe::RouteOptions& options) {
+  Setting s;
+  const moe::DenseMixture<RouterT, Bank> layer(router, s.bank);
+  Matrix<double> y(9, 6);
+  Matrix<double> dx(9, 6);
+  moe::Scratch scratch;
+  moe::MixtureTape<double> tape;
+  layer.forward(s.x, y, tape, scratch, options);
+  auto gradients = layer.gradients();
+  layer.backward(s.x, tape, s.target, dx, gradients, scratch);
+  moe::Workspace<double> workspace;
+  test_support::expect_some_slopes("x", s.x.data(), dx.data(), 54, [&] {
+    layer.forward(s.x, y, workspace, options);
+    return (y.array() * s.target.array()).sum();
+  });
+}
+
+TEST(DenseMixture, GoesBackThroughRoutersOfTypesAndGroups) {
+  const auto make = [](Index size, std::uint64_t seed) {
+    return Router({.d_model = 6, .num_experts = size, .top_k = 1, .rule = {}},
+                  {.weight = random_matrix<double>(size, 6, seed)});
+  };
+  const std::vector<std::int32_t> kinds{0, 1, 1, 0, 0, 1, 0, 1, 1};
+  expect_slopes_behind(moe::ModalityRouter<Router>(4, {{make(3, 1), 0}, {make(2, 2), 2}}),
+                       {.token_types = kinds});
+  expect_slopes_behind(moe::GroupRouter<Router>(make(4, 1)), {.token_groups = kinds});
 }
 
 TEST(MixtureError, TheLikelihoodsGradientIsFiniteWhereAnExpertHasNoWeight) {

@@ -55,12 +55,21 @@ Bank make_bank(Index size = experts) {
 using Losses = std::function<double(const moe::Routing<double>&, const moe::NoisyLogits<double>&,
                                     moe::Tape<double>*)>;
 
-/// A weight of a router, and its gradient.
+/// A weight of a router, and its gradient; of a router of routers, that of this type of tokens.
 template <class RouterT>
 struct Part {
   std::string name;
   Matrix<double>* weight;
   Matrix<double> moe::RouterGradients<double>::*gradient;
+  std::size_t type = 0;
+
+  const Matrix<double>& of(const typename RouterT::Gradients& gradients) const {
+    if constexpr (requires { gradients.of_type; }) {
+      return gradients.of_type.at(type).*gradient;
+    } else {
+      return gradients.*gradient;
+    }
+  }
 };
 
 /// `make()` makes the router of the weights as they are.
@@ -94,8 +103,8 @@ void expect_gradients(const Make& make, const std::vector<Part<decltype(make())>
   of_frozen.frozen.router = true;
   layer.backward(x, again, dy, dx_of_frozen, of_frozen, workspace);
   EXPECT_EQ(dx_of_frozen, dx);
-  EXPECT_TRUE(of_frozen.router.weight.isZero(0) && of_frozen.router.noise_weight.isZero(0) &&
-              of_frozen.router.projection.isZero(0) && of_frozen.router.bias.isZero(0));
+  for (const auto& part : parts)
+    EXPECT_TRUE(part.of(of_frozen.router).isZero(0)) << part.name << " is frozen";
   moe::Tape<double> other;
   const auto loss = [&] {
     const double value = run(other);
@@ -103,7 +112,7 @@ void expect_gradients(const Make& make, const std::vector<Part<decltype(make())>
   };
   expect_some_slopes("x", x.data(), dx.data(), static_cast<std::size_t>(x.size()), loss);
   for (const auto& part : parts)
-    expect_some_slopes(part.name, part.weight->data(), (gradients.router.*part.gradient).data(),
+    expect_some_slopes(part.name, part.weight->data(), part.of(gradients.router).data(),
                        static_cast<std::size_t>(part.weight->size()), loss);
 }
 
@@ -561,25 +570,133 @@ TEST(RouterBackward, EndsAtTheWeightsOfARouterThatHasNone) {
   }
 }
 
-/// dx where the routing does not move with x: through the experts, and the jitter of their inputs.
-template <class RouterT>
-void expect_gradients_of_inputs(const RouterT& router, const RouteOptions& options) {
-  moe::SparseMoe layer{router, make_bank()};
-  Matrix<double> x = random(tokens, d_model, 50);
-  const Matrix<double> dy = random(tokens, d_model, 51);
-  Matrix<double> y(tokens, d_model);
-  Matrix<double> dx(tokens, d_model);
-  moe::Tape<double> tape;
-  layer.forward(x, y, tape, options);
-  auto gradients = layer.gradients();
-  layer.backward(x, tape, dy, dx, gradients);
-  expect_some_slopes("x", x.data(), dx.data(), static_cast<std::size_t>(x.size()), [&] {
-    layer.forward(x, y, options);
-    return (y.array() * dy.array()).sum();
+/// A bank's 6 experts behind a ModalityRouter whose two types have experts 0 to 3 and 2 to 5.
+/// `make(weight, experts)` makes the inner routers.
+template <class Make>
+void expect_gradients_of_types(const Make& make, bool training, const Losses& losses) {
+  Matrix<double> a = random(4, d_model, 1);
+  Matrix<double> b = random(4, d_model, 2);
+  std::vector<std::int32_t> types;
+  for (Index t = 0; t < tokens; ++t) types.push_back(t % 3 == 0 ? 1 : 0);
+  const auto both = [&] {
+    return moe::ModalityRouter<decltype(make(a))>(experts, {{make(a), 0}, {make(b), 2}});
+  };
+  for (const moe::Capacity& capacity : {moe::Capacity{}, small})
+    expect_gradients(both, {{"type 0", &a, weight_of, 0}, {"type 1", &b, weight_of, 1}},
+                     {.training = training, .seed = 5, .token_types = types}, losses, capacity);
+}
+
+/// The same behind a GroupRouter, of five groups or one.
+template <class Make>
+void expect_gradients_of_groups(const Make& make, bool training, const Losses& losses) {
+  Matrix<double> weight = random(experts, d_model, 1);
+  std::vector<std::int32_t> five;
+  for (Index t = 0; t < tokens; ++t) five.push_back(static_cast<std::int32_t>(7 * (t % 5)));
+  const std::vector<std::int32_t> one;  // Without names, all are one group.
+  const auto grouped = [&] { return moe::GroupRouter<decltype(make(weight))>(make(weight)); };
+  for (const moe::Capacity& capacity : {moe::Capacity{}, small})
+    for (const auto* const groups : {&std::as_const(five), &one})
+      expect_gradients(grouped, {{"weight", &weight, weight_of}},
+                       {.training = training, .seed = 5, .token_groups = *groups}, losses,
+                       capacity);
+}
+
+/// Both, of a router that `make(weight)` makes of a weight (E, D).
+template <class Make>
+void expect_gradients_within(const Make& make, bool training = false,
+                             const Losses& losses = both_losses) {
+  expect_gradients_of_types(make, training, losses);
+  expect_gradients_of_groups(make, training, losses);
+}
+
+TEST(RouterBackward, OfRoutersWithinRouters) {
+  using Weight = Matrix<double>;
+  RoutingRule rule{.renormalization = {.kind = moe::Renormalization::sum}};
+  const auto top = [&](const Weight& weight) {
+    return moe::TopKRouter<double>(
+        {.d_model = d_model, .num_experts = weight.rows(), .top_k = 2, .rule = rule},
+        {.weight = weight});
+  };
+  expect_gradients_within(top);
+  expect_gradients_within(top, false, importance);
+  rule.renormalization.after_drop = true;  // Weights are finished token by token.
+  rule.scale = 1.3;
+  expect_gradients_within(top);
+  expect_gradients_within(top, false, importance);
+  rule.logits = {.standard_deviation = 1.4, .noise = 0.2};
+  rule.jitter = {.target = moe::JitterTarget::router_input, .epsilon = 0.2};
+  expect_gradients_within(top, true);
+  rule = {.jitter = {.target = moe::JitterTarget::hidden_states, .epsilon = 0.3}};
+  expect_gradients_within(top, true);
+  rule.jitter = {};
+  expect_gradients_within([&](const Weight& w) { return moe::GShardRouter<double>(top(w)); }, true);
+  expect_gradients_within([](const Weight& w) {
+    return moe::NoisyTopKRouter<double>(
+        {.d_model = d_model, .num_experts = w.rows(), .top_k = 2, .noise_epsilon = 0.1}, w, w);
+  });
+  expect_gradients_within([](const Weight& w) {
+    return moe::SparseMixerRouter<double>(
+        {.d_model = d_model, .num_experts = w.rows(), .jitter = 0.4}, w);
+  });
+  expect_gradients_within([](const Weight& w) {
+    return moe::ExpertChoiceRouter<double>({.d_model = d_model, .num_experts = w.rows()}, w);
   });
 }
 
-TEST(RouterBackward, EndsAtTheWeightsOfRoutersOfRouters) {
+TEST(RouterBackward, OfTheNoiseWithinRouters) {
+  Matrix<double> gate = random(experts, d_model, 1);
+  Matrix<double> noise = random(experts, d_model, 2);
+  const auto grouped = [&] {
+    return moe::GroupRouter(moe::NoisyTopKRouter<double>(
+        {.d_model = d_model, .num_experts = experts, .top_k = 2, .noise_epsilon = 0.1}, gate,
+        noise));
+  };
+  std::vector<std::int32_t> groups;
+  for (Index t = 0; t < tokens; ++t) groups.push_back(static_cast<std::int32_t>(t % 5));
+  expect_gradients(
+      grouped,
+      {{"gate", &gate, weight_of}, {"noise", &noise, &moe::RouterGradients<double>::noise_weight}},
+      {.training = true, .seed = 8, .token_groups = groups}, both_losses);
+}
+
+TEST(RouterBackward, OfATypeWithFewerChoices) {
+  // One of K = 1 whose single choice keeps its weight, beside one of K = 2.
+  Matrix<double> a = random(4, d_model, 1);
+  Matrix<double> b = random(2, d_model, 2);
+  const auto make = [&](const Matrix<double>& weight, Index top_k) {
+    return moe::TopKRouter<double>(
+        {.d_model = d_model,
+         .num_experts = weight.rows(),
+         .top_k = top_k,
+         .rule = {.renormalization = {.kind = moe::Renormalization::sum, .at_top_1 = false}}},
+        {.weight = weight});
+  };
+  const auto both = [&] {
+    return moe::ModalityRouter<moe::TopKRouter<double>>(experts,
+                                                        {{make(a, 2), 0}, {make(b, 1), 4}});
+  };
+  std::vector<std::int32_t> types;
+  for (Index t = 0; t < tokens; ++t) types.push_back(t % 3 == 0 ? 1 : 0);
+  for (const moe::Capacity& capacity : {moe::Capacity{}, small})
+    expect_gradients(both, {{"type 0", &a, weight_of, 0}, {"type 1", &b, weight_of, 1}},
+                     {.token_types = types}, both_losses, capacity);
+}
+
+TEST(RouterBackward, RefusesTheGradientsOfOtherRoutersOfRouters) {
+  TopK make;
+  const moe::ModalityRouter<moe::TopKRouter<double>> modality(experts, {{make(), 0}, {make(), 0}});
+  auto gradients = modality.gradients();
+  EXPECT_NO_THROW(modality.check_backward("here", gradients));
+  gradients.of_type.pop_back();
+  EXPECT_THROW(modality.check_backward("here", gradients), moe::ShapeError);
+  const moe::GroupRouter group(make());
+  auto of_group = group.gradients();
+  of_group.weight.resize(experts, d_model + 1);
+  EXPECT_THROW(group.check_backward("here", of_group), moe::ShapeError);
+}
+
+// The routing does not move with x: dx is through the experts and the jitter of their inputs.
+TEST(RouterBackward, EndsAtTheWeightsOfARouterOfAnyType) {
   const auto make = [](Index size, std::uint64_t seed) {
     return moe::TopKRouter<double>(
         {.d_model = d_model,
@@ -589,16 +706,25 @@ TEST(RouterBackward, EndsAtTheWeightsOfRoutersOfRouters) {
                   .jitter = {.target = moe::JitterTarget::hidden_states, .epsilon = 0.3}}},
         {.weight = random(size, d_model, seed)});
   };
-  using Modality = moe::ModalityRouter<moe::TopKRouter<double>>;
-  const Modality modality(experts, {{make(4, 1), 0}, {make(2, 2), 4}});
+  const moe::AnyRouter<double> router =
+      moe::ModalityRouter<moe::TopKRouter<double>>(experts, {{make(4, 1), 0}, {make(2, 2), 4}});
   std::vector<std::int32_t> types;
   for (Index t = 0; t < tokens; ++t) types.push_back(t % 3 == 0 ? 1 : 0);
   for (const bool training : {false, true}) {
     const RouteOptions options{.training = training, .seed = 3, .token_types = types};
-    expect_gradients_of_inputs(modality, options);
-    expect_gradients_of_inputs(moe::AnyRouter<double>(modality), options);
-    expect_gradients_of_inputs(moe::GroupRouter<moe::TopKRouter<double>>(make(experts, 1)),
-                               {.training = training, .seed = 3, .token_groups = types});
+    moe::SparseMoe layer{router, make_bank()};
+    Matrix<double> x = random(tokens, d_model, 50);
+    const Matrix<double> dy = random(tokens, d_model, 51);
+    Matrix<double> y(tokens, d_model);
+    Matrix<double> dx(tokens, d_model);
+    moe::Tape<double> tape;
+    layer.forward(x, y, tape, options);
+    auto gradients = layer.gradients();
+    layer.backward(x, tape, dy, dx, gradients);
+    expect_some_slopes("x", x.data(), dx.data(), static_cast<std::size_t>(x.size()), [&] {
+      layer.forward(x, y, options);
+      return (y.array() * dy.array()).sum();
+    });
   }
 }
 

@@ -21,6 +21,7 @@
 #include "moe/core/view.hpp"
 #include "moe/experts/bank_backward.hpp"
 #include "moe/layer/dispatch.hpp"
+#include "moe/layer/tape.hpp"
 #include "moe/layer/workspace.hpp"
 #include "moe/routing/plan.hpp"
 #include "moe/routing/router_backward.hpp"
@@ -46,7 +47,7 @@ struct MixtureTape {
 
   // The rest is the layer's.
   const void* layer = nullptr;  // that filled it; none after a backward
-  RouteOptions options{};
+  KeptOptions options{};
   KeptSums<Scalar> sums{};  // (E T, sums of a row)
 };
 
@@ -111,8 +112,7 @@ class DenseMixture {
     prepare(x, y, options, tape.routing, tape.plan, tape.rows);
     experts_.forward({x, tape.plan}, tape.rows, tape.sums.resize(sums_count(tape)), scratch);
     combine<Scalar>(tape.rows, tape.plan, tape.routing.weights, y);
-    tape.options = options;
-    tape.options.token_ids = tape.options.token_types = tape.options.token_groups = {};
+    tape.options.keep(options);
     tape.d_rows.resize(tape.rows.rows(), tape.rows.cols());
     tape.d_rows.setZero();
     for (auto* const sum : {&tape.d_weights, &tape.d_logits, &tape.d_scored}) {
@@ -182,8 +182,9 @@ class DenseMixture {
                                  detail::row_data(routing.experts, t), tape.d_weights.row(t).data(),
                                  num_experts(), tape.d_scored.row(t).data());
     }
+    const RouteOptions options = tape.options.view();
     router_.backward({.x = x,
-                      .options = tape.options,
+                      .options = options,
                       .routing = routing,
                       .plan = tape.plan,
                       .d_weights = {},

@@ -53,24 +53,6 @@ struct FrozenParts {
   bool output_bias = false;
 };
 
-/// In place of the gradients of a router that has no backward pass.
-struct NoGradients {
-  void set_zero() noexcept {}
-};
-
-namespace detail {
-
-template <class RouterT>
-struct GradientsOfRouter {
-  using Type = NoGradients;
-};
-template <DifferentiableRouter RouterT>
-struct GradientsOfRouter<RouterT> {
-  using Type = typename RouterT::Gradients;
-};
-
-}  // namespace detail
-
 /// The gradients of everything that a SparseMoe has learnt. A backward adds to them.
 ///
 /// Shapes  shared_gate (S, D) and output_bias (D), or empty where the layer has none.
@@ -151,10 +133,7 @@ double tape_bytes(const BankT& experts, const SharedExperts<SharedBankT>& shared
 template <class Scalar>
 void begin_tape(const RouteOptions& options, const ExpertDropout& dropout, Tape<Scalar>& tape) {
   tape.layer = nullptr;
-  tape.options = options;
-  tape.options.keep_logits = tape.options.keep_scores = true;
-  tape.options.token_ids = tape.options.token_types = tape.options.token_groups = {};
-  tape.token_types.assign(options.token_types.begin(), options.token_types.end());
+  tape.options.keep(options);
   const auto drop = [&](double rate, NoiseStream stream) -> HiddenDropout {
     if (!options.training) return {};
     return {rate, stream_seed(options.seed, stream)};
@@ -321,8 +300,7 @@ void backward_of_layer(const RouterT& router, const BankT& experts,
                        SparseMoeGradients<RouterT, BankT, SharedBankT>& gradients,
                        Workspace<typename BankT::Scalar>& workspace) {
   using Scalar = typename BankT::Scalar;
-  RouteOptions options = tape.options;
-  options.token_types = tape.token_types;
+  const RouteOptions options = tape.options.view();
   // On a routing of the caller's, the experts saw x itself.
   const MatrixView<const Scalar> seen =
       tape.through_router ? hidden_states(router, x, options, workspace.hidden) : x;

@@ -25,6 +25,32 @@ enum class TapePolicy {
   recompute,            ///< the routing: a backward runs the experts again, at a third more
 };
 
+/// The options of a forward for its backward, with what this needs of their spans.
+class KeptOptions {
+ public:
+  /// Token ids serve the choice alone, which a tape has.
+  void keep(const RouteOptions& options) {
+    options_ = options;
+    options_.keep_logits = options_.keep_scores = true;
+    options_.token_ids = {};
+    types_.assign(options.token_types.begin(), options.token_types.end());
+    groups_.assign(options.token_groups.begin(), options.token_groups.end());
+  }
+
+  /// Valid until the next `keep`.
+  RouteOptions view() const noexcept {
+    RouteOptions options = options_;
+    options.token_types = types_;
+    options.token_groups = groups_;
+    return options;
+  }
+
+ private:
+  RouteOptions options_{};
+  std::vector<std::int32_t> types_{};   // (T) or empty
+  std::vector<std::int32_t> groups_{};  // (T) or empty
+};
+
 /// Filled by `SparseMoe::forward` and read by `SparseMoe::backward`. Its memory grows only.
 ///
 /// Shapes  d_logits, d_scored (T, E) and d_weights (T, K) are zero after a forward: before the
@@ -52,8 +78,7 @@ struct Tape {
   // The rest is the layer's.
   const void* layer = nullptr;  // that filled it; none after a backward
   bool through_router = false;  // false: the routing was the caller's
-  RouteOptions options{};
-  std::vector<std::int32_t> token_types{};  // (T) or empty, of the options
+  KeptOptions options{};
   HiddenDropout dropout{};
   HiddenDropout shared_dropout{};
   bool has_sums = false;

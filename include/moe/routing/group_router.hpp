@@ -17,6 +17,8 @@
 #include "moe/core/routing.hpp"
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
+#include "moe/routing/part_backward.hpp"
+#include "moe/routing/router_backward.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -42,21 +44,8 @@ class GroupRouter {
   /// Throws  ShapeError if sizes disagree; std::invalid_argument if a group is negative.
   void route(MatrixView<const Scalar> x, RouteOptions options, Routing<Scalar>& routing) const {
     std::vector<Index> group = groups_of(x, options);
-    std::vector<Index> names = group;  // However large, names need no rows between them.
-    std::sort(names.begin(), names.end());
-    names.erase(std::unique(names.begin(), names.end()), names.end());
-    for (Index& g : group) g = std::lower_bound(names.begin(), names.end(), g) - names.begin();
-    const auto groups = static_cast<Index>(names.size());
-    Matrix<Scalar> means = Matrix<Scalar>::Zero(groups, d_model());  // (G, D)
-    std::vector<Index> counts(static_cast<std::size_t>(groups), 0);
-    for (Index t = 0; t < x.rows(); ++t) {
-      const Index g = group[static_cast<std::size_t>(t)];
-      means.row(g) += x.map().row(t);
-      ++counts[static_cast<std::size_t>(g)];
-    }
-    for (Index g = 0; g < groups; ++g)
-      means.row(g) /= static_cast<Scalar>(std::max<Index>(counts[static_cast<std::size_t>(g)], 1));
-    spread(means, group, options, routing);
+    const std::vector<Index> counts = count_groups(group);
+    spread(means_of(x, group, counts), group, options, routing);
   }
 
   /// The same by one row for each group.
@@ -77,6 +66,54 @@ class GroupRouter {
     return detail::hidden_states(router_, x, options, buffer);
   }
 
+  using Gradients = typename detail::GradientsOfRouter<RouterT>::Type;
+
+  /// Those of the router that it holds.
+  Gradients gradients() const requires DifferentiableRouter<RouterT> { return router_.gradients(); }
+
+  /// The reverse of `route` by the groups' means: what a group's tokens give goes to its one
+  /// decision together, and from its mean to each token alike. Logits are the group's:
+  /// `d_logits` stays as losses left it.
+  ///
+  /// Throws  as the router's backward; std::invalid_argument if the caller supplies inputs.
+  void backward(const RouterBackward<Scalar>& call,
+                Gradients& gradients) const requires DifferentiableRouter<RouterT> {
+    constexpr const char* name = "GroupRouter::backward";
+    check_backward(name, gradients);
+    detail::check_router_call(name, call, num_experts(), d_model());
+    detail::check_no_inputs(name, call.inputs);
+    detail::check(call.d_deviation.empty(), name, "the router keeps no deviation");
+    std::vector<Index> group = groups_of(call.x, call.options);
+    const std::vector<Index> counts = count_groups(group);
+    const Routing<Scalar>& routing = call.routing;
+    const Matrix<Scalar> d_routed = detail::gradient_of_routed(call);
+    detail::PartBackward<Scalar> part(call, static_cast<Index>(counts.size()), num_experts(),
+                                      routing.top_k());
+    part.x = means_of(call.x, group, counts);
+    for (Index t = 0; t < routing.tokens(); ++t) {
+      const Index g = group[static_cast<std::size_t>(t)];
+      part.routing.experts.row(g) = routing.experts.row(t);
+      part.routing.weights.row(g) = routing.weights.row(t);
+      part.routing.logits.row(g) = routing.logits.row(t);
+      part.routing.scores.row(g) = routing.scores.row(t);
+      part.d_routed.row(g) += d_routed.row(t);
+      part.d_logits.row(g) += call.d_logits.map().row(t);
+      if (!call.d_scored.empty()) part.d_scored.row(g) += call.d_scored.map().row(t);
+    }
+    router_.backward(part.call(call.frozen), gradients);
+    for (Index t = 0; t < routing.tokens(); ++t) {
+      const Index g = group[static_cast<std::size_t>(t)];
+      call.dx.map().row(t) +=
+          part.dx.row(g) / static_cast<Scalar>(counts[static_cast<std::size_t>(g)]);
+    }
+  }
+
+  /// Throws  ShapeError if the gradients are of another router.
+  void check_backward(const char* name,
+                      const Gradients& gradients) const requires DifferentiableRouter<RouterT> {
+    router_.check_backward(name, gradients);
+  }
+
  private:
   static constexpr const char* where = "GroupRouter::route";
 
@@ -91,6 +128,31 @@ class GroupRouter {
       detail::check(group[t] >= 0, where, "a token's group is negative");
     }
     return group;
+  }
+
+  /// Tokens of each group; the groups are numbered without gaps first, in order of their names:
+  /// however large, names need no rows between them.
+  static std::vector<Index> count_groups(std::vector<Index>& group) {
+    std::vector<Index> names = group;
+    std::sort(names.begin(), names.end());
+    names.erase(std::unique(names.begin(), names.end()), names.end());
+    std::vector<Index> counts(names.size(), 0);
+    for (Index& g : group) {
+      g = std::lower_bound(names.begin(), names.end(), g) - names.begin();
+      ++counts[static_cast<std::size_t>(g)];
+    }
+    return counts;
+  }
+
+  /// Shapes  result (G, D).
+  Matrix<Scalar> means_of(MatrixView<const Scalar> x, const std::vector<Index>& group,
+                          const std::vector<Index>& counts) const {
+    Matrix<Scalar> means = Matrix<Scalar>::Zero(static_cast<Index>(counts.size()), d_model());
+    for (Index t = 0; t < x.rows(); ++t)
+      means.row(group[static_cast<std::size_t>(t)]) += x.map().row(t);
+    for (Index g = 0; g < means.rows(); ++g)
+      means.row(g) /= static_cast<Scalar>(counts[static_cast<std::size_t>(g)]);
+    return means;
   }
 
   /// Routes the groups and gives their choices to the tokens.

@@ -18,8 +18,20 @@
 #include "moe/core/routing.hpp"
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
+#include "moe/routing/part_backward.hpp"
+#include "moe/routing/router_backward.hpp"
 
 namespace moe::inline MOE_ABI {
+
+/// The gradients of what the routers of a ModalityRouter have learnt.
+template <class RouterT>
+struct ModalityGradients {
+  std::vector<typename detail::GradientsOfRouter<RouterT>::Type> of_type;
+
+  void set_zero() {
+    for (auto& gradients : of_type) gradients.set_zero();
+  }
+};
 
 /// A router for each type of token (text, image, ...), over experts of its own: type m has experts
 /// first_m .. first_m + E_m - 1, where ranges may overlap. `RouteOptions::token_types` names the
@@ -74,10 +86,7 @@ class ModalityRouter {
     routing.scores.setZero();
     bool is_first = true;
     for (std::size_t type = 0; type < subsets_.size(); ++type) {
-      std::vector<Index> tokens;
-      for (Index t = 0; t < x.rows(); ++t)
-        if (options.token_types[static_cast<std::size_t>(t)] == static_cast<std::int32_t>(type))
-          tokens.push_back(t);
+      const std::vector<Index> tokens = tokens_of(type, options);
       if (tokens.empty()) continue;
       Routing<Scalar> part;
       route_subset(x, tokens, subsets_[type], options, part);
@@ -112,7 +121,87 @@ class ModalityRouter {
     return differs ? MatrixView<const Scalar>(buffer) : x;
   }
 
+  using Gradients = ModalityGradients<RouterT>;
+
+  /// Zeros, to which `backward` adds, for each type.
+  Gradients gradients() const requires DifferentiableRouter<RouterT> {
+    Gradients gradients;
+    for (const Subset& subset : subsets_) gradients.of_type.push_back(subset.router.gradients());
+    return gradients;
+  }
+
+  /// The reverse of `route`, type by type. What losses gave with respect to logits and scores of
+  /// experts of other types goes nowhere: these are constants.
+  ///
+  /// Throws  as the routers' backward; std::invalid_argument if a type is out of range, or the
+  ///         caller supplies inputs.
+  void backward(const RouterBackward<Scalar>& call,
+                Gradients& gradients) const requires DifferentiableRouter<RouterT> {
+    constexpr const char* where = "ModalityRouter::backward";
+    check_backward(where, gradients);
+    detail::check_router_call(where, call, num_experts(), d_model());
+    detail::check_no_inputs(where, call.inputs);
+    detail::check(call.d_deviation.empty(), where, "the router keeps no deviation");
+    check_types(where, call.x, call.options);
+    const Matrix<Scalar> d_routed = detail::gradient_of_routed(call);
+    for (std::size_t type = 0; type < subsets_.size(); ++type) {
+      const std::vector<Index> tokens = tokens_of(type, call.options);
+      if (!tokens.empty())
+        backward_of(subsets_[type], tokens, call, d_routed, gradients.of_type[type]);
+    }
+  }
+
+  /// Throws  ShapeError if the gradients are of another router.
+  void check_backward(const char* where,
+                      const Gradients& gradients) const requires DifferentiableRouter<RouterT> {
+    detail::check_size(where, "gradients.of_type.size()", static_cast<Index>(subsets_.size()),
+                       static_cast<Index>(gradients.of_type.size()));
+    for (std::size_t type = 0; type < subsets_.size(); ++type)
+      subsets_[type].router.check_backward(where, gradients.of_type[type]);
+  }
+
  private:
+  static std::vector<Index> tokens_of(std::size_t type, const RouteOptions& options) {
+    std::vector<Index> tokens;
+    for (std::size_t t = 0; t < options.token_types.size(); ++t)
+      if (options.token_types[t] == static_cast<std::int32_t>(type))
+        tokens.push_back(static_cast<Index>(t));
+    return tokens;
+  }
+
+  void backward_of(const Subset& subset, const std::vector<Index>& tokens,
+                   const RouterBackward<Scalar>& call, const Matrix<Scalar>& d_routed,
+                   typename detail::GradientsOfRouter<RouterT>::Type& gradients) const {
+    const Index experts = subset.router.num_experts();
+    const Index top_k = std::min<Index>(subset.router.top_k(), call.routing.top_k());
+    const Index first = subset.first_expert;
+    detail::PartBackward<Scalar> part(call, static_cast<Index>(tokens.size()), experts, top_k);
+    Index r = 0;
+    for (const Index t : tokens) {
+      for (Index k = 0; k < top_k; ++k) {
+        const Index expert = call.routing.experts(t, k) - first;
+        if (expert < 0 || expert >= experts) continue;
+        part.routing.experts(r, k) = static_cast<ExpertIndex>(expert);
+        part.routing.weights(r, k) = call.routing.weights(t, k);
+        part.d_routed(r, k) = d_routed(t, k);
+      }
+      part.x.row(r) = call.x.map().row(t);
+      part.routing.logits.row(r) = call.routing.logits.row(t).segment(first, experts);
+      part.routing.scores.row(r) = call.routing.scores.row(t).segment(first, experts);
+      part.d_logits.row(r) = call.d_logits.map().row(t).segment(first, experts);
+      if (!call.d_scored.empty())
+        part.d_scored.row(r) = call.d_scored.map().row(t).segment(first, experts);
+      ++r;
+    }
+    subset.router.backward(part.call(call.frozen), gradients);
+    r = 0;
+    for (const Index t : tokens) {
+      call.dx.map().row(t) += part.dx.row(r);
+      call.d_logits.map().row(t).segment(first, experts) = part.d_logits.row(r);
+      ++r;
+    }
+  }
+
   void check_types(const char* where, MatrixView<const Scalar> x,
                    const RouteOptions& options) const {
     detail::check_size(where, "options.token_types.size()", x.rows(),

@@ -106,7 +106,21 @@ concept DifferentiableRouter = Router<R> &&
   { r.backward(call, gradients) } -> std::same_as<void>;
 };
 
+/// In place of the gradients of a router that has no backward pass.
+struct NoGradients {
+  void set_zero() noexcept {}
+};
+
 namespace detail {
+
+template <class RouterT>
+struct GradientsOfRouter {
+  using Type = NoGradients;
+};
+template <DifferentiableRouter RouterT>
+struct GradientsOfRouter<RouterT> {
+  using Type = typename RouterT::Gradients;
+};
 
 /// Throws ShapeError if what a router's backward is given does not fit the router.
 template <class Scalar>
