@@ -20,6 +20,7 @@
 #include "moe/core/thread_buffer.hpp"
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
+#include "moe/experts/activate.hpp"
 #include "moe/experts/activation.hpp"
 #include "moe/experts/any_experts.hpp"
 #include "moe/experts/bank_backward.hpp"

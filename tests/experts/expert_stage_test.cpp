@@ -10,6 +10,7 @@
 #include <mutex>
 #include <set>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -29,8 +30,10 @@ using moe::detail::StageSlice;
 /// Counts what happens; a task begins and ends at two of its numbers.
 std::atomic<int> moment{0};
 
+enum class Step { up, hidden, down };
+
 struct Task {
-  bool is_up;
+  Step step;
   int begin;
   int end;
   StageSlice<float> slice;
@@ -38,29 +41,32 @@ struct Task {
 
 class Recorder : public moe::detail::StagedBank<float> {
  public:
-  Recorder(Index d_model, Index d_ff) {
+  Recorder(Index d_model, Index d_ff, bool prepares_hidden = false) {
     constexpr Index width = moe::kernels::panel_width;
     shape_ = {.d_model = d_model,
+              .packed = d_model,
               .hidden = d_ff,
               .up_panels = 2 * d_ff / width,
               .down_panels = d_model / width,
               .d_ff = d_ff,
               .up_factor = 2,
-              .weight_bytes = 4};
+              .weight_bytes = 4,
+              .prepares_hidden = prepares_hidden};
   }
   StageShape stage_shape() const noexcept override { return shape_; }
-  void run_up(const StageSlice<float>& slice) const override { record(true, slice); }
-  void run_down(const StageSlice<float>& slice) const override { record(false, slice); }
+  void run_up(const StageSlice<float>& slice) const override { record(Step::up, slice); }
+  void run_hidden(const StageSlice<float>& slice) const override { record(Step::hidden, slice); }
+  void run_down(const StageSlice<float>& slice) const override { record(Step::down, slice); }
 
   const std::vector<Task>& tasks() const noexcept { return tasks_; }
 
  private:
-  void record(bool is_up, const StageSlice<float>& slice) const {
+  void record(Step step, const StageSlice<float>& slice) const {
     const int begin = ++moment;
     std::this_thread::yield();
     const int end = ++moment;
     const std::lock_guard lock(mutex_);
-    tasks_.push_back({is_up, begin, end, slice});
+    tasks_.push_back({step, begin, end, slice});
   }
 
   StageShape shape_;
@@ -101,42 +107,53 @@ constexpr Index d_model = 256;
 constexpr Index d_ff = 1024;
 constexpr Index experts = 6;
 
-TEST(ExpertStage, RunsEveryPanelOfEveryBlockOnceAndDownsBehindUps) {
+/// Checks one step of an expert: every panel of every block once, or every block where the step
+/// knows no panels. Gives the moments at which its first task began and its last one ended.
+std::pair<int, int> expect_each_once(const Recorder& bank, Index expert, Step step, Index rows) {
+  const StageShape shape = bank.stage_shape();
+  const Index panels = step == Step::up ? shape.up_panels : shape.down_panels;
+  std::multiset<std::pair<Index, Index>> done;
+  Index blocks = 0;
+  std::pair<int, int> moments(moment + 1, 0);
+  for (const Task& task : bank.tasks()) {
+    if (task.slice.expert != expert || task.step != step) continue;
+    blocks = task.slice.blocks;
+    EXPECT_EQ(task.slice.num_rows, rows);
+    const bool has_panels = step != Step::hidden;
+    for (Index p = task.slice.first_panel; p < (has_panels ? task.slice.last_panel : 1); ++p)
+      for (Index b = task.slice.first_block; b < task.slice.last_block; ++b) done.emplace(p, b);
+    moments = {std::min(moments.first, task.begin), std::max(moments.second, task.end)};
+  }
+  EXPECT_EQ(blocks > 0, rows > 0);
+  EXPECT_EQ(done.size(), static_cast<std::size_t>((step == Step::hidden ? 1 : panels) * blocks));
+  EXPECT_EQ(std::set(done.begin(), done.end()).size(), done.size());
+  return moments;
+}
+
+TEST(ExpertStage, RunsEveryPanelOfEveryBlockOnceAndStepsInTheirOrder) {
   const auto even = [](Index t, Index k) { return (t + 3 * k) % experts; };
   const auto skewed = [](Index t, Index k) { return k == 0 ? 2 : 3 + t * t % 3; };
   for (const int threads : test_support::thread_counts) {
     const test_support::ScopedThreads scoped(threads);
     for (const Index tokens : {1, 5, 40, 700}) {
-      for (const bool is_even : {true, false}) {
-        SCOPED_TRACE(testing::Message() << threads << " threads, " << tokens << " tokens");
+      for (const int form : {0, 1, 2, 3}) {
+        const bool is_even = form % 2 == 0;
+        const bool prepares = form / 2 == 1;
+        SCOPED_TRACE(testing::Message()
+                     << threads << " threads, " << tokens << " tokens, form " << form);
         StageRun run(tokens, experts, 2, d_model,
                      [&](Index t, Index k) { return is_even ? even(t, k) : skewed(t, k); });
-        const Recorder bank(d_model, d_ff);
+        const Recorder bank(d_model, d_ff, prepares);
         run.on({&bank});
         for (Index e = 0; e < experts; ++e) {
-          int last_up = 0;
-          int first_down = moment + 1;
-          for (const bool is_up : {true, false}) {
-            const StageShape shape = bank.stage_shape();
-            const Index panels = is_up ? shape.up_panels : shape.down_panels;
-            std::multiset<std::pair<Index, Index>> done;
-            Index blocks = 0;
-            for (const Task& task : bank.tasks()) {
-              if (task.slice.expert != e || task.is_up != is_up) continue;
-              blocks = task.slice.blocks;
-              EXPECT_EQ(task.slice.num_rows, run.plan.rows_of(e));
-              for (Index p = task.slice.first_panel; p < task.slice.last_panel; ++p)
-                for (Index b = task.slice.first_block; b < task.slice.last_block; ++b)
-                  done.emplace(p, b);
-              if (is_up) last_up = std::max(last_up, task.end);
-              if (!is_up) first_down = std::min(first_down, task.begin);
-            }
-            EXPECT_EQ(blocks > 0, run.plan.rows_of(e) > 0);
-            EXPECT_EQ(done.size(), static_cast<std::size_t>(panels * blocks));
-            for (Index p = 0; p < panels; ++p)
-              for (Index b = 0; b < blocks; ++b) EXPECT_EQ(done.count({p, b}), 1U);
-          }
-          EXPECT_LT(last_up, first_down) << "expert " << e;
+          const Index rows = run.plan.rows_of(e);
+          const auto ups = expect_each_once(bank, e, Step::up, rows);
+          const auto downs = expect_each_once(bank, e, Step::down, rows);
+          EXPECT_LT(ups.second, downs.first) << "expert " << e;
+          if (!prepares) continue;
+          const auto between = expect_each_once(bank, e, Step::hidden, rows);
+          EXPECT_LT(ups.second, between.first) << "expert " << e;
+          EXPECT_LT(between.second, downs.first) << "expert " << e;
         }
       }
     }
@@ -155,7 +172,7 @@ TEST(ExpertStage, BeginsWithTheCostliest) {
   run.on({&bank});
   std::vector<Index> order;
   for (const Task& task : bank.tasks())
-    if (task.is_up && (order.empty() || order.back() != task.slice.expert))
+    if (task.step == Step::up && (order.empty() || order.back() != task.slice.expert))
       order.push_back(task.slice.expert);
   EXPECT_EQ(order, (std::vector<Index>{5, 4, 3, 2, 1, 0}));
 }
@@ -167,11 +184,11 @@ TEST(ExpertStage, CutsOneExpertsWorkForAllThreads) {
       StageRun run(tokens, experts, 1, d_model, [](Index /*t*/, Index /*k*/) { return 4; });
       const Recorder bank(d_model, 4 * d_ff);
       run.on({&bank});
-      for (const bool is_up : {true, false}) {
+      for (const Step step : {Step::up, Step::down}) {
         const auto count = std::count_if(bank.tasks().begin(), bank.tasks().end(),
-                                         [&](const Task& task) { return task.is_up == is_up; });
+                                         [&](const Task& task) { return task.step == step; });
         // 8 panels of a down projection make 2 tasks, further ones need rows.
-        EXPECT_GE(count, is_up ? threads : std::min<Index>(2, threads))
+        EXPECT_GE(count, step == Step::up ? threads : std::min<Index>(2, threads))
             << threads << " threads, " << tokens << " tokens";
       }
     }

@@ -123,7 +123,7 @@ TEST(Explain, KnowsTheWorkspaceBeforeTheRun) {
           (32768.0 * 4 + static_cast<double>(moe::kernels::second_level_cache()) / 2) -
       moe::detail::ExpertStage<float>::list_bytes(layer.experts().num_experts() + 1,
                                                   100 / most_rows + 50 / most_rows,
-                                                  moe::parallel::available_threads());
+                                                  moe::parallel::available_threads(), false);
   EXPECT_GE(of_threads, 0);
   EXPECT_LE(of_threads, moe::parallel::available_threads() * 8192.0);
 }

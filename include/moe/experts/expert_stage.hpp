@@ -32,8 +32,8 @@ class ExpertStage {
   ExpertStage() = default;
 
   /// Bytes of the lists of jobs, tasks and counters for all parts together, whatever the routing.
-  static double list_bytes(Index experts, Index blocks, int threads) noexcept {
-    const ListSizes sizes = list_sizes(experts, blocks, threads);
+  static double list_bytes(Index experts, Index blocks, int threads, bool prepares) noexcept {
+    const ListSizes sizes = list_sizes(experts, blocks, threads, prepares);
     return static_cast<double>(sizes.jobs * sizeof(Job) + sizes.tasks * sizeof(Task) +
                                sizes.counters * sizeof(std::atomic<std::int32_t>));
   }
@@ -73,7 +73,7 @@ class ExpertStage {
   }
 
  private:
-  enum class Step : std::uint8_t { pack, up, down, all };
+  enum class Step : std::uint8_t { pack, up, hidden, down, all };
 
   /// An expert with rows.
   struct Job {
@@ -114,12 +114,14 @@ class ExpertStage {
   // The cost of both steps of a job whose weights take 8 MiB and are only streamed.
   static constexpr double short_cost = rows_per_byte * (8 << 20) / kernels::panel_width;
 
-  // Counters of tasks that are not done: one for all downs, then for each job its packs and ups.
+  // Counters of tasks that are not done: one for all downs, then for each job its packs, ups and
+  // what is done with its hidden values.
   static constexpr std::size_t downs_left = 0;
   static std::size_t packs_left(Index job) noexcept {
-    return 1 + 2 * static_cast<std::size_t>(job);
+    return 1 + 3 * static_cast<std::size_t>(job);
   }
-  static std::size_t ups_left(Index job) noexcept { return 2 + 2 * static_cast<std::size_t>(job); }
+  static std::size_t ups_left(Index job) noexcept { return packs_left(job) + 1; }
+  static std::size_t hidden_left(Index job) noexcept { return packs_left(job) + 2; }
   std::atomic<std::int32_t>& counter(std::size_t i) noexcept { return counters_[i]; }
 
   const StagePart<Scalar>& part_of(const Job& job) const noexcept {
@@ -144,13 +146,13 @@ class ExpertStage {
             static_cast<double>(shape.up_panels * shape.d_model + shape.down_panels * shape.d_ff);
         jobs_.push_back({static_cast<Index>(p), e, first, rows,
                          (rows + most_rows_ - 1) / most_rows_,
-                         static_cast<Index>(packed) + first * shape.d_model,
+                         static_cast<Index>(packed) + first * shape.packed,
                          static_cast<Index>(hidden) + first * shape.hidden,
                          static_cast<Index>(weights) + first, cost, false});
         total_cost_ += cost;
       }
       // By the most rows that the plan's tokens could have, so that every routing finds room.
-      packed += plan.row_of.size() * static_cast<std::size_t>(shape.d_model);
+      packed += plan.row_of.size() * static_cast<std::size_t>(shape.packed);
       hidden += plan.row_of.size() * static_cast<std::size_t>(shape.hidden);
       if (!parts_[p].weights.empty()) weights += plan.row_of.size();
     }
@@ -165,14 +167,15 @@ class ExpertStage {
     });
   }
 
-  /// Packs: one for each block at most. Ups and downs: `splits` adds up to most_tasks_per_thread
-  /// for each thread and, by rounding, up to 2 for each job, and add_slices at most doubles it.
-  static ListSizes list_sizes(Index experts, Index blocks, int threads) noexcept {
+  /// Packs, and as many of hidden values: one for each block at most. Ups and downs: `splits` adds
+  /// up to most_tasks_per_thread for each thread and, by rounding, up to 2 for each job, and
+  /// add_slices at most doubles it.
+  static ListSizes list_sizes(Index experts, Index blocks, int threads, bool prepares) noexcept {
     const auto jobs = static_cast<std::size_t>(experts);
     return {jobs,
-            static_cast<std::size_t>(blocks) + jobs +
+            (prepares ? 2 : 1) * (static_cast<std::size_t>(blocks) + jobs) +
                 4 * (static_cast<std::size_t>(most_tasks_per_thread * threads) + 2 * jobs),
-            1 + 2 * jobs};
+            1 + 3 * jobs};
   }
 
   /// Room for the jobs and tasks of any routing of as many tokens.
@@ -181,11 +184,13 @@ class ExpertStage {
     tasks_.clear();
     Index experts = 0;
     Index blocks = 0;
+    bool prepares = false;
     for (const StagePart<Scalar>& part : parts_) {
+      prepares = prepares || part.bank->stage_shape().prepares_hidden;
       experts += part.input->plan.num_experts;
       blocks += static_cast<Index>(part.input->plan.row_of.size()) / most_rows_;
     }
-    const ListSizes sizes = list_sizes(experts, blocks, threads_);
+    const ListSizes sizes = list_sizes(experts, blocks, threads_, prepares);
     jobs_.reserve(sizes.jobs);
     tasks_.reserve(sizes.tasks);
     if (sizes.counters > counters_size_) {
@@ -210,7 +215,7 @@ class ExpertStage {
         tasks_.push_back({Step::all, j, 0, 0, 0, job.blocks});
         counter(downs_left).fetch_add(1, std::memory_order_relaxed);
       } else if (j < jobs) {
-        add_packs(j);
+        add_blocks(Step::pack, j, packs_left(j));
         const StageShape shape = part_of(jobs_[static_cast<std::size_t>(j)]).bank->stage_shape();
         counter(ups_left(j))
             .store(add_slices(Step::up, j, shape.up_panels), std::memory_order_relaxed);
@@ -218,6 +223,8 @@ class ExpertStage {
       if (j >= lag && !jobs_[static_cast<std::size_t>(j - lag)].is_small) {
         const StageShape shape =
             part_of(jobs_[static_cast<std::size_t>(j - lag)]).bank->stage_shape();
+        counter(hidden_left(j - lag)).store(0, std::memory_order_relaxed);
+        if (shape.prepares_hidden) add_blocks(Step::hidden, j - lag, hidden_left(j - lag));
         counter(downs_left)
             .fetch_add(add_slices(Step::down, j - lag, shape.down_panels),
                        std::memory_order_relaxed);
@@ -241,18 +248,19 @@ class ExpertStage {
   /// lies between fits that thread's cache. Nobody waits for it but combine.
   bool is_small(const Job& job) const noexcept {
     const StageShape shape = part_of(job).bank->stage_shape();
-    return splits(job) == 1 && job.num_rows * (shape.d_model + shape.hidden) <= stage_expert_size();
+    return splits(job) == 1 && job.num_rows * (shape.packed + shape.hidden) <= stage_expert_size();
   }
 
-  void add_packs(Index j) {
+  /// Steps that go block by block, through some hundred KiB a task.
+  void add_blocks(Step step, Index j, std::size_t left) {
     const Job& job = jobs_[static_cast<std::size_t>(j)];
-    // Some hundred KiB a task.
     const StageShape shape = part_of(job).bank->stage_shape();
-    const Index blocks = std::max<Index>(1, 65536 / std::max<Index>(1, most_rows_ * shape.d_model));
+    const Index values = step == Step::pack ? shape.d_model : shape.d_ff;
+    const Index blocks = std::max<Index>(1, 65536 / std::max<Index>(1, most_rows_ * values));
     std::int32_t count = 0;
     for (Index b = 0; b < job.blocks; b += blocks, ++count)
-      tasks_.push_back({Step::pack, j, 0, 0, b, std::min(b + blocks, job.blocks)});
-    counter(packs_left(j)).store(count, std::memory_order_relaxed);
+      tasks_.push_back({step, j, 0, 0, b, std::min(b + blocks, job.blocks)});
+    counter(left).store(count, std::memory_order_relaxed);
   }
 
   /// Cuts a step along the panels, at least 4 a task, and along the rows where that is not enough.
@@ -306,10 +314,11 @@ class ExpertStage {
     if (task.step == Step::all) {
       const StageShape shape = part.bank->stage_shape();
       slice.packed = slice.sums + stage_sums_size;
-      slice.hidden = slice.packed + job.num_rows * shape.d_model;
+      slice.hidden = slice.packed + job.num_rows * shape.packed;
       for (Index b = 0; b < job.blocks; ++b) pack_block(part, job, slice, b);
       slice.last_panel = shape.up_panels;
       part.bank->run_up(slice);
+      if (shape.prepares_hidden) part.bank->run_hidden(slice);
       slice.last_panel = shape.down_panels;
       part.bank->run_down(slice);
       counter(downs_left).fetch_sub(1, std::memory_order_release);
@@ -320,8 +329,13 @@ class ExpertStage {
       if (!wait_for(counter(packs_left(task.job)))) return;
       part.bank->run_up(slice);
       counter(ups_left(task.job)).fetch_sub(1, std::memory_order_release);
-    } else {
+    } else if (task.step == Step::hidden) {
       if (!wait_for(counter(ups_left(task.job)))) return;
+      part.bank->run_hidden(slice);
+      counter(hidden_left(task.job)).fetch_sub(1, std::memory_order_release);
+    } else {
+      if (!wait_for(counter(ups_left(task.job))) || !wait_for(counter(hidden_left(task.job))))
+        return;
       part.bank->run_down(slice);
       counter(downs_left).fetch_sub(1, std::memory_order_release);
     }
@@ -345,9 +359,7 @@ class ExpertStage {
         scale[r] = input.factor *
                    (input.scales.empty() ? Scalar(1) : input.scales(choice.token, choice.slot));
     }
-    const Index d_model = input.x.cols();
-    kernels::row_kernels<Scalar>().pack(rows, scaled ? scale : nullptr, count, d_model,
-                                        slice.packed + first * d_model);
+    part.bank->run_pack(slice, b, rows, scaled ? scale : nullptr);
   }
 
   int threads_ = 1;

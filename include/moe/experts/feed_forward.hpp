@@ -23,6 +23,7 @@
 #include "moe/core/scratch.hpp"
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
+#include "moe/experts/activate.hpp"
 #include "moe/experts/activation.hpp"
 #include "moe/experts/bank_backward.hpp"
 #include "moe/experts/expert_gradients.hpp"
@@ -30,7 +31,6 @@
 #include "moe/experts/expert_stage.hpp"
 #include "moe/experts/feed_forward_backward.hpp"
 #include "moe/experts/gather.hpp"
-#include "moe/experts/hidden_dropout.hpp"
 #include "moe/experts/packed_experts.hpp"
 #include "moe/experts/panel_product.hpp"
 #include "moe/kernels/dispatch.hpp"
@@ -179,6 +179,7 @@ class FeedForwardExperts final : public detail::StagedBank<ScalarT> {
 
   detail::StageShape stage_shape() const noexcept override {
     return {.d_model = d_model(),
+            .packed = d_model(),
             .hidden = weights_.up.panels() * hidden_width,
             .up_panels = weights_.up.panels(),
             .down_panels = weights_.down.panels(),
@@ -196,8 +197,10 @@ class FeedForwardExperts final : public detail::StagedBank<ScalarT> {
             keep_sums(sums, weights_.up_bias_of(slice.expert, panel), count,
                       slice.kept_sums + (panel * slice.num_rows + first) * kernels::panel_width);
           Scalar* const values = slice.hidden + first * hidden + panel * hidden_width * count;
-          activate(sums, weights_.up_bias_of(slice.expert, panel), count, values);
-          if (slice.dropout.rate > 0) drop(slice, panel, first, count, values);
+          detail::activate(activation_, sums, weights_.up_bias_of(slice.expert, panel), count,
+                           values);
+          if (slice.dropout.rate > 0)
+            detail::drop_hidden(slice, panel, first, count, hidden_width, d_ff(), values);
         });
   }
 
@@ -246,39 +249,6 @@ class FeedForwardExperts final : public detail::StagedBank<ScalarT> {
   static void keep_sums(const Scalar* sums, const Scalar* bias, Index count, Scalar* kept) {
     kernels::row_kernels<Scalar>().finish(sums, bias, nullptr, count, kernels::panel_width, kept,
                                           kernels::panel_width);
-  }
-
-  /// Shapes  hidden (hidden values of a panel, count), of rows first .. first + count - 1.
-  void drop(const detail::StageSlice<Scalar>& slice, Index panel, Index first, Index count,
-            Scalar* hidden) const {
-    Scalar factor[hidden_width];
-    for (Index r = 0; r < count; ++r) {
-      detail::dropout_factors(slice.dropout, slice.choices[first + r], slice.top_k, d_ff(),
-                              panel * hidden_width, hidden_width, factor);
-      for (Index i = 0; i < hidden_width; ++i) hidden[i * count + r] *= factor[i];
-    }
-  }
-
-  /// Shapes  sums (count, 32), bias (32) or null, hidden (hidden values of a panel, count).
-  void activate(const Scalar* sums, const Scalar* bias, Index count, Scalar* hidden) const {
-    if constexpr (detail::KernelOf<ActivationT>::exists) {
-      kernels::activation_kernel<Scalar, detail::KernelOf<ActivationT>::kind, is_gated>()(
-          detail::kernel_rule<Scalar>(activation_), sums, bias, count, hidden);
-    } else {
-      for (Index r = 0; r < count; ++r) {
-        const auto value = [&](Index o) {
-          const Scalar sum = sums[r * kernels::panel_width + o];
-          return bias == nullptr ? sum : sum + bias[o];
-        };
-        for (Index i = 0; i < hidden_width; ++i) {
-          if constexpr (is_gated) {
-            hidden[i * count + r] = activation_(value(i), value(hidden_width + i));
-          } else {
-            hidden[i * count + r] = activation_(value(i));
-          }
-        }
-      }
-    }
   }
 
   Weights weights_;

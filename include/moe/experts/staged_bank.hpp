@@ -13,23 +13,27 @@
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
 #include "moe/kernels/cache.hpp"
+#include "moe/kernels/dispatch.hpp"
 
 namespace moe::inline MOE_ABI::detail {
 
 /// What the schedule has to know of a bank.
 struct StageShape {
   Index d_model = 0;
-  Index hidden = 0;       // hidden values of one row, filled up to whole panels
+  Index packed = 0;       // values that a packed row takes
+  Index hidden = 0;       // values that what lies between the steps takes for a row: the hidden
+                          // values, filled up to whole panels, and what a bank makes of them
   Index up_panels = 0;    // of one expert, inner D
   Index down_panels = 0;  // of one expert, inner d_ff
   Index d_ff = 0;
-  Index up_factor = 1;      // matrices in the up step: gate and up, or up alone
-  double weight_bytes = 0;  // of one weight; less than 1 where several share a byte
+  Index up_factor = 1;           // matrices in the up step: gate and up, or up alone
+  double weight_bytes = 0;       // of one weight; less than 1 where several share a byte
+  bool prepares_hidden = false;  // has a step between up and down
 };
 
 /// One task of a bank: panels first_panel .. last_panel - 1 of an expert for some blocks of its
-/// rows. Block b of the expert's rows stands at packed + block_row(b) D as (D, rows of b), and
-/// likewise in hidden.
+/// rows. Block b of the expert's rows stands at packed + block_row(b) times the values of a packed
+/// row, by default as (D, rows of b), and likewise in hidden.
 template <class Scalar>
 struct StageSlice {
   Index expert = 0;
@@ -39,8 +43,8 @@ struct StageSlice {
   Index last_block = 0;
   Index blocks = 0;                 // of the expert
   Index num_rows = 0;               // of the expert
-  Scalar* packed = nullptr;         // (D, rows) by block
-  Scalar* hidden = nullptr;         // (hidden, rows) by block
+  Scalar* packed = nullptr;         // by block
+  Scalar* hidden = nullptr;         // by block
   Scalar* sums = nullptr;           // this thread's, `stage_sums_size`
   Scalar* kept_sums = nullptr;      // of the expert, (rows, 32) by panel, or null: for a backward
   MatrixView<Scalar> rows{};        // of the expert: where the down projection goes
@@ -78,7 +82,7 @@ bool goes_past_caches(MatrixView<Scalar> rows) noexcept {
 /// Bytes of a part's packed rows and hidden values, where its tokens may have `most_rows` rows.
 template <class Scalar>
 double stage_bytes(const StageShape& shape, std::size_t most_rows) noexcept {
-  return static_cast<double>(most_rows) * static_cast<double>(shape.d_model + shape.hidden) *
+  return static_cast<double>(most_rows) * static_cast<double>(shape.packed + shape.hidden) *
          sizeof(Scalar);
 }
 
@@ -87,7 +91,20 @@ template <class Scalar>
 class StagedBank {
  public:
   virtual StageShape stage_shape() const noexcept = 0;
+
+  /// Packs block b of an expert's rows.
+  ///
+  /// Shapes  rows (rows of b) pointers to D values, scale (rows of b) or null.
+  virtual void run_pack(const StageSlice<Scalar>& slice, Index b, const Scalar* const* rows,
+                        const Scalar* scale) const {
+    const Index first = slice.block_row(b);
+    const Index d_model = stage_shape().d_model;
+    kernels::row_kernels<Scalar>().pack(rows, scale, slice.block_row(b + 1) - first, d_model,
+                                        slice.packed + first * d_model);
+  }
   virtual void run_up(const StageSlice<Scalar>& slice) const = 0;
+  /// Works on all hidden values of some blocks, where the shape says so.
+  virtual void run_hidden(const StageSlice<Scalar>& /*slice*/) const {}
   virtual void run_down(const StageSlice<Scalar>& slice) const = 0;
 
  protected:

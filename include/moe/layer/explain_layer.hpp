@@ -42,10 +42,12 @@ double workspace_bytes(const BankT& experts_bank, const SharedExperts<SharedBank
   const Index most_rows = kernels::tile_kernels<Scalar, Scalar>().most_rows;
   Index jobs = 0;
   Index blocks = 0;
+  bool prepares = false;
   const auto add_part = [&](const auto& bank, Index rows) {
     const auto* const staged = staged_bank(bank);
     if (staged == nullptr) return false;
     bytes += stage_bytes<Scalar>(staged->stage_shape(), static_cast<std::size_t>(rows));
+    prepares = prepares || staged->stage_shape().prepares_hidden;
     jobs += bank.num_experts();
     blocks += rows / most_rows;
     return true;
@@ -64,7 +66,7 @@ double workspace_bytes(const BankT& experts_bank, const SharedExperts<SharedBank
   const double of_thread = static_cast<double>(stage_sums_size + stage_expert_size()) +
                            static_cast<double>(most_rows) * (kernels::panel_width + width) +
                            3 * experts;
-  return bytes + ExpertStage<Scalar>::list_bytes(jobs, blocks, threads) +
+  return bytes + ExpertStage<Scalar>::list_bytes(jobs, blocks, threads, prepares) +
          static_cast<double>(threads) * of_thread * sizeof(Scalar);
 }
 
