@@ -32,14 +32,17 @@ int main(int argc, char** argv) {
   // The limits come first, before any bank takes memory, whatever is asked for.
   benchmarks::register_limits();
   benchmarks::fma_limit();
+  benchmarks::vnni_limit();
   benchmarks::read_limit();
   // Shape by shape, so that the weights of one are in memory at a time.
   for (const benchmarks::Shape& shape : benchmarks::shapes) {
     benchmarks::register_layer(shape);
+    benchmarks::register_quantized(shape);
     benchmarks::register_backward(shape);
     benchmarks::register_stages(shape);
     benchmarks::register_peers(shape);
   }
+  benchmarks::register_deepseek();
   benchmarks::register_many_experts();
   benchmarks::register_many_stages();
   if (table) {

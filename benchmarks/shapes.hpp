@@ -49,6 +49,9 @@ inline const std::vector<Shape> shapes{
 /// Two thousand narrow experts, for what the schedule and the router cost.
 inline const Shape many_experts{"many-2048", 512, 64, 2048, 8};
 
+/// In 16 bits its experts would take 22 GB.
+inline const Shape deepseek_v3{"deepseek-v3", 7168, 2048, 256, 8};
+
 inline const std::vector<moe::Index> token_counts{1, 4, 16, 64, 256, 1024};
 
 /// "f32", "bf16", "f16".
@@ -145,6 +148,7 @@ struct Work {
   double flop = 0;
   double weight_bytes = 0;  // read from memory
   double moved_bytes = 0;   // read and written, wherever they are
+  bool is_integer = false;  // operations are of eight bits
 };
 
 /// Runs run() for every iteration and reports by the second of real time.
@@ -197,13 +201,14 @@ moe::MachineLimits measure_against_limits(benchmark::State& state, const Work& w
   constexpr double seconds_of_sample = 0.02;
   std::vector<double> times;  // of an iteration, by sample
   std::vector<double> reads;
-  moe::MachineLimits limits{fma_limit().best(), 0};
+  const Limit& peak = work.is_integer ? vnni_limit() : fma_limit();
+  moe::MachineLimits limits{peak.best(), 0};
   double read = read_limit().now();
   double seconds = 0;
   double iterations = 0;
   const auto close = [&] {
     const double after = read_limit().now();
-    limits.flop_per_second = std::max(limits.flop_per_second, fma_limit().now());
+    limits.flop_per_second = std::max(limits.flop_per_second, peak.now());
     times.push_back(seconds / iterations);
     reads.push_back((read + after) / 2);
     read = after;
@@ -243,7 +248,7 @@ moe::MachineLimits measure_against_limits(benchmark::State& state, const Work& w
   state.counters["roofline"] = median(shares);
   // Against the best that the machine gave at any time.
   state.counters["roofline_of_best"] =
-      std::max(work.weight_bytes / read_limit().best(), work.flop / fma_limit().best()) / time;
+      std::max(work.weight_bytes / read_limit().best(), work.flop / peak.best()) / time;
   return limits;
 }
 
@@ -285,6 +290,8 @@ inline void add_benchmark(const std::string& name, benchmark::TimeUnit unit,
 }
 
 void register_layer(const Shape& shape);
+void register_quantized(const Shape& shape);
+void register_deepseek();
 void register_stages(const Shape& shape);
 void register_peers(const Shape& shape);
 void register_many_experts();

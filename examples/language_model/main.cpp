@@ -20,6 +20,7 @@
 #include "language_model/bytes.hpp"
 #include "language_model/evaluate.hpp"
 #include "language_model/generate.hpp"
+#include "language_model/quantized.hpp"
 #include "language_model/report.hpp"
 #include "language_model/stopwatch.hpp"
 #include "language_model/training/command.hpp"
@@ -29,6 +30,7 @@ namespace {
 
 struct Options {
   std::string model;
+  QuantizedOptions quantized;
   int threads = 0;  // 0 leaves the choice to OpenMP
   GenerateOptions generate;
   std::string text;
@@ -48,12 +50,13 @@ void set_threads([[maybe_unused]] int threads) {
 #endif
 }
 
-Model<float> load_model(const std::string& path) {
-  return Model<float>(moe::io::Checkpoint::open(path));
+Model<float> load_model(const moe::io::Checkpoint& checkpoint, const Options& options) {
+  if (options.quantized.weights.empty()) return Model<float>(checkpoint);
+  return Model<float>(checkpoint, quantized_mixtures(options.quantized));
 }
 
 void run_generate(const Options& options) {
-  const Model<float> model = load_model(options.model);
+  const Model<float> model = load_model(moe::io::Checkpoint::open(options.model), options);
   const GenerateTimes times = generate(model, options.generate, write_out);
   std::array<char, 160> line{};
   std::snprintf(
@@ -66,7 +69,7 @@ void run_generate(const Options& options) {
 
 void run_evaluate(const Options& options) {
   const auto checkpoint = moe::io::Checkpoint::open(options.model);
-  const Model<float> model(checkpoint);
+  const Model<float> model = load_model(checkpoint, options);
   const std::string text = read_file(options.text);
   std::vector<std::string> inputs = checkpoint.tensors().files();
   inputs.insert(inputs.end(), {checkpoint.config_source(), options.text});
@@ -97,6 +100,18 @@ void add_common(CLI::App& command, Options& options) {
       .add_option("--model", options.model,
                   "a .safetensors file, a .safetensors.index.json or the folder of one")
       ->required();
+  CLI::Option* const weights = command.add_option(
+      "--weights", options.quantized.weights,
+      "quantise the experts: int8, int8-g128, int4-g32, nl4-g32, mxfp4, fp8 ...; or the formats of "
+      "gate and up, and of down: int4-g32,int8");
+  command
+      .add_flag("--weight-only", options.quantized.weight_only,
+                "round no activations: multiply floats")
+      ->needs(weights);
+  command
+      .add_flag("--no-search", options.quantized.no_search,
+                "take scales from the largest weights, not those of the least error")
+      ->needs(weights);
   add_threads(command, options);
 }
 

@@ -14,7 +14,7 @@ namespace {
 
 template <class Scalar>
 DecoderLayer<Scalar> load_layer(const moe::io::Checkpoint& checkpoint, const ModelConfig& config,
-                                Index layer) {
+                                Index layer, const MixtureLoader<Scalar>& load_mixture) {
   using Layer = DecoderLayer<Scalar>;
   const moe::io::Tensors& tensors = checkpoint.tensors();
   const std::string prefix = std::string("model.layers.").append(std::to_string(layer)).append(".");
@@ -22,7 +22,7 @@ DecoderLayer<Scalar> load_layer(const moe::io::Checkpoint& checkpoint, const Mod
       [&]() -> std::variant<typename Layer::Sparse, typename Layer::Dense> {
     if (config.is_dense(layer))
       return moe::SharedExperts(load_dense_bank<Scalar>(tensors, config, prefix + "mlp."));
-    return checkpoint.layer<Scalar>(layer);
+    return load_mixture ? load_mixture(checkpoint, layer) : checkpoint.layer<Scalar>(layer);
   };
   return {load_norm<RmsNorm<Scalar>>(tensors, config, prefix + "input_layernorm.weight"),
           Attention<Scalar>(tensors, config, prefix + "self_attn."),
@@ -33,7 +33,8 @@ DecoderLayer<Scalar> load_layer(const moe::io::Checkpoint& checkpoint, const Mod
 }  // namespace
 
 template <class Scalar>
-Model<Scalar>::Model(const moe::io::Checkpoint& checkpoint)
+Model<Scalar>::Model(const moe::io::Checkpoint& checkpoint,
+                     const MixtureLoader<Scalar>& load_mixture)
     : config_(read_config(checkpoint.config(), checkpoint.config_source())),
       embedding_(checkpoint.tensors().matrix<Scalar>("model.embed_tokens.weight",
                                                      config_.vocab_size, config_.d_model)),
@@ -42,7 +43,7 @@ Model<Scalar>::Model(const moe::io::Checkpoint& checkpoint)
                                   : checkpoint.tensors().matrix<Scalar>(
                                         "lm_head.weight", config_.vocab_size, config_.d_model)) {
   for (Index layer = 0; layer < config_.num_layers; ++layer)
-    layers_.push_back(load_layer<Scalar>(checkpoint, config_, layer));
+    layers_.push_back(load_layer<Scalar>(checkpoint, config_, layer, load_mixture));
 }
 
 template <class Scalar>

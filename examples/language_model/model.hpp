@@ -30,6 +30,11 @@ using Token = int;
 template <class Scalar>
 using RoutingObserver = std::function<void(Index layer, const moe::Routing<Scalar>& routing)>;
 
+/// Gives the MoE block of a layer.
+template <class Scalar>
+using MixtureLoader =
+    std::function<moe::io::CheckpointLayer<Scalar>(const moe::io::Checkpoint&, Index layer)>;
+
 /// x += attention(norm(x)); x += feed_forward(norm(x)).
 template <class Scalar>
 struct DecoderLayer {
@@ -49,8 +54,10 @@ struct DecoderLayer {
 template <class Scalar>
 class Model {
  public:
-  /// Throws  moe::FormatError naming the field or the tensor that is missing or does not fit.
-  explicit Model(const moe::io::Checkpoint& checkpoint);
+  /// Throws  moe::FormatError naming the field or the tensor that is missing or does not fit; what
+  ///         the loader throws, if there is one.
+  explicit Model(const moe::io::Checkpoint& checkpoint,
+                 const MixtureLoader<Scalar>& load_mixture = {});
 
   const ModelConfig& config() const noexcept { return config_; }
 

@@ -208,6 +208,24 @@ TEST(Allocations, ThereAreNoneWithLargeBuffersAndStoredHalves) {
   expect_none_when_warm(layer, 1100);
 }
 
+TEST(Allocations, ThereAreNoneWithQuantisedExperts) {
+  std::mt19937_64 rng(7);
+  for (const char* name : {"int8", "int4-g32", "fp8"}) {
+    const moe::ExpertsConfig config{.num_experts = 8, .d_model = 96, .d_ff = 80};
+    const auto floats = moe::SwiGluExperts<float>::random(config, rng);
+    const moe::WeightFormat format = moe::format_of(name);
+    moe::QuantizedExperts<moe::SwiGlu> bank(config, moe::ExpertFormat{format, format});
+    for (Index e = 0; e < 8; ++e) {
+      const moe::ExpertMatrices<float> matrices = floats.expert(e);
+      bank.set_expert(e, matrices.weights());
+    }
+    moe::SparseMoe layer(
+        moe::TopKRouter<float>::random({.d_model = 96, .num_experts = 8, .top_k = 2}, rng), bank);
+    expect_none_when_warm(layer, 65);
+    expect_bytes(layer, 100);
+  }
+}
+
 TEST(Allocations, ThereAreNoneUnderACapacity) {
   std::mt19937_64 rng(3);
   auto router = moe::TopKRouter<float>::random(

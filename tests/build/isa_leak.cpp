@@ -29,6 +29,20 @@ int main() {
                     run(moe::GeluTanhExperts<float>::random(config, rng)) +
                     run(moe::GeGluExperts<float>::random(config, rng)) +
                     run(moe::FeedForwardExperts<float, moe::ClampedSwiGlu>::random(config, rng));
+  float quantized = 0;
+  for (const moe::WeightFormat format : moe::weight_formats) {
+    for (const auto kind : {moe::ProductKind::integer, moe::ProductKind::widened}) {
+      moe::QuantizedExperts<moe::SwiGlu> bank(config, moe::ExpertFormat{format, format});
+      bank.set_product(kind);
+      moe::SparseMoe layer(
+          moe::TopKRouter<float>::random({.d_model = 8, .num_experts = 2, .top_k = 1}, rng),
+          std::move(bank));
+      moe::Matrix<float> x = moe::Matrix<float>::Ones(3, 8);
+      moe::Matrix<float> y(3, 8);
+      layer.forward(x, y);
+      quantized += y(0, 0);
+    }
+  }
   // Other scores, groups and a capacity.
   moe::SparseMoe layer(
       moe::TopKRouter<float>::random(
@@ -44,5 +58,5 @@ int main() {
   layer.forward(x, y);
   moe::kernels::map_kernel<float, moe::kernels::MapKind::exponential>()(x.data(), 8, y.data());
   moe::kernels::map_kernel<float, moe::kernels::MapKind::error_function>()(x.data(), 8, y.data());
-  return sum + y(0, 0) > 1e9F ? 1 : 0;
+  return sum + quantized + y(0, 0) > 1e9F ? 1 : 0;
 }

@@ -37,6 +37,50 @@ struct ExpertsConfig {
 
 namespace detail {
 
+/// Throws  ShapeError, beginning with `where`, if something called `name` is not (rows, cols).
+template <class Scalar>
+void check_part(const char* where, const char* name, MatrixView<const Scalar> matrix, Index rows,
+                Index cols) {
+  if (matrix.rows() != rows || matrix.cols() != cols) [[unlikely]]
+    throw ShapeError(text_of(where, ": ", name, ": expected (", rows, ", ", cols, "), got (",
+                             matrix.rows(), ", ", matrix.cols(), ")"));
+}
+
+/// Throws  ShapeError, beginning with `where`, if a bias has not the bank's size, one that the bank
+///         needs is empty, or one that it lacks is not.
+template <class Scalar>
+void check_bias_shapes(const char* where, const ExpertsConfig& config, bool gated,
+                       const ExpertWeights<Scalar>& weights) {
+  const Index biases = config.biases ? 1 : 0;
+  const Index gates = gated ? biases : 0;
+  check_part(where, "gate_bias", weights.gate_bias, config.d_ff * gates, gates);
+  check_part(where, "up_bias", weights.up_bias, config.d_ff * biases, biases);
+  check_part(where, "down_bias", weights.down_bias, config.d_model * biases, biases);
+}
+
+/// The same of matrices and biases.
+template <class Scalar>
+void check_expert_shapes(const char* where, const ExpertsConfig& config, bool gated,
+                         const ExpertWeights<Scalar>& weights) {
+  const Index gates = gated ? 1 : 0;
+  check_part(where, "gate", weights.gate, config.d_ff * gates, config.d_model * gates);
+  check_part(where, "up", weights.up, config.d_ff, config.d_model);
+  check_part(where, "down", weights.down, config.d_model, config.d_ff);
+  check_bias_shapes(where, config, gated, weights);
+}
+
+/// An expert's bias, (outputs, 1), to where its matrix has the outputs, and back.
+template <class Scalar>
+void put_bias(Index expert, PanelRole role, MatrixView<const Scalar> bias, Matrix<Scalar>& biases) {
+  for (Index o = 0; o < bias.rows(); ++o) biases(expert, panel_column(role, o)) = bias(o, 0);
+}
+template <class Scalar>
+Matrix<Scalar> get_bias(const Matrix<Scalar>& biases, Index expert, PanelRole role, Index outputs) {
+  Matrix<Scalar> bias(outputs, 1);
+  for (Index o = 0; o < outputs; ++o) bias(o, 0) = biases(expert, panel_column(role, o));
+  return bias;
+}
+
 /// Matrices and biases of E experts. Panels are filled up with zeros.
 template <class Scalar, bool gated, class Storage = Scalar>
 class PackedExperts {
@@ -75,30 +119,14 @@ class PackedExperts {
   /// Copies one expert in, in its parts (see FeedForwardExperts::set_expert).
   void set(const char* where, Index expert, const ExpertWeights<Scalar>& weights) {
     check(expert >= 0 && expert < config.num_experts, where, "expert is out of range");
-    const Index biases = config.biases ? 1 : 0;
-    constexpr Index has_gate = gated ? 1 : 0;
-    const auto check_shape = [&](const char* name, MatrixView<const Scalar> matrix, Index rows,
-                                 Index cols) {
-      if (matrix.rows() != rows || matrix.cols() != cols) [[unlikely]]
-        throw ShapeError(text_of(where, ": ", name, ": expected (", rows, ", ", cols, "), got (",
-                                 matrix.rows(), ", ", matrix.cols(), ")"));
-    };
-    check_shape("gate", weights.gate, config.d_ff * has_gate, config.d_model * has_gate);
-    check_shape("up", weights.up, config.d_ff, config.d_model);
-    check_shape("down", weights.down, config.d_model, config.d_ff);
-    check_shape("gate_bias", weights.gate_bias, config.d_ff * biases * has_gate, biases * has_gate);
-    check_shape("up_bias", weights.up_bias, config.d_ff * biases, biases);
-    check_shape("down_bias", weights.down_bias, config.d_model * biases, biases);
+    check_expert_shapes(where, config, gated, weights);
     if constexpr (gated) up.pack(expert, PanelRole::gate, weights.gate);
     up.pack(expert, up_role, weights.up);
     down.pack(expert, PanelRole::plain, weights.down);
     if (!config.biases) return;
-    const auto place = [&](Matrix<Scalar>& to, PanelRole role, MatrixView<const Scalar> bias) {
-      for (Index o = 0; o < bias.rows(); ++o) to(expert, panel_column(role, o)) = bias(o, 0);
-    };
-    if constexpr (gated) place(up_bias, PanelRole::gate, weights.gate_bias);
-    place(up_bias, up_role, weights.up_bias);
-    place(down_bias, PanelRole::plain, weights.down_bias);
+    if constexpr (gated) put_bias(expert, PanelRole::gate, weights.gate_bias, up_bias);
+    put_bias(expert, up_role, weights.up_bias, up_bias);
+    put_bias(expert, PanelRole::plain, weights.down_bias, down_bias);
   }
 
   /// A copy of one expert.
@@ -114,14 +142,10 @@ class PackedExperts {
     unpack(up, up_role, config.d_ff, config.d_model, matrices.up);
     unpack(down, PanelRole::plain, config.d_model, config.d_ff, matrices.down);
     if (!config.biases) return matrices;
-    const auto take = [&](const Matrix<Scalar>& from, PanelRole role, Index outputs,
-                          Matrix<Scalar>& to) {
-      to.resize(outputs, 1);
-      for (Index o = 0; o < outputs; ++o) to(o, 0) = from(expert, panel_column(role, o));
-    };
-    if constexpr (gated) take(up_bias, PanelRole::gate, config.d_ff, matrices.gate_bias);
-    take(up_bias, up_role, config.d_ff, matrices.up_bias);
-    take(down_bias, PanelRole::plain, config.d_model, matrices.down_bias);
+    if constexpr (gated)
+      matrices.gate_bias = get_bias(up_bias, expert, PanelRole::gate, config.d_ff);
+    matrices.up_bias = get_bias(up_bias, expert, up_role, config.d_ff);
+    matrices.down_bias = get_bias(down_bias, expert, PanelRole::plain, config.d_model);
     return matrices;
   }
 

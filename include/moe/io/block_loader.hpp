@@ -4,6 +4,7 @@
 // load_block: one MoE block from a family's tensors. (optional: needs nlohmann_json)
 #pragma once
 
+#include <optional>
 #include <set>
 #include <string>
 #include <string_view>
@@ -12,12 +13,15 @@
 #include "moe/core/config.hpp"
 #include "moe/core/contracts.hpp"
 #include "moe/core/types.hpp"
-#include "moe/experts/activation.hpp"
+#include "moe/core/weight_format.hpp"
 #include "moe/experts/any_experts.hpp"
+#include "moe/experts/coded_experts.hpp"
 #include "moe/experts/expert_source.hpp"
-#include "moe/experts/feed_forward.hpp"
+#include "moe/experts/packed_experts.hpp"
+#include "moe/io/bank_factory.hpp"
 #include "moe/io/families.hpp"
 #include "moe/io/layer_config.hpp"
+#include "moe/io/stored_codes.hpp"
 #include "moe/io/tensors.hpp"
 #include "moe/layer/shared_experts.hpp"
 #include "moe/layer/sparse_moe.hpp"
@@ -33,36 +37,6 @@ template <class Scalar>
 using CheckpointLayer = SparseMoe<AnyRouter<Scalar>, AnyExperts<Scalar>>;
 
 namespace detail {
-
-/// A bank whose activation is known at run time. `matrices(e)` gives expert e.
-template <class Scalar, class Matrices>
-AnyExperts<Scalar> make_bank(const LayerConfig& config, const ExpertsConfig& sizes, bool gated,
-                             Matrices&& matrices) {
-  const auto fill = [&](auto bank) {
-    for (Index e = 0; e < sizes.num_experts; ++e) {
-      const ExpertMatrices<Scalar> expert = matrices(e);
-      bank.set_expert(e, expert.weights());
-    }
-    return AnyExperts<Scalar>(std::move(bank));
-  };
-  const auto with = [&](auto activation) {
-    using Plain = decltype(activation);
-    if (gated) return fill(FeedForwardExperts<Scalar, GatedBy<Plain>>(sizes));
-    return fill(FeedForwardExperts<Scalar, Plain>(sizes));
-  };
-  switch (config.activation) {
-    case CheckpointActivation::gelu:
-      return with(Gelu{});
-    case CheckpointActivation::gelu_tanh:
-      return with(GeluTanh{});
-    case CheckpointActivation::relu:
-      return with(Relu{});
-    case CheckpointActivation::clamped_swiglu:
-      return fill(FeedForwardExperts<Scalar, ClampedSwiGlu>(sizes, config.clamp));
-    default:
-      return with(Silu{});
-  }
-}
 
 /// Reads the parts of one block; shapes are checked before any memory is taken.
 template <class Scalar>
@@ -109,15 +83,63 @@ class BlockReader {
                               std::move(weights));
   }
 
+  ExpertsConfig sizes() const {
+    return {.num_experts = config_.num_experts,
+            .d_model = config_.d_model,
+            .d_ff = config_.d_ff,
+            .biases = traits_.layout == ExpertLayout::plain_bias ||
+                      traits_.layout == ExpertLayout::fused_biased};
+  }
+  bool is_gated() const { return !is_plain(); }
+  ExpertMatrices<Scalar> matrices(Index e) const { return expert(e); }
+
+  /// Those of gpt-oss, which lie interleaved.
+  ExpertMatrices<Scalar> biases(Index e) const {
+    const Index experts = config_.num_experts;
+    const auto column = [&](std::string_view part, Index size) -> Matrix<Scalar> {
+      return tensors_.rows<Scalar>(name(part, "_bias"), {experts, size}, e, 1).transpose();
+    };
+    const Matrix<Scalar> fused = column(traits_.up, 2 * config_.d_ff);
+    const Matrix<Scalar> down = column(traits_.down, config_.d_model);
+    return separate<Scalar>(
+        {.gate_up_bias = fused, .down_bias = down, .gate_up_order = GateUpOrder::interleaved});
+  }
+
   AnyExperts<Scalar> experts() const {
-    const bool biases =
-        traits_.layout == ExpertLayout::plain_bias || traits_.layout == ExpertLayout::fused_biased;
-    return make_bank<Scalar>(config_,
-                             {.num_experts = config_.num_experts,
-                              .d_model = config_.d_model,
-                              .d_ff = config_.d_ff,
-                              .biases = biases},
-                             !is_plain(), [&](Index e) { return expert(e); });
+    return make_bank<Scalar>(config_, sizes(), is_gated(), [&](Index e) { return expert(e); });
+  }
+
+  /// The format that the experts are stored in, where it is one of ours with scales.
+  std::optional<WeightFormat> stored_format() const {
+    if (is_mxfp4()) return Mxfp4Matrices::format();
+    const std::string first = moe::detail::text_of(prefix_, "experts.0.", traits_.up, ".weight");
+    if (traits_.layout != ExpertLayout::gated || !is_fp8(tensors_, first)) return std::nullopt;
+    return Fp8Matrix(tensors_, first, config_.d_ff, config_.d_model).format();
+  }
+
+  /// Calls use(source) with the codes of an expert that is stored in such a format.
+  template <class Use>
+  void with_codes(Index e, Use&& use) const {
+    const Index d_model = config_.d_model;
+    const Index d_ff = config_.d_ff;
+    if (is_mxfp4()) {
+      const Mxfp4Matrices fused = mxfp4(traits_.up, 2 * d_ff, d_model);
+      const Mxfp4Matrices down = mxfp4(traits_.down, d_model, d_ff);
+      return use(CodedExpertSource{[&](Index o) { return fused.output(e, 2 * o); },
+                                   [&](Index o) { return fused.output(e, 2 * o + 1); },
+                                   [&](Index o) { return down.output(e, o); }});
+    }
+    const auto matrix = [&](std::string_view part, Index outputs, Index inner) {
+      const std::string weight = expert_name(e, part, "weight");
+      used_.insert(Fp8Matrix::scales_of(weight));
+      return Fp8Matrix(tensors_, weight, outputs, inner);
+    };
+    const Fp8Matrix gate = matrix(traits_.gate, d_ff, d_model);
+    const Fp8Matrix up = matrix(traits_.up, d_ff, d_model);
+    const Fp8Matrix down = matrix(traits_.down, d_model, d_ff);
+    use(CodedExpertSource{[&](Index o) { return gate.output(o); },
+                          [&](Index o) { return up.output(o); },
+                          [&](Index o) { return down.output(o); }});
   }
 
   SharedExperts<AnyExperts<Scalar>> shared() const {
@@ -196,6 +218,11 @@ class BlockReader {
         if (!is_first) break;
         tensors_.require(name(traits_.up, "_bias"), {num_experts, 2 * d_ff});
         tensors_.require(name(traits_.down, "_bias"), {num_experts, d_model});
+        if (is_mxfp4()) {
+          mxfp4(traits_.up, 2 * d_ff, d_model);
+          mxfp4(traits_.down, d_model, d_ff);
+          break;
+        }
         [[fallthrough]];
       case ExpertLayout::fused_in_out:
         if (!is_first) break;
@@ -230,9 +257,9 @@ class BlockReader {
     ExpertMatrices<Scalar> m;
     switch (traits_.layout) {
       case ExpertLayout::gated:
-        m.gate = tensors_.matrix<Scalar>(expert_name(e, traits_.gate, "weight"), d_ff, d_model);
-        m.up = tensors_.matrix<Scalar>(expert_name(e, traits_.up, "weight"), d_ff, d_model);
-        m.down = tensors_.matrix<Scalar>(expert_name(e, traits_.down, "weight"), d_model, d_ff);
+        m.gate = linear(expert_name(e, traits_.gate, "weight"), d_ff, d_model);
+        m.up = linear(expert_name(e, traits_.up, "weight"), d_ff, d_model);
+        m.down = linear(expert_name(e, traits_.down, "weight"), d_model, d_ff);
         return m;
       case ExpertLayout::plain_bias:
         m.up_bias = tensors_.matrix<Scalar>(expert_name(e, traits_.up, "bias"), d_ff, 1);
@@ -256,30 +283,30 @@ class BlockReader {
       case ExpertLayout::fused_in_out:
       case ExpertLayout::fused_biased: {
         const bool biased = traits_.layout == ExpertLayout::fused_biased;
-        const Matrix<Scalar> fused = tensors_.rows<Scalar>(
-            name(traits_.up), {num_experts, d_model, 2 * d_ff}, e * d_model, d_model);
-        const Matrix<Scalar> down =
-            tensors_.rows<Scalar>(name(traits_.down), {num_experts, d_ff, d_model}, e * d_ff, d_ff);
-        Matrix<Scalar> fused_bias;  // (2 F, 1)
-        Matrix<Scalar> down_bias;   // (D, 1)
-        if (biased) {
-          fused_bias =
-              tensors_.rows<Scalar>(name(traits_.up, "_bias"), {num_experts, 2 * d_ff}, e, 1)
-                  .transpose()
-                  .eval();
-          down_bias =
-              tensors_.rows<Scalar>(name(traits_.down, "_bias"), {num_experts, d_model}, e, 1)
-                  .transpose()
-                  .eval();
+        const bool in_four_bits = is_mxfp4();  // Those lie as [out, in].
+        Matrix<Scalar> fused;
+        Matrix<Scalar> down;
+        if (in_four_bits) {
+          fused = mxfp4(traits_.up, 2 * d_ff, d_model).template widened<Scalar>(e);
+          down = mxfp4(traits_.down, d_model, d_ff).template widened<Scalar>(e);
+        } else {
+          fused = tensors_.rows<Scalar>(name(traits_.up), {num_experts, d_model, 2 * d_ff},
+                                        e * d_model, d_model);
+          down = tensors_.rows<Scalar>(name(traits_.down), {num_experts, d_ff, d_model}, e * d_ff,
+                                       d_ff);
         }
-        return separate<Scalar>(
+        ExpertMatrices<Scalar> result = separate<Scalar>(
             {.gate_up = fused,
              .down = down,
-             .gate_up_bias = fused_bias,
-             .down_bias = down_bias,
-             .orientation = Orientation::in_out,
-             .down_orientation = Orientation::in_out,
+             .orientation = in_four_bits ? Orientation::out_in : Orientation::in_out,
+             .down_orientation = in_four_bits ? Orientation::out_in : Orientation::in_out,
              .gate_up_order = biased ? GateUpOrder::interleaved : GateUpOrder::halves});
+        if (!biased) return result;
+        ExpertMatrices<Scalar> its = biases(e);
+        result.gate_bias = std::move(its.gate_bias);
+        result.up_bias = std::move(its.up_bias);
+        result.down_bias = std::move(its.down_bias);
+        return result;
       }
       case ExpertLayout::fused_out_in: {
         const Matrix<Scalar> fused = tensors_.rows<Scalar>(
@@ -292,6 +319,25 @@ class BlockReader {
     return m;
   }
 
+  /// A matrix of a linear layer, in floats or in eight bits with scales.
+  Matrix<Scalar> linear(const std::string& weight, Index outputs, Index inner) const {
+    if (!is_fp8(tensors_, weight)) return tensors_.matrix<Scalar>(weight, outputs, inner);
+    used_.insert(Fp8Matrix::scales_of(weight));
+    return Fp8Matrix(tensors_, weight, outputs, inner).template widened<Scalar>();
+  }
+
+  /// Whether the experts of gpt-oss are in mxfp4, as they are published.
+  bool is_mxfp4() const {
+    return traits_.layout == ExpertLayout::fused_biased &&
+           tensors_.contains(prefix_ + Mxfp4Matrices::blocks_of(std::string(traits_.up)));
+  }
+  Mxfp4Matrices mxfp4(std::string_view part, Index outputs, Index inner) const {
+    const std::string matrix = moe::detail::text_of(prefix_, part);
+    used_.insert(Mxfp4Matrices::blocks_of(matrix));
+    used_.insert(Mxfp4Matrices::scales_of(matrix));
+    return {tensors_, matrix, config_.num_experts, outputs, inner};
+  }
+
   ExpertMatrices<Scalar> shared_expert() const {
     const Index d_model = config_.d_model;
     const Index d_ff = config_.shared_d_ff;
@@ -301,9 +347,9 @@ class BlockReader {
       return separate<Scalar>({.gate_up = fused, .down = down});
     }
     ExpertMatrices<Scalar> m;
-    m.gate = tensors_.matrix<Scalar>(shared_name("gate_proj"), d_ff, d_model);
-    m.up = tensors_.matrix<Scalar>(shared_name("up_proj"), d_ff, d_model);
-    m.down = tensors_.matrix<Scalar>(shared_name("down_proj"), d_model, d_ff);
+    m.gate = linear(shared_name("gate_proj"), d_ff, d_model);
+    m.up = linear(shared_name("up_proj"), d_ff, d_model);
+    m.down = linear(shared_name("down_proj"), d_model, d_ff);
     return m;
   }
 

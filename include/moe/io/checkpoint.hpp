@@ -10,6 +10,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include <nlohmann/json.hpp>
 
@@ -74,6 +75,27 @@ class Checkpoint {
     if (found && config_.is_null()) return layer_config_of_block(tensors_, *found);
     return io::layer_config(config_, config_source_,
                             found ? std::optional(found->family) : std::nullopt);
+  }
+
+  /// What the names of a layer's MoE block begin with.
+  ///
+  /// Throws  as layer_config.
+  std::string block_prefix(Index layer, Stack stack = Stack::encoder) const {
+    return detail::block_prefix(layer_config().family, layer, stack, tensors_);
+  }
+
+  /// The layers that have an MoE block, 0-based, in order.
+  ///
+  /// Throws  as layer_config.
+  std::vector<Index> moe_layers(Stack stack = Stack::encoder) const {
+    constexpr Index most = 10'000;
+    const Family family = layer_config().family;
+    const std::string router(detail::traits_of(family).router);
+    std::vector<Index> layers;
+    for (Index layer = 0; layer < most; ++layer)
+      if (tensors_.contains(detail::block_prefix(family, layer, stack, tensors_) + router))
+        layers.push_back(layer);
+    return layers;
   }
 
   /// The MoE block of layer `layer`, 0-based, ready to run. `stack` matters for encoder-decoder

@@ -274,7 +274,8 @@ inline bool matches(const FamilyTraits& traits, const Tensors& tensors, const st
     case ExpertLayout::fused_in_out:
       return has(traits.up) && !has(moe::detail::text_of(traits.up, "_bias"));
     case ExpertLayout::fused_biased:
-      return has(traits.up) && has(moe::detail::text_of(traits.up, "_bias"));
+      return (has(traits.up) || has(moe::detail::text_of(traits.up, "_blocks"))) &&
+             has(moe::detail::text_of(traits.up, "_bias"));
     case ExpertLayout::fused_out_in:
       return has(moe::detail::text_of(traits.up, ".weight"));
     case ExpertLayout::gated:

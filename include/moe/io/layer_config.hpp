@@ -349,8 +349,12 @@ inline LayerConfig layer_config_of_block(const Tensors& tensors, const FoundBloc
       d_ff = size(traits.up, 0) / std::max<Index>(experts, 1);
       break;
     case detail::ExpertLayout::fused_in_out:
-    case detail::ExpertLayout::fused_biased:
       d_ff = size(traits.down, 1);
+      break;
+    case detail::ExpertLayout::fused_biased:  // As published, in blocks of 32.
+      d_ff = tensors.contains(moe::detail::text_of(block.prefix, traits.down))
+                 ? size(traits.down, 1)
+                 : size(moe::detail::text_of(traits.down, "_blocks"), 2) * 32;
       break;
     case detail::ExpertLayout::fused_out_in:
       d_ff = size(moe::detail::text_of(traits.down, ".weight"), 2);

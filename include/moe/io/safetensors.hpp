@@ -15,6 +15,7 @@
 #include <cstring>
 #include <limits>
 #include <map>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -36,11 +37,11 @@ namespace moe::inline MOE_ABI::io {
 static_assert(std::endian::native == std::endian::little, "safetensors data is little-endian");
 
 /// Element types that are read.
-enum class Dtype { f64, f32, f16, bf16, i64, i32, u8 };
+enum class Dtype { f64, f32, f16, bf16, i64, i32, u8, f8_e4m3, f8_e5m2 };
 
 /// Whether the elements are floating-point numbers, not integers.
 constexpr bool is_floating_point(Dtype dtype) noexcept {
-  return dtype == Dtype::f64 || dtype == Dtype::f32 || dtype == Dtype::f16 || dtype == Dtype::bf16;
+  return dtype != Dtype::i64 && dtype != Dtype::i32 && dtype != Dtype::u8;
 }
 
 namespace detail {
@@ -51,13 +52,15 @@ struct DtypeInfo {
   std::size_t bytes;
 };
 
-inline constexpr std::array<DtypeInfo, 7> dtypes{{{Dtype::f64, "F64", 8},
+inline constexpr std::array<DtypeInfo, 9> dtypes{{{Dtype::f64, "F64", 8},
                                                   {Dtype::f32, "F32", 4},
                                                   {Dtype::f16, "F16", 2},
                                                   {Dtype::bf16, "BF16", 2},
                                                   {Dtype::i64, "I64", 8},
                                                   {Dtype::i32, "I32", 4},
-                                                  {Dtype::u8, "U8", 1}}};
+                                                  {Dtype::u8, "U8", 1},
+                                                  {Dtype::f8_e4m3, "F8_E4M3", 1},
+                                                  {Dtype::f8_e5m2, "F8_E5M2", 1}}};
 
 inline const DtypeInfo& info(Dtype dtype) noexcept {
   return dtypes[static_cast<std::size_t>(dtype)];
@@ -93,6 +96,8 @@ class SafetensorsFile {
   const std::string& path() const noexcept { return file_.path(); }
   /// The header's `__metadata__`.
   const std::map<std::string, std::string>& metadata() const noexcept { return metadata_; }
+  /// The header as it was read.
+  const nlohmann::json& header() const noexcept { return *header_; }
   /// All tensors, by name.
   const std::map<std::string, TensorView, std::less<>>& tensors() const noexcept {
     return tensors_;
@@ -131,6 +136,7 @@ class SafetensorsFile {
       }
     }
     check_coverage();
+    header_ = std::make_shared<const Json>(header);
   }
 
   void parse_metadata(const Json& value) {
@@ -223,6 +229,7 @@ class SafetensorsFile {
   MappedFile file_;
   std::span<const std::byte> data_;
   std::uint64_t data_offset_ = 0;
+  std::shared_ptr<const Json> header_;
   std::map<std::string, std::string> metadata_;
   std::map<std::string, TensorView, std::less<>> tensors_;
 };

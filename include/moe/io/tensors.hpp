@@ -23,6 +23,7 @@
 #include "moe/core/config.hpp"
 #include "moe/core/contracts.hpp"
 #include "moe/core/numeric.hpp"
+#include "moe/core/small_floats.hpp"
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
 #include "moe/io/json.hpp"
@@ -59,6 +60,10 @@ bool convert(const TensorView& tensor, Scalar* out) {
         return each(float{}, same);
       case Dtype::f16:
         return each(std::uint16_t{}, half_to_float);
+      case Dtype::f8_e4m3:
+        return each(std::uint8_t{}, e4m3_to_float);
+      case Dtype::f8_e5m2:
+        return each(std::uint8_t{}, e5m2_to_float);
       default:
         return each(std::uint16_t{}, bfloat16_to_float);
     }

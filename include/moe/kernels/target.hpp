@@ -28,8 +28,10 @@
   MOE_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
 #define MOE_TARGET_END MOE_PRAGMA(clang attribute pop)
 #define MOE_UNROLL MOE_PRAGMA(clang loop unroll(full))
+#define MOE_UNROLL_8 MOE_PRAGMA(clang loop unroll_count(8))
 #else
 #define MOE_TARGET_BEGIN(features) MOE_PRAGMA(GCC push_options) MOE_PRAGMA(GCC target(features))
 #define MOE_TARGET_END MOE_PRAGMA(GCC pop_options)
 #define MOE_UNROLL MOE_PRAGMA(GCC unroll 32)
+#define MOE_UNROLL_8 MOE_PRAGMA(GCC unroll 8)
 #endif

@@ -101,7 +101,14 @@ void run_layer(const char* where, const BankT& experts, const SharedExperts<Shar
   }
   const ExpertInput<Scalar> shared_input{x, workspace.shared_plan, {}, 1, shared_dropout};
   // Banks that are no part of the stage come first: they may hold others, which have a stage too.
-  if (staged == nullptr) run_bank(experts, input, rows, sums, workspace.scratch);
+  if constexpr (requires { experts.forward_weighted(input, rows, left, workspace.scratch); }) {
+    if (staged == nullptr) {  // With the bits that the bank has as a part of a stage.
+      experts.forward_weighted(input, rows, left, workspace.scratch);
+      left = none;
+    }
+  } else if (staged == nullptr) {
+    run_bank(experts, input, rows, sums, workspace.scratch);
+  }
   if (shared.bank() && staged_shared == nullptr)
     run_bank(*shared.bank(), shared_input, workspace.shared_rows, shared_sums, workspace.scratch);
   auto& stage = workspace.scratch.template kept<ExpertStage<Scalar>>();

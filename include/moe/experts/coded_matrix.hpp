@@ -1,0 +1,196 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Matrices of quantised weights: one output's codes, and where they lie.
+#pragma once
+
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "moe/core/config.hpp"
+#include "moe/core/contracts.hpp"
+#include "moe/core/numeric.hpp"
+#include "moe/core/packed_matrices.hpp"
+#include "moe/core/small_floats.hpp"
+#include "moe/core/types.hpp"
+#include "moe/core/view.hpp"
+#include "moe/core/weight_format.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// The codes of one output's weights. Scales are numbers that the format can store: halves, whole
+/// numbers up to 255 (nl4), powers of two (mxfp4), floats.
+///
+/// Shapes  codes (inner); scales (groups), empty where groups have none; zeros (groups) for int4z.
+/// Values  codes of int4 are 0 to 15 (see WeightCode), of int8 and fp8 a byte, of 16 bits their
+///         bits.
+struct CodedOutput {
+  std::vector<std::uint16_t> codes;
+  std::vector<float> scales;
+  std::vector<std::uint8_t> zeros;
+  float output_scale = 1;  // for int8 without groups and nl4
+};
+
+namespace detail {
+
+/// The value of a code, without its scale.
+inline float code_value(WeightCode code, std::uint16_t bits, std::uint8_t zero) noexcept {
+  switch (code) {
+    case WeightCode::int8:
+      return static_cast<float>(static_cast<std::int8_t>(bits));
+    case WeightCode::int4:
+      return static_cast<float>(static_cast<int>(bits) - 8);
+    case WeightCode::int4_zeros:
+      return static_cast<float>(static_cast<int>(bits) - static_cast<int>(zero));
+    case WeightCode::nl4:
+      return static_cast<float>(nl4_values[bits & 15U]);
+    case WeightCode::mxfp4:
+      return e2m1_to_float(static_cast<std::uint8_t>(bits));
+    case WeightCode::fp8_e4m3:
+      return e4m3_to_float(static_cast<std::uint8_t>(bits));
+    case WeightCode::fp8_e5m2:
+      return e5m2_to_float(static_cast<std::uint8_t>(bits));
+    case WeightCode::bfloat16:
+      return bfloat16_to_float(bits);
+    case WeightCode::half:
+      return half_to_float(bits);
+  }
+  return 0;
+}
+
+/// Throws  ShapeError, beginning with `where`, if an output has not the sizes of the matrix.
+inline void check_output(const char* where, const MatrixLayout& layout, const CodedOutput& output) {
+  const FormatTraits traits = traits_of(layout.format);
+  check_size(where, "codes.size()", layout.inner, static_cast<Index>(output.codes.size()));
+  check_size(where, "scales.size()", traits.scale == ScaleKind::none ? 0 : layout.groups,
+             static_cast<Index>(output.scales.size()));
+  check_size(where, "zeros.size()", traits.has_zeros ? layout.groups : 0,
+             static_cast<Index>(output.zeros.size()));
+}
+
+/// The weights (inner) of an output: each code's value times its scale, rounded once.
+inline void decode_output(const MatrixLayout& layout, const CodedOutput& output,
+                          float* weights) noexcept {
+  for (Index k = 0; k < layout.inner; ++k) {
+    const auto g = static_cast<std::size_t>(k / layout.group);
+    float scale = output.scales.empty() ? 1 : output.scales[g];
+    if (traits_of(layout.format).has_output_scale) scale *= output.output_scale;
+    const std::uint8_t zero = output.zeros.empty() ? std::uint8_t{0} : output.zeros[g];
+    weights[k] =
+        code_value(layout.format.code, output.codes[static_cast<std::size_t>(k)], zero) * scale;
+  }
+}
+
+/// Where one number lies in a matrix, and how.
+struct CodePlace {
+  Index byte = 0;
+  int shift = 0;  // of four bits
+};
+
+inline CodePlace place_of(const MatrixLayout& layout, Index column, Index k) noexcept {
+  constexpr Index width = kernels::panel_width;
+  const Index c = column % width;
+  const Index in_group = k % layout.group;
+  const Index base = layout.codes_offset(column / width, k / layout.group);
+  const FormatTraits traits = traits_of(layout.format);
+  if (!traits.in_quads) return {base + (in_group * width + c) * traits.bits / 8, 0};
+  if (traits.bits == 8) return {base + in_group / 4 * 4 * width + 4 * c + in_group % 4, 0};
+  constexpr Index half = width / 2;
+  return {base + in_group / 4 * 4 * half + 4 * (c % half) + in_group % 4, c < half ? 0 : 4};
+}
+
+inline void put_scale(ScaleKind kind, float scale, std::byte* to) noexcept {
+  if (kind == ScaleKind::half) {
+    const std::uint16_t bits = float_to_half(scale);
+    std::memcpy(to, &bits, 2);
+  } else if (kind == ScaleKind::single) {
+    std::memcpy(to, &scale, 4);
+  } else if (kind == ScaleKind::byte) {
+    *to = static_cast<std::byte>(scale);
+  } else if (kind == ScaleKind::exponent) {
+    *to = static_cast<std::byte>(std::bit_cast<std::uint32_t>(scale) >> 23);
+  }
+}
+
+inline float get_scale(ScaleKind kind, const std::byte* from) noexcept {
+  if (kind == ScaleKind::half) {
+    std::uint16_t bits = 0;
+    std::memcpy(&bits, from, 2);
+    return half_to_float(bits);
+  }
+  if (kind == ScaleKind::single) {
+    float scale = 0;
+    std::memcpy(&scale, from, 4);
+    return scale;
+  }
+  if (kind == ScaleKind::byte) return static_cast<float>(*from);
+  if (kind == ScaleKind::exponent) return e8m0_to_float(static_cast<std::uint8_t>(*from));
+  return 1;
+}
+
+/// Writes output `column` of a matrix; what it fills up stays zero.
+inline void put_output(const MatrixLayout& layout, Index column, const CodedOutput& output,
+                       std::byte* matrix) noexcept {
+  constexpr Index width = kernels::panel_width;
+  const FormatTraits traits = traits_of(layout.format);
+  const Index panel = column / width;
+  const Index c = column % width;
+  if (traits.has_output_scale)
+    std::memcpy(matrix + layout.panel_offset(panel) + 4 * c, &output.output_scale, 4);
+  for (Index g = 0; g < layout.groups; ++g) {
+    std::byte* const record = matrix + layout.record_offset(panel, g);
+    const auto at = static_cast<std::size_t>(g);
+    if (traits.scale != ScaleKind::none)
+      put_scale(traits.scale, output.scales[at], record + c * scale_bytes(traits.scale));
+    if (traits.has_zeros) record[layout.scale_bytes + c] = static_cast<std::byte>(output.zeros[at]);
+  }
+  for (Index k = 0; k < layout.inner; ++k) {
+    const CodePlace place = place_of(layout, column, k);
+    const std::uint16_t code = output.codes[static_cast<std::size_t>(k)];
+    if (traits.bits == 16) {
+      std::memcpy(matrix + place.byte, &code, 2);
+    } else if (traits.bits == 8) {
+      matrix[place.byte] = static_cast<std::byte>(code);
+    } else {
+      matrix[place.byte] = (matrix[place.byte] & static_cast<std::byte>(0xf0U >> place.shift)) |
+                           static_cast<std::byte>(code << place.shift);
+    }
+  }
+}
+
+/// The reverse.
+inline CodedOutput get_output(const MatrixLayout& layout, Index column, const std::byte* matrix) {
+  constexpr Index width = kernels::panel_width;
+  const FormatTraits traits = traits_of(layout.format);
+  const Index panel = column / width;
+  const Index c = column % width;
+  CodedOutput output;
+  if (traits.has_output_scale)
+    std::memcpy(&output.output_scale, matrix + layout.panel_offset(panel) + 4 * c, 4);
+  for (Index g = 0; g < layout.groups; ++g) {
+    const std::byte* const record = matrix + layout.record_offset(panel, g);
+    if (traits.scale != ScaleKind::none)
+      output.scales.push_back(get_scale(traits.scale, record + c * scale_bytes(traits.scale)));
+    if (traits.has_zeros)
+      output.zeros.push_back(static_cast<std::uint8_t>(record[layout.scale_bytes + c]));
+  }
+  output.codes.resize(static_cast<std::size_t>(layout.inner));
+  for (Index k = 0; k < layout.inner; ++k) {
+    const CodePlace place = place_of(layout, column, k);
+    std::uint16_t code = 0;
+    if (traits.bits == 16) {
+      std::memcpy(&code, matrix + place.byte, 2);
+    } else {
+      code = static_cast<std::uint8_t>(matrix[place.byte]);
+      if (traits.bits == 4) code = (code >> place.shift) & 15U;
+    }
+    output.codes[static_cast<std::size_t>(k)] = code;
+  }
+  return output;
+}
+
+}  // namespace detail
+}  // namespace moe::inline MOE_ABI

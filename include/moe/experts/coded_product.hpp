@@ -1,0 +1,170 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// The product of one expert's rows with its quantised weights, blocked for the caches.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "moe/core/config.hpp"
+#include "moe/core/types.hpp"
+#include "moe/core/weight_format.hpp"
+#include "moe/experts/staged_bank.hpp"
+#include "moe/kernels/cache.hpp"
+#include "moe/kernels/coded/dispatch.hpp"
+#include "moe/kernels/dispatch.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// How quantised weights are multiplied.
+enum class ProductKind {
+  integer,  ///< with activations rounded to eight bits in groups as long as the weights'
+  widened,  ///< as floats, with activations as they are: the bits of a bank of floats
+};
+
+namespace detail {
+
+/// Inner values of a matrix, filled up to whole groups.
+inline Index whole_inner(const MatrixLayout& layout) noexcept {
+  return layout.groups * layout.group;
+}
+
+/// Floats that a row of activations takes in eight bits: codes, scales, starts and sums.
+inline Index coded_row_size(const MatrixLayout& layout) noexcept {
+  return whole_inner(layout) / 4 + 3 * layout.groups;
+}
+
+/// A block of rows in eight bits, whose memory begins at `block` (count rows of coded_row_size).
+struct CodedBlock {
+  std::int8_t* codes;
+  float* scales;
+  std::int32_t* starts;
+  float* sums;
+  Index count;
+
+  CodedBlock(const MatrixLayout& layout, float* block, Index rows) noexcept
+      : codes(reinterpret_cast<std::int8_t*>(block)),
+        scales(block + whole_inner(layout) / 4 * rows),
+        starts(reinterpret_cast<std::int32_t*>(scales + layout.groups * rows)),
+        sums(scales + 2 * layout.groups * rows),
+        count(rows) {}
+
+  /// Codes one row of n <= inner values.
+  void put(const kernels::CodedKernels& kernels, const MatrixLayout& layout, Index row,
+           const float* x, float factor, Index n) const noexcept {
+    kernels.code_row(x, factor, n, layout.group, layout.groups, kernels.start, count,
+                     codes + 4 * row, scales + row, starts + row, sums + row);
+  }
+  kernels::CodedRows rows() const noexcept { return {codes, scales, starts, sums, count}; }
+};
+
+/// Floats of a slice of a panel that is widened at a time: 16 KiB, which stay in the first-level
+/// cache.
+inline constexpr Index widened_slice = 128 * kernels::panel_width;
+
+/// Calls finish(panel, first row, count, sums) for every tile of a slice of the work, where the
+/// expert's rows are in eight bits: block b at a + block_row(b) * row_size, behind `lead` values
+/// for each of its rows.
+template <class Finish>
+void for_each_integer_tile(const StageSlice<float>& work, const MatrixLayout& layout,
+                           const std::byte* matrix, float* a, Index row_size, Index lead,
+                           Finish&& finish) {
+  const auto& kernels = kernels::coded_kernels(layout.format);
+  const Index quads = layout.group / 4;
+  // Rows stay in a part of the third-level cache while the panels pass by.
+  const Index chunk = std::max<Index>(kernels::third_level_cache() / 8 / layout.inner, 64);
+  const Index all_quads = layout.groups * quads;
+  for (Index begin = work.first_block; begin < work.last_block;) {
+    Index end = begin + 1;
+    const Index first_row = work.block_row(begin);
+    while (end < work.last_block && work.block_row(end + 1) - first_row <= chunk) ++end;
+    for (Index p = work.first_panel; p < work.last_panel; ++p) {
+      const std::byte* const panel = matrix + layout.panel_offset(p);
+      const char* next = reinterpret_cast<const char*>(panel);
+      const Index blocks = end - begin;
+      // While several blocks use one panel, each asks for its share of the next.
+      const Index step = blocks > 1 ? (layout.panel_bytes / blocks + all_quads - 1) / all_quads : 0;
+      if (blocks > 1) next += layout.panel_bytes;
+      for (Index b = begin; b < end; ++b) {
+        const Index at = work.block_row(b);
+        const Index count = work.block_row(b + 1) - at;
+        const CodedBlock block(layout, a + at * row_size + lead * count, count);
+        const Index parts = (count + kernels.most_rows - 1) / kernels.most_rows;
+        for (Index part = 0; part < parts; ++part) {
+          const Index from = count * part / parts;
+          const Index rows = count * (part + 1) / parts - from;
+          kernels.of_rows[rows - 1](block.rows().from(from), panel, layout.groups, quads,
+                                    work.sums + from * kernels::panel_width, next,
+                                    part == 0 ? step : 0);
+        }
+        next += step * all_quads;
+        finish(p, at, count, work.sums);
+      }
+    }
+    begin = end;
+  }
+}
+
+/// The same where the rows are floats: block b, (inner, rows), at a + block_row(b) * row_size.
+template <class Finish>
+void for_each_widened_tile(const StageSlice<float>& work, const MatrixLayout& layout,
+                           const std::byte* matrix, const float* a, Index row_size,
+                           Finish&& finish) {
+  const auto& coded = kernels::coded_kernels(layout.format);
+  const auto& tiles = kernels::tile_kernels<float, float>();
+  constexpr Index width = kernels::panel_width;
+  const bool has_outputs = traits_of(layout.format).has_output_scale;
+  // Without groups, any slice of the codes that begins with a quad will do.
+  const bool is_grouped = layout.groups > 1;
+  constexpr Index most = widened_slice / width;
+  const Index slice = is_grouped ? std::max<Index>(1, most / layout.group) * layout.group : most;
+  float* const widened = work.sums + stage_sums_size - widened_slice;
+  const Index chunk = (stage_sums_size - widened_slice) / width;
+  const Index code_bytes = layout.code_bytes / layout.group;  // of one inner value
+  for (Index begin = work.first_block; begin < work.last_block;) {
+    Index end = begin + 1;
+    const Index first_row = work.block_row(begin);
+    while (end < work.last_block && work.block_row(end + 1) - first_row <= chunk) ++end;
+    const auto sums_of = [&](Index b) {
+      return work.sums + (work.block_row(b) - first_row) * width;
+    };
+    // A few rows alone need the weights once, so that these are not kept.
+    const Index first_block_rows = work.block_row(begin + 1) - first_row;
+    const bool is_direct = end - begin == 1 && first_block_rows <= 2;
+    for (Index p = work.first_panel; p < work.last_panel; ++p) {
+      const std::byte* const panel = matrix + layout.panel_offset(p);
+      const auto* const outputs = has_outputs ? reinterpret_cast<const float*>(panel) : nullptr;
+      if (is_direct)
+        coded.widened[first_block_rows - 1](a + first_row * row_size,
+                                            matrix + layout.record_offset(p, 0), outputs,
+                                            layout.inner, layout.group, sums_of(begin));
+      for (Index k = 0; k < layout.inner && !is_direct; k += slice) {
+        const Index count = std::min(slice, layout.inner - k);
+        const std::byte* const record =
+            matrix + layout.record_offset(p, k / layout.group) + (is_grouped ? 0 : k * code_bytes);
+        if (is_grouped) {
+          coded.decode(record, outputs, (count + layout.group - 1) / layout.group, layout.group,
+                       widened);
+        } else {
+          coded.decode(record, outputs, 1, std::min(slice, whole_inner(layout) - k), widened);
+        }
+        for (Index b = begin; b < end; ++b) {
+          const Index at = work.block_row(b);
+          const Index rows = work.block_row(b + 1) - at;
+          tiles.of_rows[rows - 1](a + at * row_size + k * rows, widened, count, sums_of(b), k > 0,
+                                  reinterpret_cast<const char*>(widened), 0);
+        }
+      }
+      for (Index b = begin; b < end; ++b) {
+        const Index at = work.block_row(b);
+        finish(p, at, work.block_row(b + 1) - at, sums_of(b));
+      }
+    }
+    begin = end;
+  }
+}
+
+}  // namespace detail
+}  // namespace moe::inline MOE_ABI

@@ -1,0 +1,266 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Slots of memory for experts of a file, and who fills them (POSIX).
+#pragma once
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <exception>
+#include <fcntl.h>
+#include <mutex>
+#include <set>
+#include <span>
+#include <string>
+#include <system_error>
+#include <thread>
+#include <unistd.h>
+#include <utility>
+#include <vector>
+
+#include "moe/core/aligned_buffer.hpp"
+#include "moe/core/config.hpp"
+#include "moe/core/contracts.hpp"
+#include "moe/core/types.hpp"
+
+namespace moe::inline MOE_ABI::io {
+
+/// What a cache has done.
+struct CacheCounters {
+  std::uint64_t hits = 0;      ///< experts that were there when a forward asked for them
+  std::uint64_t awaited = 0;   ///< those that were on their way
+  std::uint64_t misses = 0;    ///< those that were not
+  double bytes = 0;            ///< read from the file
+  double waiting_seconds = 0;  ///< of forwards, for experts
+};
+
+namespace detail {
+
+/// Slots of memory for experts of one file, and a thread that fills them.
+class ExpertSlots {
+ public:
+  struct Piece {
+    std::uint64_t offset;
+    std::size_t bytes;
+  };
+
+  /// Throws  std::invalid_argument if the budget is smaller than the largest expert;
+  ///         std::system_error if the file cannot be opened.
+  ExpertSlots(const std::string& path, std::vector<Piece> experts, double budget)
+      : path_(path),
+        experts_(std::move(experts)),
+        slot_of_(experts_.size(), none),
+        failures_(experts_.size()) {
+    std::size_t most = 0;
+    for (const Piece& piece : experts_) most = std::max(most, piece.bytes);
+    const auto count =
+        std::min(static_cast<std::size_t>(budget / static_cast<double>(most)), experts_.size());
+    moe::detail::check(count > 0, "CachedExperts", "the budget is smaller than the largest expert");
+    slots_.resize(count);
+    for (Slot& slot : slots_) slot.memory = AlignedBuffer<std::byte>(most);
+    descriptor_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    if (descriptor_ < 0) throw std::system_error(errno, std::generic_category(), path);
+    loader_ = std::thread([this] { load(); });
+  }
+  ExpertSlots(const ExpertSlots&) = delete;
+  ExpertSlots& operator=(const ExpertSlots&) = delete;
+  ~ExpertSlots() {
+    {
+      const std::lock_guard lock(mutex_);
+      stops_ = true;
+    }
+    changed_.notify_all();
+    loader_.join();
+    ::close(descriptor_);
+  }
+
+  std::size_t size() const noexcept { return slots_.size(); }
+
+  CacheCounters counters() const {
+    const std::lock_guard lock(mutex_);
+    return counters_;
+  }
+
+  /// Experts that stay.
+  void pin(std::span<const Index> experts) {
+    const std::set<Index> pinned(experts.begin(), experts.end());
+    moe::detail::check(pinned.size() < slots_.size() || slots_.size() == experts_.size(),
+                       "CachedExperts::pin", "the pinned experts leave no room for others");
+    std::unique_lock lock(mutex_);
+    pinned_ = pinned;
+    for (const Index e : pinned_) request(e);
+  }
+
+  /// Asks for experts without waiting for them: as many of those that are not there as there is
+  /// room for.
+  void prefetch(std::span<const Index> experts) {
+    std::unique_lock lock(mutex_);
+    wanted_.assign(experts.begin(), experts.end());
+    for (const Index e : experts) request(e);
+  }
+
+  /// As many of the experts as there is room for are there when it returns, and stay until
+  /// `release`. Those come first that need not be read.
+  std::vector<Index> acquire(const std::vector<Index>& experts) {
+    std::unique_lock lock(mutex_);
+    std::vector<Index> order = experts;
+    std::stable_partition(order.begin(), order.end(), [&](Index e) { return slot(e) != none; });
+    if (order.size() > free_for_use()) order.resize(free_for_use());
+    held_.insert(order.begin(), order.end());
+    for (const Index e : order) {
+      const bool is_known = slot(e) != none;
+      const bool is_there = is_known && slots_[slot(e)].is_loaded;
+      ++(is_there ? counters_.hits : is_known ? counters_.awaited : counters_.misses);
+    }
+    for (const Index e : order) {
+      failures_[static_cast<std::size_t>(e)] = nullptr;
+      request(e);
+    }
+    const auto start = std::chrono::steady_clock::now();
+    for (const Index e : order) {
+      while (slot(e) == none || !slots_[slot(e)].is_loaded) {
+        if (const std::exception_ptr failure = failures_[static_cast<std::size_t>(e)]) {
+          held_.clear();
+          std::rethrow_exception(failure);
+        }
+        request(e);
+        changed_.notify_all();
+        changed_.wait(lock);
+      }
+      slots_[slot(e)].used = ++clock_;
+    }
+    counters_.waiting_seconds +=
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    return order;
+  }
+
+  const std::byte* data(Index e) const {
+    const std::lock_guard lock(mutex_);
+    return slots_[slot(e)].memory.data();
+  }
+
+  void release() {
+    const std::lock_guard lock(mutex_);
+    held_.clear();
+  }
+
+ private:
+  static constexpr std::size_t none = ~std::size_t{0};
+
+  struct Slot {
+    AlignedBuffer<std::byte> memory;
+    Index expert = -1;
+    bool is_loaded = false;
+    bool is_queued = false;
+    std::uint64_t used = 0;
+  };
+
+  std::size_t slot(Index e) const noexcept { return slot_of_[static_cast<std::size_t>(e)]; }
+
+  /// Slots that are not taken by pinned experts which are not asked for.
+  std::size_t free_for_use() const noexcept {
+    return slots_.size() == experts_.size() ? slots_.size() : slots_.size() - pinned_.size();
+  }
+
+  /// Gives the expert a slot, if one can be had: the one whose expert was used least recently.
+  void request(Index e) {
+    if (slot(e) != none) return;
+    std::size_t best = none;
+    for (std::size_t s = 0; s < slots_.size(); ++s) {
+      const Slot& its = slots_[s];
+      if (its.expert >= 0 &&
+          (its.is_queued || pinned_.count(its.expert) != 0 || held_.count(its.expert) != 0))
+        continue;
+      // What the next tokens want goes last.
+      const auto rank = [&](const Slot& of) {
+        const bool is_wanted =
+            std::find(wanted_.begin(), wanted_.end(), of.expert) != wanted_.end();
+        return std::pair(is_wanted && of.expert >= 0, of.used);
+      };
+      if (best == none || rank(its) < rank(slots_[best])) best = s;
+    }
+    if (best == none) return;
+    Slot& chosen = slots_[best];
+    if (chosen.expert >= 0) slot_of_[static_cast<std::size_t>(chosen.expert)] = none;
+    chosen.expert = e;
+    chosen.is_loaded = false;
+    chosen.is_queued = true;
+    chosen.used = ++clock_;
+    slot_of_[static_cast<std::size_t>(e)] = best;
+    // Whoever waits comes before who may be asked for.
+    if (held_.count(e) != 0) {
+      queue_.push_front(best);
+    } else {
+      queue_.push_back(best);
+    }
+    changed_.notify_all();
+  }
+
+  void load() {
+    std::unique_lock lock(mutex_);
+    while (true) {
+      changed_.wait(lock, [&] { return stops_ || !queue_.empty(); });
+      if (stops_) return;
+      Slot& slot = slots_[queue_.front()];
+      queue_.pop_front();
+      const Piece piece = experts_[static_cast<std::size_t>(slot.expert)];
+      lock.unlock();
+      std::exception_ptr failure;
+      try {
+        read(piece, slot.memory.data());
+      } catch (...) {
+        failure = std::current_exception();
+      }
+      lock.lock();
+      slot.is_queued = false;
+      if (failure) {
+        slot_of_[static_cast<std::size_t>(slot.expert)] = none;
+        failures_[static_cast<std::size_t>(slot.expert)] = failure;
+        slot.expert = -1;
+      } else {
+        slot.is_loaded = true;
+        counters_.bytes += static_cast<double>(piece.bytes);
+      }
+      changed_.notify_all();
+    }
+  }
+
+  void read(const Piece& piece, std::byte* to) const {
+    std::size_t done = 0;
+    while (done < piece.bytes) {
+      const ssize_t count = ::pread(descriptor_, to + done, piece.bytes - done,
+                                    static_cast<off_t>(piece.offset + done));
+      if (count < 0 && errno == EINTR) continue;
+      if (count < 0) throw std::system_error(errno, std::generic_category(), path_);
+      if (count == 0)
+        throw FormatError(path_, "", piece.offset + done, "the file was cut short meanwhile");
+      done += static_cast<std::size_t>(count);
+    }
+  }
+
+  std::string path_;
+  std::vector<Piece> experts_;
+  std::vector<std::size_t> slot_of_;  // (E)
+  std::vector<Slot> slots_;
+  std::deque<std::size_t> queue_;  // slots to fill
+  std::set<Index> pinned_;
+  std::set<Index> held_;  // by a forward
+  std::vector<Index> wanted_;
+  std::uint64_t clock_ = 0;
+  CacheCounters counters_;
+  std::vector<std::exception_ptr> failures_;  // (E), of the last attempt to read
+  bool stops_ = false;
+  int descriptor_ = -1;
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  std::thread loader_;
+};
+
+}  // namespace detail
+
+}  // namespace moe::inline MOE_ABI::io

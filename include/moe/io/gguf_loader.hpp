@@ -1,0 +1,312 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// MoE layers from GGUF files of Mixtral, Qwen3-MoE, DeepSeek-V2 and V3, and gpt-oss. (optional:
+// needs nlohmann_json)
+//
+// Source  llama.cpp's names of keys and tensors, gguf-py/gguf/constants.py.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "moe/core/config.hpp"
+#include "moe/core/contracts.hpp"
+#include "moe/core/types.hpp"
+#include "moe/core/weight_format.hpp"
+#include "moe/experts/activation.hpp"
+#include "moe/experts/any_experts.hpp"
+#include "moe/experts/coded_experts.hpp"
+#include "moe/experts/quantized_experts.hpp"
+#include "moe/io/bank_factory.hpp"
+#include "moe/io/block_loader.hpp"
+#include "moe/io/gguf.hpp"
+#include "moe/io/gguf_blocks.hpp"
+#include "moe/io/layer_config.hpp"
+#include "moe/io/quantized_loader.hpp"
+#include "moe/layer/shared_experts.hpp"
+#include "moe/routing/topk_router.hpp"
+
+namespace moe::inline MOE_ABI::io {
+namespace detail {
+
+/// One block of a file.
+class GgufBlock {
+ public:
+  GgufBlock(const GgufFile& file, const LayerConfig& config, Index layer)
+      : file_(file), config_(config), prefix_(moe::detail::text_of("blk.", layer, ".")) {}
+
+  TopKRouter<float> router() const {
+    RouterWeights<float> weights;
+    weights.weight = matrix("ffn_gate_inp.weight", config_.num_experts, config_.d_model);
+    if (config_.family == Family::gpt_oss)
+      weights.bias = matrix("ffn_gate_inp.bias", 1, config_.num_experts).row(0).transpose();
+    if (config_.family == Family::deepseek_v3)
+      weights.selection_bias =
+          matrix("exp_probs_b.bias", 1, config_.num_experts).row(0).transpose();
+    return {{.d_model = config_.d_model,
+             .num_experts = config_.num_experts,
+             .top_k = config_.top_k,
+             .rule = config_.rule},
+            std::move(weights)};
+  }
+
+  SharedExperts<AnyExperts<float>> shared() const {
+    if (config_.shared_d_ff == 0) return {};
+    return SharedExperts<AnyExperts<float>>(make_bank<float>(
+        config_, {.num_experts = 1, .d_model = config_.d_model, .d_ff = config_.shared_d_ff}, true,
+        [&](Index /*e*/) {
+          ExpertMatrices<float> m;
+          m.gate = matrix("ffn_gate_shexp.weight", config_.shared_d_ff, config_.d_model);
+          m.up = matrix("ffn_up_shexp.weight", config_.shared_d_ff, config_.d_model);
+          m.down = matrix("ffn_down_shexp.weight", config_.d_model, config_.shared_d_ff);
+          return m;
+        }));
+  }
+
+  AnyExperts<float> experts(const QuantizedLoading& loading) const {
+    const bool biases = config_.family == Family::gpt_oss;
+    const ExpertsConfig sizes{.num_experts = config_.num_experts,
+                              .d_model = config_.d_model,
+                              .d_ff = config_.d_ff,
+                              .biases = biases};
+    const ExpertFormat format = loading.format ? *loading.format : stored_formats();
+    const auto load = [&](auto activation) -> AnyExperts<float> {
+      QuantizedExperts<decltype(activation)> bank(sizes, format, activation);
+      bank.set_product(loading.product);
+      for (Index e = 0; e < sizes.num_experts; ++e) {
+        const auto& layout = bank.layout_of(e);
+        bank.set_expert_codes(e, {codes(e, "gate", layout.up, loading, loading.up_importance),
+                                  codes(e, "up", layout.up, loading, loading.up_importance),
+                                  codes(e, "down", layout.down, loading, loading.down_importance)});
+        if (!biases) continue;
+        const Matrix<float> gate = bias(e, "gate", sizes.d_ff);
+        const Matrix<float> up = bias(e, "up", sizes.d_ff);
+        const Matrix<float> down = bias(e, "down", sizes.d_model);
+        bank.set_expert_biases(e, {.gate_bias = gate, .up_bias = up, .down_bias = down});
+      }
+      return bank;
+    };
+    // The architectures that are read have no other.
+    if (config_.family == Family::gpt_oss) return load(config_.clamp);
+    return load(SwiGlu{});
+  }
+
+ private:
+  /// Where the outputs of an expert's matrix stand: in a tensor of all experts, or one of its own.
+  struct Rows {
+    const GgufTensor* tensor;
+    std::string name;
+    Index first;
+  };
+
+  Rows rows_of(Index e, std::string_view part) const {
+    const bool is_down = part == "down";
+    const Index outputs = is_down ? config_.d_model : config_.d_ff;
+    const Index inner = is_down ? config_.d_ff : config_.d_model;
+    const std::string all = moe::detail::text_of(prefix_, "ffn_", part, "_exps.weight");
+    if (file_.contains(all)) {
+      const GgufTensor& tensor = require(all, {config_.num_experts, outputs, inner});
+      return {&tensor, all, e * outputs};
+    }
+    const std::string own = moe::detail::text_of(prefix_, "ffn_", part, ".", e, ".weight");
+    return {&require(own, {outputs, inner}), own, 0};
+  }
+
+  const GgufTensor& require(const std::string& name, const std::vector<Index>& shape) const {
+    const GgufTensor& tensor = file_.tensor(name);
+    if (tensor.shape != shape)
+      throw FormatError(file_.path(), name, tensor.offset,
+                        moe::detail::text_of("expected shape ", printed_shape(shape), ", found ",
+                                             printed_shape(tensor.shape)));
+    return tensor;
+  }
+
+  /// The formats of the same grids.
+  ExpertFormat stored_formats() const {
+    const auto format = [&](std::string_view part) {
+      const Rows rows = rows_of(0, part);
+      const std::optional<WeightFormat> same = same_grid(rows.tensor->type);
+      if (!same)
+        throw FormatError(
+            file_.path(), rows.name, rows.tensor->offset,
+            moe::detail::text_of("no format has the grid of ", gguf_type(rows.tensor->type).name,
+                                 ": name the one that the experts are to have"));
+      return *same;
+    };
+    return {format("up"), format("down")};
+  }
+
+  /// The codes of an expert's matrix: the file's, where the grid is the same.
+  std::function<CodedOutput(Index)> codes(Index e, std::string_view part,
+                                          const MatrixLayout& layout,
+                                          const QuantizedLoading& loading,
+                                          const std::vector<std::vector<float>>& importance) const {
+    const Rows rows = rows_of(e, part);
+    const bool is_same = same_grid(rows.tensor->type) == layout.format;
+    const auto weights_of =
+        importance.empty() ? std::span<const float>()
+                           : std::span<const float>(importance.at(static_cast<std::size_t>(e)));
+    return [this, rows, is_same, &layout, &loading, weights_of](Index o) {
+      const Index row = rows.first + o;
+      if (is_same) {
+        CodedOutput output = codes_of(rows.tensor->type, rows.tensor->row(row), layout.inner);
+        check_scales(rows, row, output, layout);
+        return output;
+      }
+      std::vector<float> values(static_cast<std::size_t>(layout.inner));
+      rows.tensor->decode_row(row, values.data());
+      for (const float value : values)
+        if (!std::isfinite(value)) fail_row(rows, row, "a weight is not finite");
+      return quantize_output(layout, values, weights_of, loading.search);
+    };
+  }
+
+  [[noreturn]] MOE_COLD void fail_row(const Rows& rows, Index row,
+                                      const std::string& problem) const {
+    throw FormatError(
+        file_.path(), rows.name,
+        rows.tensor->offset + static_cast<std::uint64_t>(row) * rows.tensor->row_bytes(), problem);
+  }
+
+  /// A scale of zero is as good as any where all codes are zero, too.
+  void check_scales(const Rows& rows, Index row, const CodedOutput& output,
+                    const MatrixLayout& layout) const {
+    for (std::size_t g = 0; g < output.scales.size(); ++g) {
+      if (!std::isfinite(output.scales[g])) fail_row(rows, row, "a scale is not finite");
+      if (output.scales[g] != 0) continue;
+      const auto begin = g * static_cast<std::size_t>(layout.group);
+      const auto end =
+          std::min(begin + static_cast<std::size_t>(layout.group), output.codes.size());
+      for (std::size_t k = begin; k < end; ++k)
+        if (moe::detail::code_value(layout.format.code, output.codes[k], 0) != 0)
+          fail_row(rows, row, "the scale of a weight is zero");
+    }
+  }
+
+  /// A tensor of few values, widened.
+  Matrix<float> matrix(std::string_view part, Index rows, Index cols) const {
+    const std::string name = moe::detail::text_of(prefix_, part);
+    const GgufTensor& tensor = rows == 1 ? require(name, {cols}) : require(name, {rows, cols});
+    Matrix<float> result(rows, cols);
+    for (Index r = 0; r < rows; ++r) tensor.decode_row(r, moe::detail::row_data(result, r));
+    return result;
+  }
+
+  /// (size, 1), of one expert.
+  Matrix<float> bias(Index e, std::string_view part, Index size) const {
+    const std::string name = moe::detail::text_of(prefix_, "ffn_", part, "_exps.bias");
+    const GgufTensor& tensor = require(name, {config_.num_experts, size});
+    Matrix<float> result(size, 1);
+    tensor.decode_row(e, result.data());
+    return result;
+  }
+
+  const GgufFile& file_;
+  const LayerConfig& config_;
+  std::string prefix_;
+};
+
+/// The metadata of a file by the names of config.json.
+inline nlohmann::json gguf_config(const GgufFile& file) {
+  const auto fail = [&](const std::string& problem) {
+    throw FormatError(file.path(), "", 0, problem);
+  };
+  const auto find = [&](const std::string& key) -> const GgufValue* {
+    const auto found = file.metadata().find(key);
+    return found == file.metadata().end() ? nullptr : &found->second;
+  };
+  const GgufValue* const name = find("general.architecture");
+  const auto* const text = name == nullptr ? nullptr : std::get_if<std::string>(name);
+  if (text == nullptr) fail("the metadata has no general.architecture");
+  const std::string& arch = *text;
+  const auto number = [&](const char* key, std::optional<double> otherwise = std::nullopt) {
+    const std::string full = moe::detail::text_of(arch, ".", key);
+    const GgufValue* const value = find(full);
+    if (value != nullptr) {
+      if (const auto* const u = std::get_if<std::uint64_t>(value)) return static_cast<double>(*u);
+      if (const auto* const i = std::get_if<std::int64_t>(value)) return static_cast<double>(*i);
+      if (const auto* const d = std::get_if<double>(value)) return *d;
+      if (const auto* const b = std::get_if<bool>(value)) return *b ? 1.0 : 0.0;
+      fail(moe::detail::text_of(full, " is no number"));
+    }
+    if (!otherwise) fail(moe::detail::text_of("the metadata has no ", full));
+    return *otherwise;
+  };
+  const auto whole = [&](const char* key, std::optional<double> otherwise = std::nullopt) {
+    const double value = number(key, otherwise);
+    if (!(value >= 0 && value < 1e9 && value == std::floor(value)))
+      fail(moe::detail::text_of(arch, ".", key, " makes no sense"));
+    return static_cast<std::int64_t>(value);
+  };
+  nlohmann::json config{{"hidden_size", whole("embedding_length")},
+                        {"num_experts_per_tok", whole("expert_used_count")}};
+  const std::int64_t experts = whole("expert_count");
+  const auto width = [&] { return whole("expert_feed_forward_length"); };
+  if (arch == "llama") {
+    config.update({{"model_type", "mixtral"},
+                   {"intermediate_size", whole("feed_forward_length")},
+                   {"num_local_experts", experts}});
+  } else if (arch == "qwen3moe") {
+    config.update({{"model_type", "qwen3_moe"},
+                   {"moe_intermediate_size", width()},
+                   {"num_experts", experts},
+                   {"norm_topk_prob", true}});
+  } else if (arch == "gpt-oss") {
+    config.update({{"model_type", "gpt_oss"},
+                   {"intermediate_size", width()},
+                   {"num_local_experts", experts}});
+  } else if (arch == "deepseek2") {
+    const bool is_v3 = whole("expert_gating_func", 1) == 2;
+    const std::int64_t groups = whole("expert_group_count", 1);  // Without, there are none.
+    config.update({{"model_type", is_v3 ? "deepseek_v3" : "deepseek_v2"},
+                   {"moe_intermediate_size", width()},
+                   {"n_routed_experts", experts},
+                   {"n_shared_experts", whole("expert_shared_count", 0)},
+                   {"routed_scaling_factor", number("expert_weights_scale", 1)},
+                   {"norm_topk_prob", number("expert_weights_norm", 0) != 0},
+                   {"n_group", groups},
+                   {"topk_group", whole("expert_group_used_count", 1)}});
+    if (!is_v3) config["topk_method"] = groups > 1 ? "group_limited_greedy" : "greedy";
+  } else {
+    fail(moe::detail::text_of("the architecture '", arch,
+                              "' is not supported; llama, qwen3moe, deepseek2 and gpt-oss are"));
+  }
+  return config;
+}
+
+}  // namespace detail
+
+/// Sizes and conventions of a file's MoE layers.
+///
+/// Throws  FormatError if the architecture is not supported, or the metadata lacks a key or has one
+///         that makes no sense.
+inline LayerConfig layer_config(const GgufFile& file) {
+  return layer_config(detail::gguf_config(file), file.path());
+}
+
+/// The MoE block of a layer. Experts of a type whose grid a format of ours has (Q8_0, Q4_0, MXFP4,
+/// BF16, F16) are taken over code by code, where no other format is named; others are widened as
+/// the type defines it, and quantised to the format that must be named then.
+///
+/// Throws  FormatError naming the tensor that is missing or has another shape, and the offset of a
+///         row with a scale that is not finite, or is zero where a weight is not.
+inline CheckpointLayer<float> load_gguf_block(const GgufFile& file, const LayerConfig& config,
+                                              Index layer, const QuantizedLoading& loading = {}) {
+  const detail::GgufBlock block(file, config, layer);
+  return {block.router(), block.experts(loading), block.shared(), config.capacity};
+}
+
+}  // namespace moe::inline MOE_ABI::io

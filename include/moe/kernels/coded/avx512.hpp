@@ -1,0 +1,215 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Quantised weights with AVX-512, and with its eight-bit dot products (VNNI), which take unsigned
+// codes: signed ones are shifted by 128, which costs no bits, and products begin with what that
+// adds.
+#pragma once
+
+#include "moe/core/config.hpp"
+#include "moe/core/numeric.hpp"
+#include "moe/core/weight_code.hpp"
+#include "moe/kernels/avx512.hpp"
+#include "moe/kernels/coded/table.hpp"
+#include "moe/kernels/target.hpp"
+
+#if MOE_ARCH_X86_64
+#include <cstdint>
+#include <cstring>
+#include <immintrin.h>
+
+MOE_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
+namespace moe::inline MOE_ABI::kernels::avx512 {
+
+struct IntVec {
+  static constexpr std::ptrdiff_t lanes = 16;
+  __m512i value;
+
+  static MOE_ALWAYS_INLINE IntVec zero() noexcept { return {_mm512_setzero_si512()}; }
+  static MOE_ALWAYS_INLINE IntVec broadcast(const std::int32_t* p) noexcept {
+    return {_mm512_set1_epi32(*p)};
+  }
+};
+
+MOE_ALWAYS_INLINE Vec to_float(IntVec a) noexcept {
+  return {_mm512_maskz_cvtepi32_ps(all, a.value)};
+}
+MOE_ALWAYS_INLINE IntVec load_bytes(const std::uint8_t* p) noexcept {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm512_maskz_cvtepu8_epi32(all, bytes)};
+}
+/// 2^(n - 127); a subnormal number for 0.
+MOE_ALWAYS_INLINE Vec power_of_byte(IntVec n) noexcept {
+  const __m512i bits = _mm512_maskz_slli_epi32(all, n.value, 23);
+  return {_mm512_castsi512_ps(_mm512_maskz_max_epi32(all, bits, _mm512_set1_epi32(1 << 22)))};
+}
+
+/// Numbers of 8 bits, four of each output.
+struct Signed {
+  __m512i value;
+};
+
+template <WeightCode code>
+MOE_ALWAYS_INLINE __m512i nibbles(const std::byte* p, std::ptrdiff_t v) noexcept {
+  const __m512i bits = _mm512_loadu_si512(p);
+  return _mm512_and_si512(v == 0 ? bits : _mm512_srli_epi16(bits, 4), _mm512_set1_epi8(15));
+}
+
+/// A table of 16 bytes, `added` to each, in every 128 bits.
+MOE_ALWAYS_INLINE __m512i table_of(const std::int8_t* values, char added) noexcept {
+  const __m128i table = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
+  return _mm512_add_epi8(_mm512_maskz_broadcast_i32x4(all, table), _mm512_set1_epi8(added));
+}
+
+template <WeightCode code>
+constexpr const std::int8_t* table_values() noexcept {
+  return code == WeightCode::nl4 ? nl4_values : e2m1_halves;
+}
+
+template <WeightCode code>
+MOE_ALWAYS_INLINE Signed load_signed(const std::byte* p, std::ptrdiff_t v) noexcept {
+  if constexpr (code == WeightCode::int8) {
+    return {_mm512_loadu_si512(p + 64 * v)};
+  } else if constexpr (code == WeightCode::int4) {
+    return {_mm512_sub_epi8(nibbles<code>(p, v), _mm512_set1_epi8(8))};
+  } else if constexpr (code == WeightCode::int4_zeros) {
+    return {nibbles<code>(p, v)};
+  } else {
+    return {_mm512_shuffle_epi8(table_of(table_values<code>(), 0), nibbles<code>(p, v))};
+  }
+}
+
+/// Numbers j of each four, as floats.
+MOE_ALWAYS_INLINE void widen_quad(Signed a, Vec (&quad)[4]) noexcept {
+  MOE_UNROLL
+  for (int j = 0; j < 4; ++j) {
+    const __m512i top = _mm512_maskz_slli_epi32(all, a.value, static_cast<unsigned>(24 - 8 * j));
+    quad[j] = to_float({_mm512_maskz_srai_epi32(all, top, 24)});
+  }
+}
+
+MOE_ALWAYS_INLINE Vec load_half_bits(__m256i bits) noexcept {
+  return {_mm512_maskz_cvtph_ps(all, bits)};
+}
+/// The byte's sign becomes that of 16 bits, and once more bit 14, which is not the half's.
+MOE_ALWAYS_INLINE Vec load_e4m3_as_half(const std::uint8_t* p) noexcept {
+  const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  const __m256i bits = _mm256_slli_epi16(wide, 7);
+  return load_half_bits(_mm256_and_si256(bits, _mm256_set1_epi16(static_cast<short>(0xbfff))));
+}
+MOE_ALWAYS_INLINE Vec load_e5m2_as_half(const std::uint8_t* p) noexcept {
+  const __m256i wide = _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return load_half_bits(_mm256_slli_epi16(wide, 8));
+}
+
+MOE_ALWAYS_INLINE IntVec larger_magnitude(IntVec most, Vec x) noexcept {
+  const __m512i magnitude =
+      _mm512_and_si512(_mm512_castps_si512(x.value), _mm512_set1_epi32(0x7fffffff));
+  return {_mm512_maskz_max_epi32(all, most.value, magnitude)};
+}
+MOE_ALWAYS_INLINE float largest_lane(IntVec a) noexcept {
+  const __m256i eight = _mm256_max_epi32(_mm512_maskz_extracti64x4_epi64(0xf, a.value, 0),
+                                         _mm512_maskz_extracti64x4_epi64(0xf, a.value, 1));
+  __m128i four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+  four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0xb1));
+  return _mm_cvtss_f32(_mm_castsi128_ps(four));
+}
+MOE_ALWAYS_INLINE std::int32_t sum_of_lanes(IntVec a) noexcept {
+  const __m256i eight = _mm256_add_epi32(_mm512_maskz_extracti64x4_epi64(0xf, a.value, 0),
+                                         _mm512_maskz_extracti64x4_epi64(0xf, a.value, 1));
+  __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
+}
+
+/// Values of one `store_codes`.
+inline constexpr std::ptrdiff_t code_step = 16;
+
+/// Codes round(x by up) of 16 values, every four of them `stride` fours behind the ones before, and
+/// their sums beside those of before.
+MOE_ALWAYS_INLINE IntVec store_codes(const float* x, Vec by, Vec up, std::ptrdiff_t stride,
+                                     std::int8_t* to, IntVec total) noexcept {
+  const Vec scaled = multiply(multiply(Vec::load(x), by), up);
+  const __m512i codes = _mm512_maskz_cvtps_epi32(all, scaled.value);
+  const __m128i bytes = _mm512_maskz_cvtsepi32_epi8(all, codes);
+  alignas(16) std::int8_t fours[16];
+  _mm_store_si128(reinterpret_cast<__m128i*>(fours), bytes);
+  MOE_UNROLL
+  for (int q = 0; q < 4; ++q) std::memcpy(to + 4 * stride * q, fours + 4 * q, 4);
+  return {_mm512_add_epi32(total.value, codes)};
+}
+
+inline constexpr int few_coded_rows = 2;
+inline constexpr std::ptrdiff_t coded_bytes_ahead = 2048;
+constexpr int coded_pass(int /*tile_rows*/) noexcept {
+  return 2;
+}
+/// Of 32 registers, sums and totals of 7 rows take 28; a table takes one more.
+constexpr int most_coded_rows(WeightCode code, bool /*grouped*/) noexcept {
+  return code == WeightCode::nl4 || code == WeightCode::mxfp4 ? 6 : 7;
+}
+
+/// Products by the sign trick: pairs of products, whose sums stay within 16 bits.
+namespace pairs {
+
+struct Operand {
+  __m512i magnitude;
+  __mmask64 negative;
+};
+
+constexpr std::int32_t start_of(WeightCode /*code*/) noexcept {
+  return 0;
+}
+template <WeightCode code>
+MOE_ALWAYS_INLINE Operand load_quads(const std::byte* p, std::ptrdiff_t v) noexcept {
+  const __m512i w = load_signed<code>(p, v).value;
+  return {_mm512_abs_epi8(w), _mm512_movepi8_mask(w)};
+}
+MOE_ALWAYS_INLINE IntVec dot(IntVec sum, Operand w, const std::int8_t* x) noexcept {
+  std::int32_t four;
+  std::memcpy(&four, x, 4);
+  const __m512i codes = _mm512_set1_epi32(four);
+  const __m512i with_sign = _mm512_mask_sub_epi8(codes, w.negative, _mm512_setzero_si512(), codes);
+  const __m512i two = _mm512_maddubs_epi16(w.magnitude, with_sign);
+  return {_mm512_add_epi32(sum.value, _mm512_madd_epi16(two, _mm512_set1_epi16(1)))};
+}
+
+#include "moe/kernels/generic/coded.inl"
+
+}  // namespace pairs
+}  // namespace moe::inline MOE_ABI::kernels::avx512
+MOE_TARGET_END
+
+MOE_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
+namespace moe::inline MOE_ABI::kernels::avx512::vnni {
+
+struct Operand {
+  __m512i value;
+};
+
+constexpr std::int32_t start_of(WeightCode code) noexcept {
+  if (code == WeightCode::int4_zeros) return 0;
+  return code == WeightCode::int4 ? -8 : -128;
+}
+template <WeightCode code>
+MOE_ALWAYS_INLINE Operand load_quads(const std::byte* p, std::ptrdiff_t v) noexcept {
+  if constexpr (code == WeightCode::int8) {
+    return {_mm512_xor_si512(_mm512_loadu_si512(p + 64 * v), _mm512_set1_epi8(-128))};
+  } else if constexpr (code == WeightCode::int4 || code == WeightCode::int4_zeros) {
+    return {nibbles<code>(p, v)};
+  } else {
+    return {_mm512_shuffle_epi8(table_of(table_values<code>(), -128), nibbles<code>(p, v))};
+  }
+}
+MOE_ALWAYS_INLINE IntVec dot(IntVec sum, Operand w, const std::int8_t* x) noexcept {
+  std::int32_t four;
+  std::memcpy(&four, x, 4);
+  return {_mm512_dpbusd_epi32(sum.value, w.value, _mm512_set1_epi32(four))};
+}
+
+#include "moe/kernels/generic/coded.inl"
+
+}  // namespace moe::inline MOE_ABI::kernels::avx512::vnni
+MOE_TARGET_END
+#endif

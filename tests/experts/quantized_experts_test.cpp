@@ -1,0 +1,224 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include <moe/experts/feed_forward.hpp>
+#include <moe/experts/quantized_experts.hpp>
+#include <moe/layer/sparse_moe.hpp>
+#include <moe/routing/plan.hpp>
+#include <moe/routing/topk_router.hpp>
+
+#include "support/layers.hpp"
+#include "support/levels.hpp"
+#include "support/threads.hpp"
+
+namespace {
+
+using moe::ExpertsConfig;
+using moe::Index;
+using moe::Matrix;
+using moe::ProductKind;
+using moe::WeightFormat;
+using test_support::random_matrix;
+using Floats = moe::FeedForwardExperts<float, moe::SwiGlu>;
+using Quantized = moe::QuantizedExperts<moe::SwiGlu>;
+
+constexpr ExpertsConfig odd{.num_experts = 3, .d_model = 135, .d_ff = 75, .biases = true};
+
+/// The bank of floats that the codes say.
+template <class Activation>
+moe::FeedForwardExperts<float, Activation> widened(const moe::QuantizedExperts<Activation>& bank) {
+  moe::FeedForwardExperts<float, Activation> floats(bank.config(), bank.activation());
+  for (Index e = 0; e < bank.num_experts(); ++e) {
+    const moe::ExpertMatrices<float> matrices = bank.expert(e);
+    floats.set_expert(e, matrices.weights());
+  }
+  return floats;
+}
+
+template <class Bank>
+Bank quantized(const moe::FeedForwardExperts<float, moe::SwiGlu>& floats, WeightFormat format,
+               moe::ScaleSearch search = moe::ScaleSearch::nearest) {
+  ExpertsConfig config{.num_experts = floats.num_experts(),
+                       .d_model = floats.d_model(),
+                       .d_ff = floats.d_ff(),
+                       .biases = floats.has_biases()};
+  Bank bank(config, moe::ExpertFormat{format, format});
+  for (Index e = 0; e < bank.num_experts(); ++e) {
+    const moe::ExpertMatrices<float> matrices = floats.expert(e);
+    bank.set_expert(e, matrices.weights(), {.search = search});
+  }
+  return bank;
+}
+
+/// What a bank gives for tokens that all go to two experts: rows of the plan.
+template <class Bank>
+Matrix<float> run(const Bank& bank, const Matrix<float>& x, Matrix<float>* weights = nullptr) {
+  moe::Routing<float> routing;
+  routing.resize(x.rows(), bank.num_experts(), 2, {});
+  routing.weights.setOnes();
+  for (Index t = 0; t < x.rows(); ++t) {
+    routing.experts(t, 0) = static_cast<moe::ExpertIndex>(t % 2);
+    routing.experts(t, 1) = 2;
+  }
+  moe::DispatchPlan plan;
+  moe::make_plan(routing, {}, plan);
+  Matrix<float> rows(plan.num_rows(), bank.d_model());
+  moe::Scratch scratch;
+  moe::ExpertInput<float> input{x, plan};
+  if (weights != nullptr) input.scales = *weights;
+  bank.forward(input, rows, scratch);
+  Matrix<float> by_token(2 * x.rows(), bank.d_model());
+  for (Index i = 0; i < 2 * x.rows(); ++i)
+    by_token.row(i) = rows.row(plan.row_of[static_cast<std::size_t>(i)]);
+  return by_token;
+}
+
+class QuantizedExperts : public test_support::EachLevel {};
+MOE_FOR_EACH_LEVEL(QuantizedExperts);
+
+TEST_P(QuantizedExperts, WidenedProductsHaveTheBitsOfFloats) {
+  const Floats floats = test_support::random_bank<Floats>(odd, 5);
+  for (const WeightFormat format : moe::weight_formats) {
+    SCOPED_TRACE(moe::format_name(format));
+    Quantized bank = quantized<Quantized>(floats, format);
+    bank.set_product(ProductKind::widened);
+    const auto same = widened(bank);
+    for (const Index tokens : {1, 2, 9, 40}) {
+      const Matrix<float> x = random_matrix<float>(tokens, odd.d_model, 7);
+      EXPECT_EQ(run(bank, x), run(same, x)) << tokens << " tokens";
+    }
+  }
+}
+
+TEST_P(QuantizedExperts, IntegerProductsAgreeWithFloatsOnCodedActivations) {
+  const Floats floats = test_support::random_bank<Floats>(odd, 5);
+  for (const WeightFormat format : moe::weight_formats) {
+    if (!moe::has_integer_products(format)) continue;
+    SCOPED_TRACE(moe::format_name(format));
+    const Quantized bank = quantized<Quantized>(floats, format);
+    const auto same = widened(bank);
+    for (const Index tokens : {1, 2, 9, 40}) {
+      const Matrix<float> x = random_matrix<float>(tokens, odd.d_model, 7);
+      const Matrix<float> expected = run(same, x);
+      const double error = (run(bank, x) - expected).norm() / expected.norm();
+      EXPECT_LT(error, 0.015) << tokens << " tokens";
+      EXPECT_GT(error, 0) << tokens << " tokens";
+    }
+  }
+}
+
+TEST_P(QuantizedExperts, ATokensBitsDoNotDependOnTheOthersNorOnThreads) {
+  const Floats floats = test_support::random_bank<Floats>(odd, 5);
+  const Matrix<float> x = random_matrix<float>(40, odd.d_model, 7);
+  for (const WeightFormat format : moe::weight_formats) {
+    for (const ProductKind kind : {ProductKind::integer, ProductKind::widened}) {
+      SCOPED_TRACE(moe::format_name(format));
+      Quantized bank = quantized<Quantized>(floats, format);
+      bank.set_product(kind);
+      Matrix<float> all;
+      for (const int threads : test_support::thread_counts) {
+        const test_support::ScopedThreads scope(threads);
+        const Matrix<float> now = run(bank, x);
+        if (all.size() == 0) all = now;
+        EXPECT_EQ(now, all) << threads << " threads";
+      }
+      // Alone, in few, in many: tokens 0, 2, ... have the same experts as token 0.
+      for (const Index count : {1, 3, 20}) {
+        const Matrix<float> some = run(bank, x.topRows(count).eval());
+        EXPECT_EQ(some, all.topRows(2 * count)) << count << " tokens";
+      }
+    }
+  }
+}
+
+TEST(QuantizedBank, EveryExpertMayHaveFormatsOfItsOwn) {
+  const Floats floats = test_support::random_bank<Floats>(odd, 5);
+  const auto format = [](const char* name) { return moe::format_of(name); };
+  const std::vector<moe::ExpertFormat> formats{{format("int8"), format("int4-g32")},
+                                               {format("fp8"), format("mxfp4")},
+                                               {format("nl4-g64"), format("bf16")}};
+  Quantized bank(odd, formats);
+  for (Index e = 0; e < 3; ++e) {
+    const moe::ExpertMatrices<float> matrices = floats.expert(e);
+    bank.set_expert(e, matrices.weights());
+    EXPECT_EQ(bank.format(e), formats[static_cast<std::size_t>(e)]);
+  }
+  const Matrix<float> x = random_matrix<float>(30, odd.d_model, 7);
+  const auto same = widened(bank);
+  const Matrix<float> expected = run(same, x);
+  EXPECT_LT((run(bank, x) - expected).norm(), 0.015 * expected.norm());
+  bank.set_product(ProductKind::widened);
+  EXPECT_EQ(run(bank, x), expected);
+}
+
+TEST(QuantizedBank, OfPlainExpertsAndInALayerWithWeightsOnInputs) {
+  using Plain = moe::FeedForwardExperts<float, moe::Relu>;
+  const ExpertsConfig sizes{.num_experts = 3, .d_model = 64, .d_ff = 70, .biases = true};
+  const Plain floats = test_support::random_bank<Plain>(sizes, 5);
+  moe::QuantizedExperts<moe::Relu> bank(sizes,
+                                        {moe::format_of("int8-g32"), moe::format_of("int8")});
+  for (Index e = 0; e < 3; ++e) {
+    const moe::ExpertMatrices<float> matrices = floats.expert(e);
+    bank.set_expert(e, matrices.weights());
+  }
+  const Matrix<float> x = random_matrix<float>(33, 64, 7);
+  Matrix<float> weights = random_matrix<float>(33, 2, 8);
+  const auto same = widened(bank);
+  const Matrix<float> expected = run(same, x, &weights);
+  EXPECT_LT((run(bank, x, &weights) - expected).norm(), 0.015 * expected.norm());
+  bank.set_product(ProductKind::widened);
+  EXPECT_EQ(run(bank, x, &weights), expected);
+}
+
+TEST(QuantizedBank, CopiesShareTheirWeightsUntilOneIsChanged) {
+  const Floats floats = test_support::random_bank<Floats>(odd, 5);
+  const Quantized bank = quantized<Quantized>(floats, moe::format_of("int4-g32"));
+  Quantized copy = bank;
+  EXPECT_EQ(copy.expert_bytes(0).data(), bank.expert_bytes(0).data());
+  const std::vector<std::byte> before(bank.expert_bytes(1).begin(), bank.expert_bytes(1).end());
+  copy.set_expert_bytes(1, bank.expert_bytes(2));
+  EXPECT_TRUE(std::equal(before.begin(), before.end(), bank.expert_bytes(1).begin()));
+  EXPECT_EQ(copy.expert(1).up, bank.expert(2).up);
+  EXPECT_EQ(copy.expert(0).up, bank.expert(0).up);
+}
+
+TEST(QuantizedBank, RefusesWhatDoesNotFit) {
+  const moe::ExpertFormat format{};
+  EXPECT_THROW(Quantized({.num_experts = 0, .d_model = 8, .d_ff = 8}, format),
+               std::invalid_argument);
+  EXPECT_THROW(Quantized({.num_experts = 1, .d_model = 8, .d_ff = -8}, format),
+               std::invalid_argument);
+  EXPECT_THROW(
+      Quantized({.num_experts = 2, .d_model = 8, .d_ff = 8}, std::vector<moe::ExpertFormat>(3)),
+      moe::ShapeError);
+  EXPECT_THROW(
+      Quantized({.num_experts = 1, .d_model = 8, .d_ff = 8},
+                moe::ExpertFormat{{moe::WeightCode::int4, 16}, {moe::WeightCode::int4, 32}}),
+      std::invalid_argument);
+  Quantized bank({.num_experts = 1, .d_model = 8, .d_ff = 4}, format);
+  Matrix<float> up = random_matrix<float>(4, 8, 1);
+  const Matrix<float> down = random_matrix<float>(8, 4, 1);
+  EXPECT_THROW(bank.set_expert(1, {.gate = up, .up = up, .down = down}), std::invalid_argument);
+  EXPECT_THROW(bank.set_expert(0, {.gate = up, .up = down, .down = down}), moe::ShapeError);
+  EXPECT_THROW(bank.set_expert(0, {.up = up, .down = down}), moe::ShapeError);
+  const std::vector<float> importance(3, 1);
+  EXPECT_THROW(
+      bank.set_expert(0, {.gate = up, .up = up, .down = down}, {.up_importance = importance}),
+      moe::ShapeError);
+  EXPECT_THROW(bank.set_expert_bytes(0, bank.expert_bytes(0).first(1)), moe::ShapeError);
+  up(1, 1) = std::numeric_limits<float>::infinity();
+  EXPECT_THROW(bank.set_expert(0, {.gate = up, .up = up, .down = down}), std::invalid_argument);
+}
+
+}  // namespace

@@ -1,0 +1,176 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <cstddef>
+#include <filesystem>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include <moe/io/expert_cache.hpp>
+#include <moe/io/packed_writer.hpp>
+#include <moe/moe.hpp>
+
+#include "support/layers.hpp"
+#include "support/threads.hpp"
+
+namespace {
+
+using moe::Index;
+using moe::Matrix;
+using Bank = moe::QuantizedExperts<moe::SwiGlu>;
+using Cached = moe::io::CachedExperts<moe::SwiGlu>;
+
+constexpr Index experts = 8;
+
+/// A packed file of eight experts, some larger than others.
+class ExpertCache : public testing::Test {
+ protected:
+  void SetUp() override {
+    const auto* const test = testing::UnitTest::GetInstance()->current_test_info();
+    path_ = (std::filesystem::temp_directory_path() /
+             (std::string("moe_cache_") + test->name() + ".safetensors"))
+                .string();
+    const moe::ExpertsConfig config{
+        .num_experts = experts, .d_model = 64, .d_ff = 80, .biases = true};
+    using Floats = moe::FeedForwardExperts<float, moe::SwiGlu>;
+    const auto floats = test_support::random_bank<Floats>(config, 3);
+    std::vector<moe::ExpertFormat> formats(
+        static_cast<std::size_t>(experts),
+        {moe::format_of("int4-g32"), moe::format_of("int4-g32")});
+    formats[2] = {moe::format_of("int8"), moe::format_of("int8")};
+    bank_ = std::make_unique<Bank>(config, formats);
+    for (Index e = 0; e < experts; ++e) {
+      const moe::ExpertMatrices<float> matrices = floats.expert(e);
+      bank_->set_expert(e, matrices.weights());
+    }
+    moe::io::write_packed(path_, *bank_);
+    largest_ = static_cast<double>(bank_->expert_bytes(2).size());
+  }
+  void TearDown() override { std::filesystem::remove(path_); }
+
+  Cached cache(double slots) const {
+    return {moe::io::PackedFile(path_), "experts", slots * largest_};
+  }
+
+  /// Rows of tokens that go to `first` and `second`, (token, choice) by (token, choice).
+  template <class BankT>
+  static Matrix<float> run(const BankT& bank, const Matrix<float>& x,
+                           const std::vector<Index>& chosen) {
+    moe::Routing<float> routing;
+    routing.resize(x.rows(), experts, 2, {});
+    routing.weights.setOnes();
+    for (Index t = 0; t < x.rows(); ++t)
+      for (Index k = 0; k < 2; ++k)
+        routing.experts(t, k) = static_cast<moe::ExpertIndex>(
+            chosen[static_cast<std::size_t>(2 * t + k) % chosen.size()]);
+    moe::DispatchPlan plan;
+    moe::make_plan(routing, {}, plan);
+    Matrix<float> rows(plan.num_rows(), bank.d_model());
+    moe::Scratch scratch;
+    bank.forward({x, plan}, rows, scratch);
+    Matrix<float> by_token(plan.num_rows(), bank.d_model());
+    for (Index i = 0; i < plan.num_rows(); ++i)
+      by_token.row(i) = rows.row(plan.row_of[static_cast<std::size_t>(i)]);
+    return by_token;
+  }
+
+  std::string path_;
+  std::unique_ptr<Bank> bank_;
+  double largest_ = 0;
+};
+
+TEST_F(ExpertCache, HasTheBitsOfTheBankInMemoryWhateverTheBudget) {
+  const Matrix<float> x = test_support::random_matrix<float>(33, 64, 5);
+  const std::vector<std::vector<Index>> choices{
+      {0, 1}, {2, 3, 4, 5}, {0, 1, 2, 3, 4, 5, 6, 7}, {7, 6, 5, 4, 3, 2, 1, 0}, {2, 7}};
+  for (const double slots : {1.0, 2.0, 3.5, 7.0, 100.0}) {
+    for (const int threads : {1, 3}) {
+      const test_support::ScopedThreads scope(threads);
+      const Cached cached = cache(slots);
+      for (const std::vector<Index>& chosen : choices) {
+        if (chosen.size() > 2) cached.prefetch(chosen);
+        EXPECT_EQ(run(cached, x, chosen), run(*bank_, x, chosen)) << slots << " slots";
+      }
+    }
+  }
+}
+
+TEST_F(ExpertCache, CountsWhatItDoes) {
+  const Cached cached = cache(4);
+  EXPECT_EQ(cached.slots(), 4);
+  const Matrix<float> x = test_support::random_matrix<float>(4, 64, 5);
+  run(cached, x, {0, 1});
+  EXPECT_EQ(cached.counters().misses, 2U);
+  run(cached, x, {0, 1});
+  EXPECT_EQ(cached.counters().hits, 2U);
+  EXPECT_EQ(cached.counters().bytes,
+            static_cast<double>(bank_->expert_bytes(0).size() + bank_->expert_bytes(1).size()));
+  EXPECT_GE(cached.counters().waiting_seconds, 0);
+  // Experts 3, 4, 5 push out 0, which was used least recently, and leave 1.
+  run(cached, x, {3, 4});
+  run(cached, x, {5, 1});
+  const auto before = cached.counters();
+  run(cached, x, {1, 5});
+  EXPECT_EQ(cached.counters().misses, before.misses);
+  run(cached, x, {0, 0});
+  EXPECT_EQ(cached.counters().misses, before.misses + 1);
+}
+
+TEST_F(ExpertCache, PinnedExpertsStay) {
+  Cached cached = cache(3);
+  const std::vector<Index> pinned{6, 7};
+  cached.pin(pinned);
+  const Matrix<float> x = test_support::random_matrix<float>(4, 64, 5);
+  for (const Index e : {0, 1, 2, 3, 4, 5}) run(cached, x, {e, e});
+  run(cached, x, {6, 7});
+  EXPECT_EQ(cached.counters().misses, 6U);
+  EXPECT_EQ(run(cached, x, {6, 7, 0, 1}), run(*bank_, x, {6, 7, 0, 1}));
+  const std::vector<Index> many{0, 1, 2};
+  EXPECT_THROW(cached.pin(many), std::invalid_argument);
+  Cached whole = cache(100);
+  const std::vector<Index> all{0, 1, 2, 3, 4, 5, 6, 7};
+  whole.pin(all);
+  EXPECT_EQ(run(whole, x, all), run(*bank_, x, all));
+  EXPECT_EQ(whole.counters().misses, 0U);
+}
+
+TEST_F(ExpertCache, WorksInALayerAndPrefetchesByARouting) {
+  const moe::TopKRouter<float> router(
+      {.d_model = 64, .num_experts = experts, .top_k = 2},
+      {.weight = test_support::random_matrix<float>(experts, 64, 8)});
+  moe::SparseMoe layer(router, cache(4));
+  moe::SparseMoe resident(router, *bank_);
+  const Matrix<float> x = test_support::random_matrix<float>(16, 64, 5);
+  moe::Routing<float> routing;
+  router.route(x, {}, routing);
+  layer.experts().prefetch(routing);
+  Matrix<float> y(16, 64);
+  Matrix<float> expected(16, 64);
+  layer.forward(x, y);
+  resident.forward(x, expected);
+  EXPECT_EQ(y, expected);
+}
+
+TEST_F(ExpertCache, RefusesWhatCannotWork) {
+  EXPECT_THROW(cache(0.99), std::invalid_argument);
+  const Cached cached = cache(2);
+  const std::vector<Index> beyond{8};
+  EXPECT_THROW(cached.prefetch(beyond), std::invalid_argument);
+  EXPECT_THROW(Cached(moe::io::PackedFile(path_), "others", 1e9), moe::FormatError);
+}
+
+TEST_F(ExpertCache, AFileThatIsCutShortIsAnErrorOfTheForward) {
+  // Read, not mapped: what is gone is an error, and the cache goes on.
+  const Cached cached = cache(2);
+  const Matrix<float> x = test_support::random_matrix<float>(4, 64, 5);
+  const Matrix<float> before = run(cached, x, {0, 1});
+  std::filesystem::resize_file(path_, std::filesystem::file_size(path_) / 4);
+  EXPECT_THROW(run(cached, x, {6, 7}), moe::FormatError);
+  EXPECT_EQ(run(cached, x, {0, 0}).rows(), before.rows());
+}
+
+}  // namespace

@@ -1,0 +1,286 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Kernels of quantised weights against sums worked out code by code.
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include <moe/core/aligned_buffer.hpp>
+#include <moe/core/random.hpp>
+#include <moe/core/weight_format.hpp>
+#include <moe/experts/coded_matrix.hpp>
+#include <moe/experts/coded_product.hpp>
+#include <moe/kernels/coded/dispatch.hpp>
+
+#include "support/levels.hpp"
+
+namespace {
+
+using moe::AlignedBuffer;
+using moe::CodedOutput;
+using moe::Index;
+using moe::MatrixLayout;
+using moe::WeightCode;
+using moe::WeightFormat;
+
+constexpr Index width = moe::kernels::panel_width;
+
+/// Numbers that look random, from 0 on.
+class Draw {
+ public:
+  explicit Draw(std::uint64_t seed) : seed_(seed) {}
+  unsigned below(unsigned bound) {
+    return static_cast<unsigned>(moe::detail::mix_bits(seed_ + ++count_) % bound);
+  }
+
+ private:
+  std::uint64_t seed_;
+  std::uint64_t count_ = 0;
+};
+
+/// Any codes that a format has, the extreme ones often; scales that it stores.
+CodedOutput draw_output(const MatrixLayout& layout, Draw& draw) {
+  const moe::detail::FormatTraits traits = moe::detail::traits_of(layout.format);
+  CodedOutput output;
+  const auto count = static_cast<unsigned>(1U << static_cast<unsigned>(traits.bits));
+  for (Index k = 0; k < layout.inner; ++k) {
+    unsigned code = draw.below(count);
+    if (traits.bits == 8 && draw.below(3) == 0) code = draw.below(2) == 0 ? 127 : 128;
+    if (traits.bits == 4 && draw.below(3) == 0) code = draw.below(2) == 0 ? 15 : 0;
+    if (layout.format.code == WeightCode::fp8_e4m3 && (code & 0x7fU) == 0x7fU) code = 0x7e;
+    if (layout.format.code == WeightCode::fp8_e5m2 && (code & 0x7fU) >= 0x7cU) code = 0x7b;
+    if (layout.format.code == WeightCode::bfloat16) code = 0x3f00U + code % 256;
+    if (layout.format.code == WeightCode::half) code = 0x3000U + code % 4096;
+    output.codes.push_back(static_cast<std::uint16_t>(code));
+  }
+  for (Index g = 0; g < layout.groups; ++g) {
+    using moe::detail::ScaleKind;
+    if (traits.scale == ScaleKind::half || traits.scale == ScaleKind::single)
+      output.scales.push_back(static_cast<float>(1 + draw.below(1000)) / 1024 *
+                              (draw.below(2) == 0 ? 1 : -1));
+    if (traits.scale == ScaleKind::byte)
+      output.scales.push_back(static_cast<float>(draw.below(256)));
+    if (traits.scale == ScaleKind::exponent)
+      output.scales.push_back(std::ldexp(1.0F, static_cast<int>(draw.below(12)) - 6));
+    if (traits.has_zeros) output.zeros.push_back(static_cast<std::uint8_t>(draw.below(16)));
+  }
+  if (traits.has_output_scale) output.output_scale = static_cast<float>(1 + draw.below(99)) / 50;
+  return output;
+}
+
+/// One panel and the outputs that it is made of.
+struct Panel {
+  MatrixLayout layout;
+  std::vector<CodedOutput> outputs;
+  AlignedBuffer<std::byte> bytes;
+
+  Panel(WeightFormat format, Index inner, std::uint64_t seed)
+      : layout(format, width, inner), bytes(static_cast<std::size_t>(layout.bytes())) {
+    Draw draw(seed);
+    for (Index o = 0; o < width; ++o) {
+      outputs.push_back(draw_output(layout, draw));
+      moe::detail::put_output(layout, o, outputs.back(), bytes.data());
+    }
+  }
+};
+
+class Coded : public test_support::EachLevel {};
+MOE_FOR_EACH_LEVEL(Coded);
+
+TEST_P(Coded, OutputsComeBackAsTheyWereWritten) {
+  for (const WeightFormat format : moe::weight_formats) {
+    const Panel panel(format, 137, 3);
+    for (Index o = 0; o < width; ++o) {
+      const CodedOutput back = moe::detail::get_output(panel.layout, o, panel.bytes.data());
+      const CodedOutput& expected = panel.outputs[static_cast<std::size_t>(o)];
+      EXPECT_EQ(back.codes, expected.codes) << moe::format_name(format);
+      EXPECT_EQ(back.scales, expected.scales) << moe::format_name(format);
+      EXPECT_EQ(back.zeros, expected.zeros) << moe::format_name(format);
+      EXPECT_EQ(back.output_scale, expected.output_scale) << moe::format_name(format);
+    }
+  }
+}
+
+TEST_P(Coded, DecodesToTheBitsOfCodesTimesScales) {
+  for (const WeightFormat format : moe::weight_formats) {
+    const Panel panel(format, 137, 4);
+    const MatrixLayout& layout = panel.layout;
+    AlignedBuffer<float> to(static_cast<std::size_t>(moe::detail::whole_inner(layout) * width));
+    const auto* const outputs =
+        layout.header_bytes == 0 ? nullptr : reinterpret_cast<const float*>(panel.bytes.data());
+    moe::kernels::coded_kernels(format).decode(panel.bytes.data() + layout.record_offset(0, 0),
+                                               outputs, layout.groups, layout.group, to.data());
+    std::vector<float> expected(static_cast<std::size_t>(layout.inner));
+    for (Index o = 0; o < width; ++o) {
+      moe::detail::decode_output(layout, panel.outputs[static_cast<std::size_t>(o)],
+                                 expected.data());
+      for (Index k = 0; k < layout.inner; ++k)
+        ASSERT_EQ(to.data()[k * width + o], expected[static_cast<std::size_t>(k)])
+            << moe::format_name(format) << ", output " << o << ", inner " << k;
+    }
+  }
+}
+
+/// Rows of activations, whose codes reach -127 and 127.
+std::vector<float> activations(Index rows, Index inner, std::uint64_t seed) {
+  std::vector<float> x(static_cast<std::size_t>(rows * inner));
+  Draw draw(seed);
+  for (float& value : x) {
+    value = static_cast<float>(draw.below(2001)) / 1000 - 1;
+    if (draw.below(3) == 0) value = value < 0 ? -1.0F : 1.0F;
+  }
+  return x;
+}
+
+TEST_P(Coded, ProductsAreExactIntegerSumsTimesScales) {
+  constexpr Index most = 16;
+  for (const WeightFormat format : moe::weight_formats) {
+    if (!moe::has_integer_products(format)) continue;
+    for (const Index inner : {4, 31, 64, 137, 1030}) {
+      const Panel panel(format, inner, 5);
+      const MatrixLayout& layout = panel.layout;
+      const auto& kernels = moe::kernels::coded_kernels(format);
+      const std::vector<float> x = activations(most, inner, 6);
+      for (Index rows = 1; rows <= kernels.most_rows; ++rows) {
+        AlignedBuffer<float> memory(
+            static_cast<std::size_t>(rows * moe::detail::coded_row_size(layout)));
+        const moe::detail::CodedBlock block(layout, memory.data(), rows);
+        for (Index r = 0; r < rows; ++r)
+          block.put(kernels, layout, r, x.data() + r * inner, 1, inner);
+        AlignedBuffer<float> sums(static_cast<std::size_t>(rows * width));
+        kernels.of_rows[rows - 1](block.rows(), panel.bytes.data(), layout.groups, layout.group / 4,
+                                  sums.data(), reinterpret_cast<const char*>(panel.bytes.data()),
+                                  0);
+        for (Index r = 0; r < rows; ++r) {
+          for (Index o = 0; o < width; ++o) {
+            const CodedOutput& output = panel.outputs[static_cast<std::size_t>(o)];
+            double expected = 0;
+            double size = 0;
+            for (Index g = 0; g < layout.groups; ++g) {
+              const Index end = std::min((g + 1) * layout.group, inner);
+              float largest = 0;
+              for (Index k = g * layout.group; k < end; ++k)
+                largest = std::fmax(largest, std::fabs(x[static_cast<std::size_t>(r * inner + k)]));
+              const auto at = static_cast<std::size_t>(g);
+              double sum = 0;
+              for (Index k = g * layout.group; k < end; ++k) {
+                const float scaled = x[static_cast<std::size_t>(r * inner + k)] * (127 / largest);
+                sum += std::nearbyint(static_cast<double>(scaled)) *
+                       static_cast<double>(moe::detail::code_value(
+                           format.code, output.codes[static_cast<std::size_t>(k)],
+                           output.zeros.empty() ? std::uint8_t{0} : output.zeros[at]));
+              }
+              const double scale =
+                  (output.scales.empty() ? 1.0 : static_cast<double>(output.scales[at])) *
+                  static_cast<double>(output.output_scale) * static_cast<double>(largest) / 127;
+              expected += scale * sum;
+              // With zero points, two sums cancel.
+              size += std::fabs(scale) *
+                      (std::fabs(sum) + (output.zeros.empty() ? 0 : 127.0 * 15 * 128));
+            }
+            ASSERT_NEAR(sums.data()[r * width + o], expected, 4e-7 * size + 1e-30)
+                << moe::format_name(format) << ", inner " << inner << ", " << rows << " rows";
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_P(Coded, ARowsBitsDoNotDependOnTheOtherRows) {
+  for (const WeightFormat format : moe::weight_formats) {
+    if (!moe::has_integer_products(format)) continue;
+    const Panel panel(format, 270, 7);
+    const MatrixLayout& layout = panel.layout;
+    const auto& kernels = moe::kernels::coded_kernels(format);
+    const std::vector<float> x = activations(1, 270, 8);
+    std::vector<float> first;
+    for (Index rows = 1; rows <= kernels.most_rows; ++rows) {
+      // In a block of twice as many rows, of which the second half is multiplied.
+      AlignedBuffer<float> memory(
+          static_cast<std::size_t>(2 * rows * moe::detail::coded_row_size(layout)));
+      const moe::detail::CodedBlock block(layout, memory.data(), 2 * rows);
+      for (Index r = 0; r < 2 * rows; ++r) block.put(kernels, layout, r, x.data(), 1, 270);
+      AlignedBuffer<float> sums(static_cast<std::size_t>(rows * width));
+      kernels.of_rows[rows - 1](block.rows().from(rows), panel.bytes.data(), layout.groups,
+                                layout.group / 4, sums.data(),
+                                reinterpret_cast<const char*>(panel.bytes.data()), 0);
+      if (first.empty()) first.assign(sums.data(), sums.data() + width);
+      for (Index r = 0; r < rows; ++r)
+        EXPECT_TRUE(std::equal(first.begin(), first.end(), sums.data() + r * width))
+            << moe::format_name(format) << ", " << rows << " rows";
+    }
+  }
+}
+
+/// The codes and scales of one row.
+struct CodedRow {
+  std::vector<std::int8_t> codes;
+  std::vector<float> scales;
+  std::vector<std::int32_t> starts;
+  std::vector<float> sums;
+
+  CodedRow(const std::vector<float>& x, Index group, float factor = 1)
+      : codes(static_cast<std::size_t>((static_cast<Index>(x.size()) + group - 1) / group * group)),
+        scales(codes.size() / static_cast<std::size_t>(group)),
+        starts(scales.size()),
+        sums(scales.size()) {
+    moe::kernels::coded_kernels({WeightCode::int8, 32})
+        .code_row(x.data(), factor, static_cast<Index>(x.size()), group,
+                  static_cast<Index>(scales.size()), 3, 1, codes.data(), scales.data(),
+                  starts.data(), sums.data());
+  }
+};
+
+TEST_P(Coded, RowsAreRoundedToNearestWithTiesToEven) {
+  // With 127 the largest, codes are the values themselves.
+  std::vector<float> x(32, 0);
+  const std::vector<float> given{127, -127, 0.5F, 1.5F, 2.5F, -0.5F, -1.5F, 126.5F, 0.49F, -3.51F};
+  std::copy(given.begin(), given.end(), x.begin());
+  const CodedRow row(x, 32);
+  const std::vector<std::int8_t> expected{127, -127, 0, 2, 2, 0, -2, 126, 0, -4};
+  for (std::size_t i = 0; i < given.size(); ++i) EXPECT_EQ(row.codes[i], expected[i]) << i;
+  EXPECT_EQ(row.scales[0], 1);
+  const int sum = 0 + 2 + 2 + 0 - 2 + 126 + 0 - 4;
+  EXPECT_EQ(row.starts[0], 3 * sum);
+  EXPECT_EQ(row.sums[0], static_cast<float>(sum));
+}
+
+TEST_P(Coded, RowsOfAnyLengthAreFilledUpWithZeros) {
+  for (const Index size : {1, 3, 4, 5, 17, 30, 33, 64, 70, 97}) {
+    const std::vector<float> x = activations(1, size, 9);
+    for (const Index group : {Index{32}, Index{64}, (size + 3) / 4 * 4}) {
+      const CodedRow row(x, group, 2);
+      for (std::size_t i = 0; i < row.codes.size(); ++i) {
+        const std::size_t g = i / static_cast<std::size_t>(group);
+        const float value = i < x.size() ? 2 * x[i] : 0;
+        EXPECT_NEAR(static_cast<float>(row.codes[i]) * row.scales[g], value,
+                    0.5001F * row.scales[g])
+            << size << ", groups of " << group << ", at " << i;
+      }
+    }
+  }
+}
+
+TEST_P(Coded, WhatIsNotFiniteMakesItsGroupSo) {
+  const float infinity = std::numeric_limits<float>::infinity();
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), infinity, -infinity}) {
+    std::vector<float> x(64, 1);
+    x[40] = bad;
+    const CodedRow row(x, 32);
+    EXPECT_EQ(row.scales[0], 1.0F / 127);
+    EXPECT_FALSE(std::isfinite(row.scales[1]));
+  }
+  std::vector<float> tiny(32, 1e-31F);
+  const CodedRow row(tiny, 32);
+  for (const std::int8_t code : row.codes) EXPECT_EQ(code, 0);
+}
+
+}  // namespace
