@@ -145,13 +145,13 @@ inline constexpr std::ptrdiff_t coded_bytes_ahead = 2048;
 constexpr int coded_pass(int /*tile_rows*/) noexcept {
   return 2;
 }
-/// Of 32 registers, sums and totals of 7 rows take 28; a table takes one more.
-constexpr int most_coded_rows(WeightCode code, bool /*grouped*/) noexcept {
-  return code == WeightCode::nl4 || code == WeightCode::mxfp4 ? 6 : 7;
-}
-
 /// Products by the sign trick: pairs of products, whose sums stay within 16 bits.
 namespace pairs {
+
+/// More rows would gain little: most of the work is done for each row.
+constexpr int most_coded_rows(WeightCode /*code*/, bool /*grouped*/) noexcept {
+  return 4;
+}
 
 struct Operand {
   __m512i magnitude;
@@ -183,6 +183,11 @@ MOE_TARGET_END
 
 MOE_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
 namespace moe::inline MOE_ABI::kernels::avx512::vnni {
+
+/// Of 32 registers, sums and totals of 7 rows take 28; a table takes one more.
+constexpr int most_coded_rows(WeightCode code, bool /*grouped*/) noexcept {
+  return code == WeightCode::nl4 || code == WeightCode::mxfp4 ? 6 : 7;
+}
 
 struct Operand {
   __m512i value;

@@ -114,7 +114,7 @@ constexpr int coded_pass(int /*tile_rows*/) noexcept {
   return 4;
 }
 constexpr int most_coded_rows(WeightCode /*code*/, bool /*grouped*/) noexcept {
-  return 3;
+  return 1;
 }
 constexpr std::int32_t start_of(WeightCode /*code*/) noexcept {
   return 0;

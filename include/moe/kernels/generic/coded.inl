@@ -36,10 +36,11 @@ MOE_ALWAYS_INLINE Vec load_scales(const std::byte* record, std::ptrdiff_t v) noe
 }
 
 /// Sums of one group of a tile, times the scales.
-template <WeightCode code, bool grouped, int rows, int first, int count>
+template <WeightCode code, bool grouped, int rows, int count>
 MOE_ALWAYS_INLINE void coded_pass_of(const CodedRows& a, const std::byte* panel,
-                                     std::ptrdiff_t groups, std::ptrdiff_t quads, float* sums,
-                                     const char* next, std::ptrdiff_t step) noexcept {
+                                     std::ptrdiff_t groups, std::ptrdiff_t quads,
+                                     std::ptrdiff_t first, float* sums, const char* next,
+                                     std::ptrdiff_t step) noexcept {
   constexpr FormatTraits traits = traits_of(code, grouped);
   constexpr std::ptrdiff_t scale_size = panel_width * scale_bytes(traits.scale);
   constexpr std::ptrdiff_t zero_size = traits.has_zeros ? panel_width : 0;
@@ -126,21 +127,17 @@ MOE_ALWAYS_INLINE void coded_pass_of(const CodedRows& a, const std::byte* panel,
   }
 }
 
-template <WeightCode code, bool grouped, int rows, int first = 0>
-MOE_ALWAYS_INLINE void coded_passes(const CodedRows& a, const std::byte* panel,
-                                    std::ptrdiff_t groups, std::ptrdiff_t quads, float* sums,
-                                    const char* next, std::ptrdiff_t step) noexcept {
-  constexpr int count = coded_pass(rows);
-  coded_pass_of<code, grouped, rows, first, count>(a, panel, groups, quads, sums, next, step);
-  if constexpr (first + count < coded_vectors)
-    coded_passes<code, grouped, rows, first + count>(a, panel, groups, quads, sums, next, step);
-}
-
 template <WeightCode code, bool grouped, int rows>
 void coded_product(const CodedRows& a, const std::byte* panel, std::ptrdiff_t groups,
                    std::ptrdiff_t quads, float* sums, const char* next,
                    std::ptrdiff_t step) noexcept {
-  coded_passes<code, grouped, rows>(a, panel, groups, quads, sums, next, step);
+  constexpr int count = coded_pass(rows);
+  if constexpr (count == coded_vectors) {
+    coded_pass_of<code, grouped, rows, count>(a, panel, groups, quads, 0, sums, next, step);
+  } else {
+    for (std::ptrdiff_t first = 0; first < coded_vectors; first += count)
+      coded_pass_of<code, grouped, rows, count>(a, panel, groups, quads, first, sums, next, step);
+  }
 }
 
 /// The value of vector v of a panel at one inner value, of codes that do not lie in quads. Those of
