@@ -334,21 +334,22 @@ inline void code_row(const float* x, float factor, std::ptrdiff_t n, std::ptrdif
     std::ptrdiff_t k = 0;
     for (; k + code_step <= count; k += code_step, to += code_step * stride)
       total = store_codes(values + k, by, up, stride, to, total);
-    std::int32_t sum = sum_of_lanes(total);
-    if (k < group) {  // What is left, and zeros.
+    auto sum = static_cast<unsigned>(sum_of_lanes(total));  // What is no number may wrap around.
+    if (k < group) {                                        // What is left, and zeros.
       alignas(64) float last[code_step];
       for (; k < group; k += code_step, to += code_step * stride) {
         for (std::ptrdiff_t j = 0; j < code_step; ++j) last[j] = k + j < count ? values[k + j] : 0;
         const std::ptrdiff_t quads = (group - k < code_step ? group - k : code_step) / 4;
         alignas(64) std::int8_t bytes[code_step];
-        sum += sum_of_lanes(store_codes(last, by, up, 1, bytes, IntVec::zero()));
+        sum += static_cast<unsigned>(
+            sum_of_lanes(store_codes(last, by, up, 1, bytes, IntVec::zero())));
         for (std::ptrdiff_t q = 0; q < quads; ++q)
           for (std::ptrdiff_t j = 0; j < 4; ++j) to[q * 4 * stride + j] = bytes[q * 4 + j];
       }
     }
     scales[g * stride] = largest / 127;
-    starts[g * stride] = start * sum;
-    sums[g * stride] = largest / 127 * static_cast<float>(sum);
+    starts[g * stride] = static_cast<std::int32_t>(static_cast<unsigned>(start) * sum);
+    sums[g * stride] = largest / 127 * static_cast<float>(static_cast<std::int32_t>(sum));
   }
 }
 
