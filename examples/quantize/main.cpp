@@ -92,42 +92,38 @@ void quantize_layer(const moe::io::detail::BlockReader<float>& reader,
   sizes.num_experts = 1;
   Error all_weights;
   Error all_outputs;
-  const int done =
-      moe::io::detail::with_activation(config, reader.is_gated(), [&](auto activation) {
-        using Activation = decltype(activation);
-        moe::FeedForwardExperts<float, Activation> floats(sizes, activation);
-        moe::QuantizedExperts<Activation> bank(sizes, format, activation);
-        Matrix<float> up_biases(experts, bank.up_bias().cols());
-        Matrix<float> down_biases(experts, bank.down_bias().cols());
-        for (Index e = 0; e < experts; ++e) {
-          show_progress(layer, e, experts);
-          const moe::ExpertMatrices<float> expert = reader.matrices(e);
-          floats.set_expert(0, expert.weights());
-          bank.set_expert(0, expert.weights(),
-                          {.search = options.no_search ? moe::ScaleSearch::nearest
-                                                       : moe::ScaleSearch::least_error});
-          writer.write_expert(name, e, bank.expert_bytes(0));
-          if (sizes.biases) {
-            up_biases.row(e) = bank.up_bias().row(0);
-            down_biases.row(e) = bank.down_bias().row(0);
-          }
-          const moe::ExpertMatrices<float> rounded = bank.expert(0);
-          Error weights;
-          weights.add(expert.gate, rounded.gate);
-          weights.add(expert.up, rounded.up);
-          weights.add(expert.down, rounded.down);
-          Error outputs;
-          outputs.add(outputs_of(floats, x), outputs_of(bank, x));
-          all_weights.add(weights);
-          all_outputs.add(outputs);
-          show_progress(layer, experts, experts);
-          std::printf("%5td %6td %12.5f %12.5f\n", layer, e, weights.relative(),
-                      outputs.relative());
-        }
-        if (sizes.biases) writer.write_biases(name, up_biases, down_biases);
-        return 0;
-      });
-  static_cast<void>(done);
+  moe::io::detail::with_activation(config, reader.is_gated(), [&](auto activation) {
+    using Activation = decltype(activation);
+    moe::FeedForwardExperts<float, Activation> floats(sizes, activation);
+    moe::QuantizedExperts<Activation> bank(sizes, format, activation);
+    Matrix<float> up_biases(experts, bank.up_bias().cols());
+    Matrix<float> down_biases(experts, bank.down_bias().cols());
+    for (Index e = 0; e < experts; ++e) {
+      show_progress(layer, e, experts);
+      const moe::ExpertMatrices<float> expert = reader.matrices(e);
+      floats.set_expert(0, expert.weights());
+      bank.set_expert(0, expert.weights(),
+                      {.search = options.no_search ? moe::ScaleSearch::nearest
+                                                   : moe::ScaleSearch::least_error});
+      writer.write_expert(name, e, bank.expert_bytes(0));
+      if (sizes.biases) {
+        up_biases.row(e) = bank.up_bias().row(0);
+        down_biases.row(e) = bank.down_bias().row(0);
+      }
+      const moe::ExpertMatrices<float> rounded = bank.expert(0);
+      Error weights;
+      weights.add(expert.gate, rounded.gate);
+      weights.add(expert.up, rounded.up);
+      weights.add(expert.down, rounded.down);
+      Error outputs;
+      outputs.add(outputs_of(floats, x), outputs_of(bank, x));
+      all_weights.add(weights);
+      all_outputs.add(outputs);
+      show_progress(layer, experts, experts);
+      std::printf("%5td %6td %12.5f %12.5f\n", layer, e, weights.relative(), outputs.relative());
+    }
+    if (sizes.biases) writer.write_biases(name, up_biases, down_biases);
+  });
   std::printf("%5td %6s %12.5f %12.5f\n", layer, "all", all_weights.relative(),
               all_outputs.relative());
 }

@@ -15,6 +15,7 @@
 #include <moe/moe.hpp>
 
 #include "support/layers.hpp"
+#include "support/temporary_file.hpp"
 #include "support/threads.hpp"
 
 namespace {
@@ -27,13 +28,9 @@ using Cached = moe::io::CachedExperts<moe::SwiGlu>;
 constexpr Index experts = 8;
 
 /// A packed file of eight experts, some larger than others.
-class ExpertCache : public testing::Test {
+class ExpertCache : public test_support::TemporaryFile {
  protected:
   void SetUp() override {
-    const auto* const test = testing::UnitTest::GetInstance()->current_test_info();
-    path_ = (std::filesystem::temp_directory_path() /
-             (std::string("moe_cache_") + test->name() + ".safetensors"))
-                .string();
     const moe::ExpertsConfig config{
         .num_experts = experts, .d_model = 64, .d_ff = 80, .biases = true};
     using Floats = moe::FeedForwardExperts<float, moe::SwiGlu>;
@@ -50,7 +47,6 @@ class ExpertCache : public testing::Test {
     moe::io::write_packed(path_, *bank_);
     largest_ = static_cast<double>(bank_->expert_bytes(2).size());
   }
-  void TearDown() override { std::filesystem::remove(path_); }
 
   Cached cache(double slots) const {
     return {moe::io::PackedFile(path_), "experts", slots * largest_};
@@ -78,7 +74,6 @@ class ExpertCache : public testing::Test {
     return by_token;
   }
 
-  std::string path_;
   std::unique_ptr<Bank> bank_;
   double largest_ = 0;
 };

@@ -4,8 +4,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <filesystem>
-#include <fstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -15,6 +13,8 @@
 #include <moe/core/random.hpp>
 #include <moe/experts/coded_matrix.hpp>
 #include <moe/io/gguf.hpp>
+
+#include "support/temporary_file.hpp"
 
 namespace {
 
@@ -59,20 +59,10 @@ class Writer {
   std::string bytes_;
 };
 
-/// A file that is gone after the test.
-class Gguf : public testing::Test {
+class Gguf : public test_support::TemporaryFile {
  protected:
-  void SetUp() override {
-    const auto* const test = testing::UnitTest::GetInstance()->current_test_info();
-    path_ = (std::filesystem::temp_directory_path() /
-             (std::string("moe_gguf_") + test->name() + ".gguf"))
-                .string();
-  }
-  void TearDown() override { std::filesystem::remove(path_); }
-
   GgufFile open(const std::string& bytes) const {
-    std::ofstream(path_, std::ios::binary)
-        .write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+    write(bytes);
     return GgufFile(path_);
   }
   /// What the error says.
@@ -84,8 +74,6 @@ class Gguf : public testing::Test {
     }
     return {};
   }
-
-  std::string path_;
 };
 
 std::string bytes_of(std::initializer_list<int> values) {

@@ -6,8 +6,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <filesystem>
-#include <fstream>
 #include <functional>
 #include <string>
 #include <utility>
@@ -22,6 +20,7 @@
 #include <moe/moe.hpp>
 
 #include "support/layers.hpp"
+#include "support/temporary_file.hpp"
 
 namespace {
 
@@ -31,23 +30,7 @@ using moe::io::CheckpointLayer;
 using moe::io::QuantizedLoading;
 using test_support::random_matrix;
 
-/// A path that is gone after the test.
-class Loading : public testing::Test {
- protected:
-  void SetUp() override {
-    const auto* const test = testing::UnitTest::GetInstance()->current_test_info();
-    path_ = (std::filesystem::temp_directory_path() /
-             (std::string("moe_loading_") + test->name() + ".safetensors"))
-                .string();
-  }
-  void TearDown() override { std::filesystem::remove(path_); }
-
-  void write(const std::string& bytes) const {
-    std::ofstream(path_, std::ios::binary)
-        .write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
-  }
-  std::string path_;
-};
+class Loading : public test_support::TemporaryFile {};
 
 /// Two layers of the same bits: by outputs, on the same tokens.
 void expect_same(CheckpointLayer<float> a, CheckpointLayer<float> b) {
@@ -168,7 +151,6 @@ TEST_F(Loading, RefusesEightBitsThatAreNoNumbers) {
     const auto tensors = moe::io::Tensors::open(path_);
     const auto& tensor = tensors.tensor(of_scales ? weight + "_scale_inv" : weight);
     all.replace(static_cast<std::size_t>(tensor.offset) + offset, bytes.size(), bytes);
-    std::filesystem::remove(path_);
     write(all);
     return refusal([&] {
       const auto checkpoint = moe::io::Checkpoint::open(path_);
@@ -257,7 +239,6 @@ TEST_F(Loading, FourBitsOfGptOss) {
   // Without a configuration, names and shapes tell as much.
   moe::io::SafetensorsWriter bare = model.file;
   bare.header().erase("__metadata__");
-  std::filesystem::remove(path_);
   write(bare.bytes());
   const moe::io::LayerConfig config = moe::io::Checkpoint::open(path_).layer_config();
   EXPECT_EQ(config.family, moe::io::Family::gpt_oss);
@@ -270,7 +251,6 @@ TEST_F(Loading, RefusesFourBitsWithoutAScale) {
   const std::string text = refusal([&] { load(checkpoint, {}); });
   EXPECT_NE(text.find("gate_up_proj_scales'"), std::string::npos) << text;
   EXPECT_NE(text.find("a scale is NaN"), std::string::npos) << text;
-  std::filesystem::remove(path_);
   write(Mxfp4Model(0).file.bytes());
   EXPECT_EQ(refusal([&] { load(moe::io::Checkpoint::open(path_), {}); }), "") << "2^-127 is one";
 }
@@ -431,7 +411,6 @@ TEST_F(Loading, GgufOfMixtralAndQwen3) {
   for (const char* arch : {"llama", "qwen3moe"}) {
     for (const auto type : {moe::io::GgufType::q8_0, moe::io::GgufType::q4_0}) {
       const GgufModel model(arch, type, type == moe::io::GgufType::q4_0);
-      std::filesystem::remove(path_);
       write(model.file.bytes());
       const moe::io::GgufFile file(path_);
       const moe::io::LayerConfig config = moe::io::layer_config(file);
@@ -452,7 +431,6 @@ TEST_F(Loading, GgufOfMixtralAndQwen3) {
 TEST_F(Loading, GgufOfOtherGridsIsQuantisedToTheFormatThatIsNamed) {
   for (const auto type : {moe::io::GgufType::q4_k, moe::io::GgufType::q6_k}) {
     const GgufModel model("llama", type);
-    std::filesystem::remove(path_);
     write(model.file.bytes());
     const moe::io::GgufFile file(path_);
     const moe::io::LayerConfig config = moe::io::layer_config(file);
@@ -502,7 +480,6 @@ TEST_F(Loading, GgufOfDeepSeekAndGptOss) {
   oss.file.floats("blk.1.ffn_up_exps.bias", {experts, GgufModel::hidden}, up_bias);
   oss.file.floats("blk.1.ffn_down_exps.bias", {experts, GgufModel::width},
                   random_matrix<float>(experts, GgufModel::width, 5));
-  std::filesystem::remove(path_);
   write(oss.file.bytes());
   const moe::io::GgufFile file(path_);
   const auto layer = moe::io::load_gguf_block(file, moe::io::layer_config(file), 1);
@@ -525,7 +502,6 @@ TEST_F(Loading, GgufOfAnotherKindIsRefused) {
       static_cast<std::size_t>(moe::io::GgufFile(path_).tensor("blk.1.ffn_up_exps.weight").offset);
   bytes[offset + 34 * 100] = 0;
   bytes[offset + 34 * 100 + 1] = 0x7c;
-  std::filesystem::remove(path_);
   write(bytes);
   const moe::io::GgufFile file(path_);
   const moe::io::LayerConfig config = moe::io::layer_config(file);

@@ -74,6 +74,28 @@ struct ExpertLayout {
 
 namespace detail {
 
+/// The layout of each of E experts.
+///
+/// Throws  std::invalid_argument, beginning with `where`, if a size is not positive, the weights
+///         exceed all memory or there is no such format; ShapeError if there are not E formats.
+inline std::vector<ExpertLayout> coded_layouts(const char* where, const ExpertsConfig& config,
+                                               bool gated,
+                                               const std::vector<ExpertFormat>& formats) {
+  check(config.num_experts > 0, where, "num_experts must be positive");
+  check(config.d_model > 0, where, "d_model must be positive");
+  check(config.d_ff > 0, where, "d_ff must be positive");
+  check_size(where, "formats.size()", config.num_experts, static_cast<Index>(formats.size()));
+  // With gate, up and down, scales and what is filled up, an expert takes less than 32 bytes for
+  // each weight of one matrix that is filled up to panels and groups.
+  constexpr Index most = std::numeric_limits<Index>::max() / 64;
+  check(config.d_model < most && config.d_ff < most, where, "the sizes are too large");
+  product(where, product(where, config.num_experts, config.d_model + 128),
+          product(where, config.d_ff + 128, 32));
+  std::vector<ExpertLayout> layouts;
+  for (const ExpertFormat& format : formats) layouts.emplace_back(config, gated, format);
+  return layouts;
+}
+
 /// Weights and biases of E experts, whose formats may differ. Copies share the weights until one of
 /// them is changed.
 class CodedExperts {
@@ -97,23 +119,14 @@ class CodedExperts {
   CodedExperts(const char* where, const ExpertsConfig& its_config, bool gated,
                const std::vector<ExpertFormat>& formats, std::vector<const std::byte*> experts,
                std::shared_ptr<const void> owner)
-      : config(its_config), gated_(gated), experts_(std::move(experts)), owner_(std::move(owner)) {
-    check(config.num_experts > 0, where, "num_experts must be positive");
-    check(config.d_model > 0, where, "d_model must be positive");
-    check(config.d_ff > 0, where, "d_ff must be positive");
-    check_size(where, "formats.size()", config.num_experts, static_cast<Index>(formats.size()));
+      : config(its_config),
+        gated_(gated),
+        layouts_(coded_layouts(where, config, gated, formats)),
+        experts_(std::move(experts)),
+        owner_(std::move(owner)) {
     if (owner_ != nullptr)
       check_size(where, "experts.size()", config.num_experts, static_cast<Index>(experts_.size()));
-    // With gate, up and down, scales and what is filled up, an expert takes less than 32 bytes for
-    // each weight of one matrix that is filled up to panels and groups.
-    constexpr Index most = std::numeric_limits<Index>::max() / 64;
-    check(config.d_model < most && config.d_ff < most, where, "the sizes are too large");
-    product(where, product(where, config.num_experts, config.d_model + 128),
-            product(where, config.d_ff + 128, 32));
-    for (const ExpertFormat& format : formats) {
-      layouts_.emplace_back(config, gated, format);
-      bytes_ += static_cast<std::size_t>(layouts_.back().bytes());
-    }
+    for (const ExpertLayout& layout : layouts_) bytes_ += static_cast<std::size_t>(layout.bytes());
     if (!config.biases) return;
     up_bias.setZero(config.num_experts, layouts_[0].up.panels * kernels::panel_width);
     down_bias.setZero(config.num_experts, layouts_[0].down.panels * kernels::panel_width);

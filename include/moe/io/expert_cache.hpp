@@ -28,6 +28,7 @@
 #include "moe/experts/quantized_experts.hpp"
 #include "moe/io/expert_slots.hpp"
 #include "moe/io/packed.hpp"
+#include "moe/losses/metrics.hpp"
 
 namespace moe::inline MOE_ABI::io {
 
@@ -71,13 +72,9 @@ class CachedExperts {
   }
   /// The same of all experts that a routing names, those with the most tokens first.
   void prefetch(const Routing<float>& routing) const {
-    std::vector<Index> load(static_cast<std::size_t>(num_experts()), 0);
-    for (Index t = 0; t < routing.tokens(); ++t)
-      for (Index k = 0; k < routing.top_k(); ++k)
-        if (routing.experts(t, k) != no_expert)
-          ++load.at(static_cast<std::size_t>(routing.experts(t, k)));
+    const std::vector<Index> load = metrics::expert_load(routing);
     std::vector<Index> experts;
-    for (Index e = 0; e < num_experts(); ++e)
+    for (Index e = 0; e < routing.num_experts; ++e)
       if (load[static_cast<std::size_t>(e)] > 0) experts.push_back(e);
     std::stable_sort(experts.begin(), experts.end(), [&](Index a, Index b) {
       return load[static_cast<std::size_t>(a)] > load[static_cast<std::size_t>(b)];
@@ -100,6 +97,7 @@ class CachedExperts {
     std::vector<Index> left;
     for (Index e = 0; e < num_experts(); ++e)
       if (input.plan.rows_of(e) > 0) left.push_back(e);
+    const std::size_t all = left.size();
     while (!left.empty()) {
       const std::vector<Index> now = state.slots.acquire(left);
       struct Release {
@@ -108,7 +106,7 @@ class CachedExperts {
       };
       const Release release{state.slots};
       for (const Index e : now) state.bank.set_expert_view(e, state.slots.data(e));
-      if (now.size() == left.size() && left.size() == touched(input.plan)) {
+      if (now.size() == all) {
         state.bank.forward_weighted(input, rows, weights, scratch);
         return;
       }
@@ -142,12 +140,6 @@ class CachedExperts {
     DispatchPlan plan;  // of some experts
     AlignedBuffer<float> rows;
   };
-
-  static std::size_t touched(const DispatchPlan& plan) {
-    std::size_t count = 0;
-    for (Index e = 0; e < plan.num_experts; ++e) count += plan.rows_of(e) > 0 ? 1 : 0;
-    return count;
-  }
 
   void check_experts(const char* where, std::span<const Index> experts) const {
     for (const Index e : experts)

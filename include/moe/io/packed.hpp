@@ -117,7 +117,8 @@ class PackedFile {
     if (version != packed_version)
       fail("", moe::detail::text_of("the file has version ", version, ", this program reads ",
                                     packed_version));
-    if (detail::header_checksum(file_.header()) != entry("moe.header"))
+    if (detail::header_checksum(detail::parse_json(file_.header_text(), path, 8)) !=
+        entry("moe.header"))
       fail("", "the header is not as it was written");
     const nlohmann::json banks = detail::parse_json(entry("moe.banks"), path, 8);
     try {
@@ -241,21 +242,16 @@ class PackedFile {
     if (bank.checksums.size() != names.size() ||
         bank.formats.size() != static_cast<std::size_t>(bank.config.num_experts))
       fail(name, "moe.banks does not name a format and a checksum for each expert");
-    std::unique_ptr<moe::detail::CodedExperts> sizes;
-    try {  // Takes no memory but for the biases.
-      ExpertsConfig config = bank.config;
-      config.biases = false;
-      sizes = std::make_unique<moe::detail::CodedExperts>(
-          "PackedFile", config, bank.gated, bank.formats,
-          std::vector<const std::byte*>(names.size() - (bank.config.biases ? 2 : 0)),
-          std::make_shared<int>());
+    std::vector<ExpertLayout> layouts;
+    try {
+      layouts = moe::detail::coded_layouts("PackedFile", bank.config, bank.gated, bank.formats);
     } catch (const std::invalid_argument& error) {
       fail(name, error.what());
     }
     for (Index e = 0; e < bank.config.num_experts; ++e) {
       const std::string& expert = names[static_cast<std::size_t>(e)];
       const TensorView& found = tensor(expert);
-      const Index bytes = sizes->layout(e).bytes();
+      const Index bytes = layouts[static_cast<std::size_t>(e)].bytes();
       if (static_cast<Index>(found.data.size()) != bytes)
         throw FormatError(
             path(), expert, found.offset,
@@ -266,8 +262,8 @@ class PackedFile {
     if (!bank.config.biases) return;
     const Index width = kernels::panel_width;
     const Index rows = bank.config.num_experts;
-    check_bias(names[names.size() - 2], rows, sizes->layout(0).up.panels * width);
-    check_bias(names[names.size() - 1], rows, sizes->layout(0).down.panels * width);
+    check_bias(names[names.size() - 2], rows, layouts[0].up.panels * width);
+    check_bias(names[names.size() - 1], rows, layouts[0].down.panels * width);
   }
 
   void check_bias(const std::string& name, Index rows, Index cols) const {

@@ -75,18 +75,17 @@ class PackedWriter {
     for (const auto& [key, value] : metadata) header_["__metadata__"][key] = value;
     header_["__metadata__"]["moe.version"] = packed_version;
     for (auto& [name, bank] : banks_) {
-      const moe::detail::CodedExperts sizes(
-          "PackedWriter", without_biases(bank.config), bank.gated, bank.formats,
-          std::vector<const std::byte*>(bank.formats.size()), std::make_shared<int>());
+      const std::vector<ExpertLayout> layouts =
+          moe::detail::coded_layouts("PackedWriter", bank.config, bank.gated, bank.formats);
       const std::vector<std::string> names = PackedFile::tensor_names(name, bank);
       bank.checksums.assign(names.size(), std::string(16, '0'));
       for (Index e = 0; e < bank.config.num_experts; ++e) {
-        const Index bytes = sizes.layout(e).bytes();
+        const Index bytes = layouts[static_cast<std::size_t>(e)].bytes();
         place(names[static_cast<std::size_t>(e)], "U8", {bytes}, static_cast<std::size_t>(bytes));
       }
       if (!bank.config.biases) continue;
       for (const bool is_down : {false, true}) {
-        const MatrixLayout& layout = is_down ? sizes.layout(0).down : sizes.layout(0).up;
+        const MatrixLayout& layout = is_down ? layouts[0].down : layouts[0].up;
         const Index cols = layout.panels * kernels::panel_width;
         place(names[names.size() - (is_down ? 1 : 2)], "F32", {bank.config.num_experts, cols},
               static_cast<std::size_t>(bank.config.num_experts * cols) * sizeof(float));
@@ -162,11 +161,6 @@ class PackedWriter {
     std::size_t begin;
     std::size_t size;
   };
-
-  static ExpertsConfig without_biases(ExpertsConfig config) {
-    config.biases = false;
-    return config;
-  }
 
   [[noreturn]] void fail() const { throw std::system_error(errno, std::generic_category(), part_); }
 

@@ -15,7 +15,6 @@
 #include <cstring>
 #include <limits>
 #include <map>
-#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -96,8 +95,11 @@ class SafetensorsFile {
   const std::string& path() const noexcept { return file_.path(); }
   /// The header's `__metadata__`.
   const std::map<std::string, std::string>& metadata() const noexcept { return metadata_; }
-  /// The header as it was read.
-  const nlohmann::json& header() const noexcept { return *header_; }
+  /// The header as it stands in the file.
+  std::string_view header_text() const noexcept {
+    return {reinterpret_cast<const char*>(file_.bytes().data()) + 8,
+            static_cast<std::size_t>(data_offset_ - 8)};
+  }
   /// All tensors, by name.
   const std::map<std::string, TensorView, std::less<>>& tensors() const noexcept {
     return tensors_;
@@ -136,7 +138,6 @@ class SafetensorsFile {
       }
     }
     check_coverage();
-    header_ = std::make_shared<const Json>(header);
   }
 
   void parse_metadata(const Json& value) {
@@ -229,7 +230,6 @@ class SafetensorsFile {
   MappedFile file_;
   std::span<const std::byte> data_;
   std::uint64_t data_offset_ = 0;
-  std::shared_ptr<const Json> header_;
   std::map<std::string, std::string> metadata_;
   std::map<std::string, TensorView, std::less<>> tensors_;
 };

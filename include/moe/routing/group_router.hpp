@@ -80,9 +80,7 @@ class GroupRouter {
                 Gradients& gradients) const requires DifferentiableRouter<RouterT> {
     constexpr const char* name = "GroupRouter::backward";
     check_backward(name, gradients);
-    detail::check_router_call(name, call, num_experts(), d_model());
-    detail::check_no_inputs(name, call.inputs);
-    detail::check(call.d_deviation.empty(), name, "the router keeps no deviation");
+    detail::check_outer_call(name, call, num_experts(), d_model());
     std::vector<Index> group = groups_of(call.x, call.options);
     const std::vector<Index> counts = count_groups(group);
     const Routing<Scalar>& routing = call.routing;

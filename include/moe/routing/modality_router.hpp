@@ -139,9 +139,7 @@ class ModalityRouter {
                 Gradients& gradients) const requires DifferentiableRouter<RouterT> {
     constexpr const char* where = "ModalityRouter::backward";
     check_backward(where, gradients);
-    detail::check_router_call(where, call, num_experts(), d_model());
-    detail::check_no_inputs(where, call.inputs);
-    detail::check(call.d_deviation.empty(), where, "the router keeps no deviation");
+    detail::check_outer_call(where, call, num_experts(), d_model());
     check_types(where, call.x, call.options);
     const Matrix<Scalar> d_routed = detail::gradient_of_routed(call);
     for (std::size_t type = 0; type < subsets_.size(); ++type) {

@@ -18,6 +18,16 @@
 namespace moe::inline MOE_ABI {
 namespace detail {
 
+/// Throws  as check_router_call, and std::invalid_argument if the call has what only the inner
+///         router could know the meaning of.
+template <class Scalar>
+void check_outer_call(const char* where, const RouterBackward<Scalar>& call, Index num_experts,
+                      Index d_model) {
+  check_router_call(where, call, num_experts, d_model);
+  check_no_inputs(where, call.inputs);
+  check(call.d_deviation.empty(), where, "the router keeps no deviation");
+}
+
 /// The gradient with respect to the weights as they were routed: that of losses, and the reverse of
 /// `final_weights` on that with respect to the weights as they were used.
 ///

@@ -49,7 +49,6 @@ struct Signed {
   __m512i value;
 };
 
-template <WeightCode code>
 MOE_ALWAYS_INLINE __m512i nibbles(const std::byte* p, std::ptrdiff_t v) noexcept {
   const __m512i bits = _mm512_loadu_si512(p);
   return _mm512_and_si512(v == 0 ? bits : _mm512_srli_epi16(bits, 4), _mm512_set1_epi8(15));
@@ -71,11 +70,11 @@ MOE_ALWAYS_INLINE Signed load_signed(const std::byte* p, std::ptrdiff_t v) noexc
   if constexpr (code == WeightCode::int8) {
     return {_mm512_loadu_si512(p + 64 * v)};
   } else if constexpr (code == WeightCode::int4) {
-    return {_mm512_sub_epi8(nibbles<code>(p, v), _mm512_set1_epi8(8))};
+    return {_mm512_sub_epi8(nibbles(p, v), _mm512_set1_epi8(8))};
   } else if constexpr (code == WeightCode::int4_zeros) {
-    return {nibbles<code>(p, v)};
+    return {nibbles(p, v)};
   } else {
-    return {_mm512_shuffle_epi8(table_of(table_values<code>(), 0), nibbles<code>(p, v))};
+    return {_mm512_shuffle_epi8(table_of(table_values<code>(), 0), nibbles(p, v))};
   }
 }
 
@@ -202,9 +201,9 @@ MOE_ALWAYS_INLINE Operand load_quads(const std::byte* p, std::ptrdiff_t v) noexc
   if constexpr (code == WeightCode::int8) {
     return {_mm512_xor_si512(_mm512_loadu_si512(p + 64 * v), _mm512_set1_epi8(-128))};
   } else if constexpr (code == WeightCode::int4 || code == WeightCode::int4_zeros) {
-    return {nibbles<code>(p, v)};
+    return {nibbles(p, v)};
   } else {
-    return {_mm512_shuffle_epi8(table_of(table_values<code>(), -128), nibbles<code>(p, v))};
+    return {_mm512_shuffle_epi8(table_of(table_values<code>(), -128), nibbles(p, v))};
   }
 }
 MOE_ALWAYS_INLINE IntVec dot(IntVec sum, Operand w, const std::int8_t* x) noexcept {
