@@ -4,7 +4,8 @@
 #
 # The slow matrix, by hand before a release: all tests with both compilers at -O0 and -O3, under
 # every sanitizer, at every level of instructions, on other processors, and the linter. Takes about
-# two hours on two cores. Arguments select steps by name (cmake/matrix.sh tsan lint).
+# two hours on two cores. Arguments select steps by name (cmake/matrix.sh tsan lint). Each header and
+# each source is compiled by itself once with each compiler, headers with g++ in .ci/run.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . cmake/setup.sh
@@ -26,7 +27,15 @@ tests() {
   local name=$1 compiler=$2 flags=$3
   shift 3
   CXX=$compiler CXXFLAGS=$flags MOE_BUILD_NAME=$name MOE_CMAKE_ARGS="${*:--DMOE_SANITIZE=}" \
-    tests/run.sh
+    MOE_SKIP_HEADERS=${skip_headers-1} tests/run.sh
+}
+
+gcc_O0() {
+  MOE_UNITY=OFF tests g++-O0 g++ -O0
+}
+
+clang_O0() {
+  skip_headers='' MOE_UNITY=OFF tests clang-O0 clang++ -O0
 }
 
 # With the benchmarks, so that clang builds everything somewhere.
@@ -47,7 +56,7 @@ asan_clang() {
   mkdir -p "$MOE_BUILD"
   echo "leak:libomp.so" >"$MOE_BUILD/leaks"
   LSAN_OPTIONS="suppressions=$MOE_BUILD/leaks:print_suppressions=0" \
-    tests asan-clang clang++ -O1 -DMOE_SANITIZE=address,undefined
+    tests asan-clang clang++ -O0 -DMOE_SANITIZE=address,undefined
 }
 
 # OpenMP's barriers are invisible to ThreadSanitizer, unless LLVM's runtime tells it of them.
@@ -57,18 +66,18 @@ tsan() {
   archer=$(find /usr/lib/llvm-*/lib -name libarcher.so | sort | tail -n 1)
   [ -n "$archer" ] || moe_stop "libomp's libarcher.so is missing"
   OMP_TOOL_LIBRARIES=$archer TSAN_OPTIONS="ignore_noninstrumented_modules=1 halt_on_error=1" \
-    tests tsan clang++ "-O1 -g" -DMOE_SANITIZE=thread
+    tests tsan clang++ "-O0 -g" -DMOE_SANITIZE=thread
 }
 
 # isa LEVEL : all tests at a lower level than the machine has.
 isa() {
-  MOE_ISA=$1 tests release-g++ g++ -O2 -DCMAKE_EXPORT_COMPILE_COMMANDS=ON
+  MOE_ISA=$1 tests release-g++ g++ -O2
 }
 
 # emulated CPU : the kernels and the reference data on an older processor.
 emulated() {
   moe_need qemu-user
-  tests release-g++ g++ -O2 -DCMAKE_EXPORT_COMPILE_COMMANDS=ON || return 1
+  tests release-g++ g++ -O2 || return 1
   local program
   for program in test_kernels conformance; do
     OMP_NUM_THREADS=2 qemu-x86_64 -cpu "$1" "$MOE_BUILD/release-g++/tests/$program" || return 1
@@ -97,14 +106,16 @@ aarch64() {
 
 lint() {
   moe_need clang-tidy
-  tests release-g++ g++ -O2 -DCMAKE_EXPORT_COMPILE_COMMANDS=ON || return 1
+  CXX=clang++ moe_need_build nlohmann-json3-dev libcli11-dev libgtest-dev
+  cmake -S . -B "$MOE_BUILD/lint" -G Ninja -DCMAKE_CXX_COMPILER=clang++ -DMOE_BUILD_BENCHMARKS=OFF \
+    -DCMAKE_EXPORT_COMPILE_COMMANDS=ON || return 1
   git ls-files 'examples/*.cpp' 'tests/conformance/*.cpp' |
-    xargs -P "$(nproc)" -n 1 clang-tidy -p .build/release-g++ --quiet --warnings-as-errors='*'
+    xargs -P "$(nproc)" -n 1 clang-tidy -p "$MOE_BUILD/lint" --quiet --warnings-as-errors='*'
 }
 
-run g++-O0 tests g++-O0 g++ -O0
+run g++-O0 gcc_O0
 run g++-O3 tests g++-O3 g++ -O3
-run clang-O0 tests clang-O0 clang++ -O0
+run clang-O0 clang_O0
 run clang-O3 clang_O3
 run asan-clang asan_clang
 run tsan tsan

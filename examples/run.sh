@@ -10,7 +10,7 @@ set -euo pipefail
 moe_need_build nlohmann-json3-dev libcli11-dev
 [[ " $* " != *" --plot "* ]] || moe_need gnuplot-nox
 moe_build release language_model -DCMAKE_CXX_FLAGS="-O2 -DNDEBUG" -DMOE_BUILD_TESTS=OFF \
-  -DMOE_BUILD_BENCHMARKS=OFF
+  -DMOE_BUILD_BENCHMARKS=OFF -DCMAKE_UNITY_BUILD=ON
 program=$MOE_BUILD/release/examples/language_model/language_model
 if [ $# -gt 0 ]; then
   exec "$program" "$@"

@@ -14,5 +14,5 @@ shift
 moe_need_build nlohmann-json3-dev libcli11-dev
 moe_need gnuplot-nox
 moe_build release "experiment_$name" -DCMAKE_CXX_FLAGS="-O2 -DNDEBUG" -DMOE_BUILD_TESTS=OFF \
-  -DMOE_BUILD_BENCHMARKS=OFF
+  -DMOE_BUILD_BENCHMARKS=OFF -DCMAKE_UNITY_BUILD=ON
 exec "$MOE_BUILD/release/examples/experiments/experiment_$name" "$@"

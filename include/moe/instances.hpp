@@ -1,9 +1,10 @@
 // SPDX-FileCopyrightText: The moe authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// The usual layers, compiled once for a program: with MOE_EXTERN_INSTANCES, files that include
-// <moe/moe.hpp> leave them to moe/instances.cpp, which is compiled beside them with the same flags
-// (in CMake: link moe::instances). Whatever is not in the list is compiled where it is used.
+// The kernels and the usual layers, compiled once for a program: with MOE_EXTERN_INSTANCES, files
+// that include <moe/moe.hpp> leave them to moe/instances.cpp, which is compiled beside them with the
+// same flags (in CMake: link moe::instances). Whatever is not in the list is compiled where it is
+// used.
 #pragma once
 
 #include "moe/core/config.hpp"
@@ -12,9 +13,14 @@
 #include "moe/core/numeric.hpp"
 #include "moe/core/routing.hpp"
 #include "moe/core/view.hpp"
+#include "moe/core/weight_format.hpp"
 #include "moe/experts/activation.hpp"
 #include "moe/experts/any_experts.hpp"
+#include "moe/experts/expert_stage.hpp"
 #include "moe/experts/feed_forward.hpp"
+#include "moe/experts/quantized_experts.hpp"
+#include "moe/kernels/coded/dispatch.hpp"
+#include "moe/kernels/dispatch.hpp"
 #include "moe/layer/shared_experts.hpp"
 #include "moe/layer/sparse_moe.hpp"
 #include "moe/losses/balance.hpp"
@@ -23,6 +29,7 @@
 #include "moe/losses/token_mask.hpp"
 #include "moe/routing/any_router.hpp"
 #include "moe/routing/capacity.hpp"
+#include "moe/routing/linear_map.hpp"
 #include "moe/routing/plan.hpp"
 #include "moe/routing/topk_router.hpp"
 

@@ -5,6 +5,38 @@
 //
 // Uses: MOE_INSTANCE, `extern template` or `template`.
 
+// The kernels of every level, whatever layer calls them.
+#define MOE_KERNEL_INSTANCES(Scalar)                                                 \
+  MOE_INSTANCE const kernels::RowKernels<Scalar>& kernels::row_kernels<Scalar>();    \
+  MOE_INSTANCE kernels::TransposeKernel<Scalar> kernels::transpose_kernel<Scalar>(); \
+  MOE_INSTANCE const kernels::TileKernels<Scalar, Scalar>& kernels::tile_kernels<Scalar, Scalar>();
+#define MOE_ACTIVATION_INSTANCES(Scalar, ...)                                 \
+  MOE_INSTANCE kernels::ActivationKernel<Scalar>                              \
+  kernels::activation_kernel<Scalar, kernels::ActivationKind::__VA_ARGS__>(); \
+  MOE_INSTANCE kernels::ActivationGradientKernel<Scalar>                      \
+  kernels::activation_gradient_kernel<Scalar, kernels::ActivationKind::__VA_ARGS__>();
+
+MOE_KERNEL_INSTANCES(float)
+MOE_KERNEL_INSTANCES(double)
+MOE_INSTANCE const kernels::TileKernels<float, bfloat16>& kernels::tile_kernels<float, bfloat16>();
+MOE_INSTANCE const kernels::TileKernels<float, half>& kernels::tile_kernels<float, half>();
+MOE_ACTIVATION_INSTANCES(float, silu, true)
+MOE_ACTIVATION_INSTANCES(float, silu, false)
+MOE_ACTIVATION_INSTANCES(float, gelu, true)
+MOE_ACTIVATION_INSTANCES(float, gelu, false)
+MOE_ACTIVATION_INSTANCES(float, gelu_tanh, true)
+MOE_ACTIVATION_INSTANCES(float, gelu_tanh, false)
+MOE_ACTIVATION_INSTANCES(float, relu, true)
+MOE_ACTIVATION_INSTANCES(float, relu, false)
+MOE_ACTIVATION_INSTANCES(float, clamped, true)
+MOE_INSTANCE const kernels::CodedKernels& kernels::coded_kernels<WeightFormat>(WeightFormat);
+
+#undef MOE_ACTIVATION_INSTANCES
+#undef MOE_KERNEL_INSTANCES
+
+// What all layers share.
+MOE_INSTANCE class detail::LinearMap<float>;
+MOE_INSTANCE class detail::ExpertStage<float>;
 MOE_INSTANCE class TopKRouter<float>;
 MOE_INSTANCE void make_plan(const Routing<float>&, const Capacity&, DispatchPlan&,
                             MatrixView<const float>);
@@ -27,8 +59,13 @@ MOE_LAYER_INSTANCE(GeGlu, float)
 MOE_LAYER_INSTANCE(GeGluTanh, float)
 MOE_LAYER_INSTANCE(Gelu, float)
 MOE_LAYER_INSTANCE(Relu, float)
+MOE_INSTANCE class QuantizedExperts<SwiGlu>;
+MOE_INSTANCE class QuantizedExperts<ClampedSwiGlu>;
 
 // What a checkpoint gives.
+MOE_INSTANCE class FeedForwardExperts<float, GatedBy<Relu>>;
+MOE_INSTANCE class FeedForwardExperts<float, GeluTanh>;
+MOE_INSTANCE class FeedForwardExperts<float, Silu>;
 MOE_INSTANCE class SparseMoe<AnyRouter<float>, AnyExperts<float>>;
 
 #undef MOE_LAYER_INSTANCE

@@ -24,7 +24,7 @@
 #include "support/layers.hpp"
 #include "support/threads.hpp"
 
-namespace {
+namespace allocation_test {
 
 std::atomic<bool> counting{false};
 std::atomic<int> count{0};
@@ -36,7 +36,7 @@ void note(std::size_t bytes) {
   counted_bytes.fetch_add(bytes, std::memory_order_relaxed);
 }
 
-}  // namespace
+}  // namespace allocation_test
 
 // glibc's own functions, under their other names.
 extern "C" {
@@ -68,7 +68,7 @@ void* mmap(void* address, std::size_t length, int protection, int flags, int fil
 }
 }
 
-namespace {
+namespace allocation_test {
 
 using moe::Index;
 using moe::Matrix;
@@ -266,4 +266,4 @@ TEST(Allocations, ThereAreNoneBesideExpertsThatCostNothing) {
   expect_none_when_warm(layer, 300);
 }
 
-}  // namespace
+}  // namespace allocation_test

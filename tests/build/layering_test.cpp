@@ -14,7 +14,7 @@
 
 #include <gtest/gtest.h>
 
-namespace {
+namespace layering_test {
 
 namespace fs = std::filesystem;
 
@@ -175,4 +175,4 @@ TEST(Layering, EveryHeaderHasItsHeadAndAReadableLength) {
   }
 }
 
-}  // namespace
+}  // namespace layering_test

@@ -8,7 +8,7 @@
 
 #include <gtest/gtest.h>
 
-namespace {
+namespace readme_test {
 
 std::string read(const std::string& path) {
   std::ifstream file(MOE_SOURCE "/" + path);
@@ -37,4 +37,4 @@ TEST(Readme, NamesTheCommands) {
     EXPECT_NE(readme.find(command), std::string::npos) << command;
 }
 
-}  // namespace
+}  // namespace readme_test

@@ -12,7 +12,7 @@
 
 #include <moe/core/aligned_buffer.hpp>
 
-namespace {
+namespace aligned_buffer_test {
 
 using moe::AlignedBuffer;
 
@@ -80,4 +80,4 @@ TEST(AlignedBuffer, RefusesWhatCannotBe) {
   EXPECT_THROW(AlignedBuffer<char>(std::numeric_limits<std::size_t>::max() / 4), std::bad_alloc);
 }
 
-}  // namespace
+}  // namespace aligned_buffer_test

@@ -9,7 +9,7 @@
 
 #include <moe/moe.hpp>
 
-namespace {
+namespace concepts_test {
 
 template <template <class> class R>
 constexpr bool is_router = moe::Router<R<float>>&& moe::Router<R<double>>;
@@ -33,4 +33,4 @@ static_assert(!moe::BitGenerator<int>);
 
 TEST(Concepts, HoldAtCompileTime) {}
 
-}  // namespace
+}  // namespace concepts_test

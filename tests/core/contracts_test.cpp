@@ -8,7 +8,7 @@
 
 #include <moe/core/contracts.hpp>
 
-namespace {
+namespace contracts_test {
 
 std::string message_of(const std::function<void()>& call) {
   try {
@@ -63,4 +63,4 @@ TEST(Contracts, FormatErrorOutsideAnyTensorNamesNone) {
   EXPECT_STREQ(error.what(), "a.safetensors: at byte 8: no header");
 }
 
-}  // namespace
+}  // namespace contracts_test

@@ -8,7 +8,7 @@
 
 #include <moe/core/dispatch_plan.hpp>
 
-namespace {
+namespace dispatch_plan_test {
 
 TEST(DispatchPlan, CountsTheRowsOfItsExperts) {
   moe::DispatchPlan plan;
@@ -85,4 +85,4 @@ TEST(CheckPlan, RefusesWhatLeadsOutside) {
   EXPECT_NE(after([](auto& p) { p = {}; }), "");
 }
 
-}  // namespace
+}  // namespace dispatch_plan_test

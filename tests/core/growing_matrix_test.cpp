@@ -7,7 +7,7 @@
 #include <moe/core/growing_matrix.hpp>
 #include <moe/core/view.hpp>
 
-namespace {
+namespace growing_matrix_test {
 
 using moe::GrowingMatrix;
 using moe::Matrix;
@@ -78,4 +78,4 @@ TEST(GrowingMatrix, CopiesAndMoves) {
   EXPECT_EQ(copy.sum(), 8);
 }
 
-}  // namespace
+}  // namespace growing_matrix_test

@@ -9,7 +9,7 @@
 
 #include <moe/core/numeric.hpp>
 
-namespace {
+namespace numeric_test {
 
 static_assert(moe::half_to_float(0x3c00) == 1.0F && moe::bfloat16_to_float(0x3f80) == 1.0F);
 
@@ -109,4 +109,4 @@ TEST(Half, LargeValuesBecomeInfinite) {
   EXPECT_EQ(moe::float_to_half(-1e10F), 0xfc00);
 }
 
-}  // namespace
+}  // namespace numeric_test

@@ -8,7 +8,7 @@
 #include <moe/core/packed_matrices.hpp>
 #include <moe/core/types.hpp>
 
-namespace {
+namespace packed_matrices_test {
 
 using moe::Index;
 using moe::Matrix;
@@ -66,4 +66,4 @@ TEST(PackedMatrices, RoundsToWhatItStores) {
   EXPECT_EQ(back(31, 1), w(31, 1));
 }
 
-}  // namespace
+}  // namespace packed_matrices_test

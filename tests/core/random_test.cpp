@@ -12,7 +12,7 @@
 
 #include <moe/core/random.hpp>
 
-namespace {
+namespace random_test {
 
 using moe::Index;
 
@@ -99,4 +99,4 @@ TEST(Random, SeedsAreDrawnFromAnyGenerator) {
   EXPECT_GT(*seeds.rbegin(), std::uint64_t{1} << 60) << "the upper bits are drawn, too";
 }
 
-}  // namespace
+}  // namespace random_test

@@ -8,7 +8,7 @@
 
 #include <moe/core/routing.hpp>
 
-namespace {
+namespace routing_test {
 
 template <class Scalar>
 class RoutingValue : public testing::Test {
@@ -107,4 +107,4 @@ TYPED_TEST(RoutingValue, RejectsWeightsThatAreNotFinite) {
   }
 }
 
-}  // namespace
+}  // namespace routing_test

@@ -9,7 +9,7 @@
 
 #include <moe/core/scratch.hpp>
 
-namespace {
+namespace scratch_test {
 
 using moe::Scratch;
 
@@ -84,4 +84,4 @@ TEST(Scratch, AMoveTakesTheMemory) {
   EXPECT_EQ(moved.of_thread<unsigned char>(0), block);
 }
 
-}  // namespace
+}  // namespace scratch_test

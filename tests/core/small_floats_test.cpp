@@ -14,7 +14,7 @@
 #include <moe/core/numeric.hpp>
 #include <moe/core/small_floats.hpp>
 
-namespace {
+namespace small_floats_test {
 
 /// The value of a code with so many bits of exponent and fraction, of the form of IEEE 754 without
 /// its last exponent's special meaning.
@@ -127,4 +127,4 @@ TEST(SmallFloats, RoundToTheNearestCode) {
   EXPECT_TRUE(std::isnan(moe::e5m2_to_float(moe::float_to_e5m2(nan))));
 }
 
-}  // namespace
+}  // namespace small_floats_test

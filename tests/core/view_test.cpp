@@ -12,7 +12,7 @@
 
 #include <moe/core/view.hpp>
 
-namespace {
+namespace view_test {
 
 using moe::Index;
 using moe::Matrix;
@@ -188,4 +188,4 @@ TEST(Overlap, AgreesWithSetsOfElements) {
   EXPECT_LT(overlapping, 1800);
 }
 
-}  // namespace
+}  // namespace view_test

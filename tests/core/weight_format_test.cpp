@@ -8,7 +8,7 @@
 
 #include <moe/core/weight_format.hpp>
 
-namespace {
+namespace weight_format_test {
 
 using moe::Index;
 using moe::MatrixLayout;
@@ -71,4 +71,4 @@ TEST(MatrixLayout, FillsUpGroupsAndPanels) {
   EXPECT_EQ(channels.header_bytes, 128);
 }
 
-}  // namespace
+}  // namespace weight_format_test

@@ -9,7 +9,7 @@
 
 #include "support/reference.hpp"
 
-namespace {
+namespace activation_test {
 
 template <class Scalar>
 class ActivationOf : public testing::Test {};
@@ -96,4 +96,4 @@ TEST(ClampedSwiGlu, HasTheKnownSlopes) {
   EXPECT_NEAR((act(.5, -.25 + h) - act(.5, -.25 - h)) / (2 * h), .350388, 1e-6);
 }
 
-}  // namespace
+}  // namespace activation_test

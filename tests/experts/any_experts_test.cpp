@@ -9,7 +9,7 @@
 
 #include "support/layers.hpp"
 
-namespace {
+namespace any_experts_test {
 
 using moe::Matrix;
 using test_support::random_matrix;
@@ -47,4 +47,4 @@ TEST(AnyExperts, DoWhatTheHeldOnesDo) {
   EXPECT_EQ(any.target<moe::SwiGluExperts<float>>(), nullptr);
 }
 
-}  // namespace
+}  // namespace any_experts_test

@@ -14,7 +14,7 @@
 #include "support/layers.hpp"
 #include "support/threads.hpp"
 
-namespace {
+namespace custom_experts_test {
 
 using moe::Index;
 using moe::Matrix;
@@ -112,4 +112,4 @@ TEST(CustomExperts, RefusesAPlanOfOtherExperts) {
   EXPECT_THROW(bank.forward({x, plan}, rows, scratch), moe::ShapeError);
 }
 
-}  // namespace
+}  // namespace custom_experts_test

@@ -10,7 +10,7 @@
 
 #include "support/layers.hpp"
 
-namespace {
+namespace expert_source_test {
 
 using moe::ExpertSource;
 using moe::GateUpOrder;
@@ -87,4 +87,4 @@ TEST(ExpertSource, RefusesWhatDoesNotFit) {
   EXPECT_THROW(bank.set_expert_from(0, {.up = p.up, .down = p.down}), moe::ShapeError);
 }
 
-}  // namespace
+}  // namespace expert_source_test

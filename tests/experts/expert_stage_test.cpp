@@ -20,7 +20,7 @@
 #include "support/layers.hpp"
 #include "support/threads.hpp"
 
-namespace {
+namespace expert_stage_test {
 
 using moe::Index;
 using moe::Matrix;
@@ -221,4 +221,4 @@ TEST(ExpertStage, SharedExpertsAreInTheSameQueueAndCombineComesLast) {
   }
 }
 
-}  // namespace
+}  // namespace expert_stage_test

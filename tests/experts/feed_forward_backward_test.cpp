@@ -24,7 +24,7 @@
 #include "support/routings.hpp"
 #include "support/threads.hpp"
 
-namespace {
+namespace feed_forward_backward_test {
 
 using moe::DownBias;
 using moe::ExpertsConfig;
@@ -363,4 +363,4 @@ TEST(FeedForwardBackward, RefusesWhatDoesNotFit) {
   c.bank.backward({in, c.dy, sums, c.rows}, c.gradients, c.scratch);
 }
 
-}  // namespace
+}  // namespace feed_forward_backward_test

@@ -15,7 +15,7 @@
 #include "support/layers.hpp"
 #include "support/threads.hpp"
 
-namespace {
+namespace feed_forward_test {
 
 using moe::DispatchPlan;
 using moe::ExpertsConfig;
@@ -263,4 +263,4 @@ TEST(FeedForwardExperts, RefusesAPlanInputOrOutputThatDoesNotFit) {
             "FeedForwardExperts::forward: input.plan.num_experts: expected 2, got 3");
 }
 
-}  // namespace
+}  // namespace feed_forward_test

@@ -9,7 +9,7 @@
 
 #include "support/layers.hpp"
 
-namespace {
+namespace gather_test {
 
 using moe::Index;
 using moe::Matrix;
@@ -37,4 +37,4 @@ TEST(GatherRows, CopiesATokenForEachRowTimesItsScale) {
   }
 }
 
-}  // namespace
+}  // namespace gather_test

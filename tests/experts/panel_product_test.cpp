@@ -16,7 +16,7 @@
 #include <moe/experts/staged_bank.hpp>
 #include <moe/kernels/dispatch.hpp>
 
-namespace {
+namespace panel_product_test {
 
 using moe::Index;
 using moe::Matrix;
@@ -57,17 +57,21 @@ moe::kernels::TileKernels<float, Nibbles> tiles(std::integer_sequence<int, rows.
   return table;
 }
 
-}  // namespace
+}  // namespace panel_product_test
 
 template <>
-const moe::kernels::TileKernels<float, Nibbles>& moe::kernels::tile_kernels<float, Nibbles>() {
-  static const TileKernels<float, Nibbles> table =
-      tiles(std::make_integer_sequence<int, most_tile_rows>());
+const moe::kernels::TileKernels<float, panel_product_test::Nibbles>&
+moe::kernels::tile_kernels<float, panel_product_test::Nibbles>() {
+  static const auto table =
+      panel_product_test::tiles(std::make_integer_sequence<int, most_tile_rows>());
   return table;
 }
 
 template <>
-class moe::detail::PackedMatrices<Nibbles> {
+class moe::detail::PackedMatrices<panel_product_test::Nibbles> {
+  using Nibbles = panel_product_test::Nibbles;
+  static constexpr Index width = kernels::panel_width;
+
  public:
   PackedMatrices(Index panels, Index inner)
       : panels_(panels),
@@ -93,7 +97,7 @@ class moe::detail::PackedMatrices<Nibbles> {
   std::vector<Nibbles> values_;
 };
 
-namespace {
+namespace panel_product_test {
 
 using moe::detail::PackedMatrices;
 using moe::detail::StageSlice;
@@ -144,4 +148,4 @@ TEST(PanelProduct, TakesAStorageOfSeveralWeightsAByte) {
   expect_products(40, 3);
 }
 
-}  // namespace
+}  // namespace panel_product_test

@@ -16,7 +16,7 @@
 #include <moe/experts/coded_matrix.hpp>
 #include <moe/experts/quantize.hpp>
 
-namespace {
+namespace quantize_test {
 
 using moe::Index;
 using moe::MatrixLayout;
@@ -209,4 +209,4 @@ TEST(Quantize, RefusesWhatDoesNotFit) {
       std::invalid_argument);
 }
 
-}  // namespace
+}  // namespace quantize_test

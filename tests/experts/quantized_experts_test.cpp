@@ -22,7 +22,7 @@
 #include "support/levels.hpp"
 #include "support/threads.hpp"
 
-namespace {
+namespace quantized_experts_test {
 
 using moe::ExpertsConfig;
 using moe::Index;
@@ -221,4 +221,4 @@ TEST(QuantizedBank, RefusesWhatDoesNotFit) {
   EXPECT_THROW(bank.set_expert(0, {.gate = up, .up = up, .down = down}), std::invalid_argument);
 }
 
-}  // namespace
+}  // namespace quantized_experts_test

@@ -16,7 +16,7 @@
 #include "support/differences.hpp"
 #include "support/layers.hpp"
 
-namespace {
+namespace zero_cost_experts_test {
 
 using moe::Index;
 using moe::Matrix;
@@ -113,4 +113,4 @@ TEST(ZeroCostExperts, RefusePartsThatDoNotFit) {
                moe::ShapeError);
 }
 
-}  // namespace
+}  // namespace zero_cost_experts_test

@@ -11,7 +11,7 @@
 #include "support/layers.hpp"
 #include "support/safetensors_writer.hpp"
 
-namespace {
+namespace checkpoint_test {
 
 using moe::Index;
 using moe::Matrix;
@@ -349,4 +349,4 @@ TEST(Checkpoint, WithMoreChoicesThanExpertsIsRefused) {
                std::invalid_argument);
 }
 
-}  // namespace
+}  // namespace checkpoint_test

@@ -18,7 +18,7 @@
 #include "support/temporary_file.hpp"
 #include "support/threads.hpp"
 
-namespace {
+namespace expert_cache_test {
 
 using moe::Index;
 using moe::Matrix;
@@ -168,4 +168,4 @@ TEST_F(ExpertCache, AFileThatIsCutShortIsAnErrorOfTheForward) {
   EXPECT_EQ(run(cached, x, {0, 0}).rows(), before.rows());
 }
 
-}  // namespace
+}  // namespace expert_cache_test

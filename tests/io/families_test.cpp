@@ -12,7 +12,7 @@
 #include "support/layers.hpp"
 #include "support/safetensors_writer.hpp"
 
-namespace {
+namespace families_test {
 
 using moe::Index;
 using moe::Matrix;
@@ -367,4 +367,4 @@ TEST(BlockPrefix, OfTheTwoHalvesOfAModel) {
   EXPECT_EQ(prefix(Family::llama4, Stack::encoder), "model.layers.3.feed_forward.");
 }
 
-}  // namespace
+}  // namespace families_test

@@ -16,7 +16,7 @@
 
 #include "support/temporary_file.hpp"
 
-namespace {
+namespace gguf_test {
 
 using moe::Index;
 using moe::io::GgufFile;
@@ -311,4 +311,4 @@ TEST_F(Gguf, EveryPrefixOfAFileIsRefused) {
     EXPECT_NE(refusal(writer.bytes().substr(0, size)), "") << size;
 }
 
-}  // namespace
+}  // namespace gguf_test

@@ -10,7 +10,7 @@
 
 #include "support/safetensors_writer.hpp"
 
-namespace {
+namespace mapped_file_test {
 
 std::string complaint(const std::string& path) {
   try {
@@ -46,4 +46,4 @@ TEST(MappedFile, NamesWhatCannotBeRead) {
   EXPECT_NE(complaint(pipe).find(pipe), std::string::npos);
 }
 
-}  // namespace
+}  // namespace mapped_file_test

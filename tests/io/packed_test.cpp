@@ -19,7 +19,7 @@
 
 #include "support/layers.hpp"
 
-namespace {
+namespace packed_test {
 
 using moe::Index;
 using moe::io::PackedFile;
@@ -207,4 +207,4 @@ TEST_F(Packed, RefusesWhatIsNoPackedFileOfThisVersion) {
   }
 }
 
-}  // namespace
+}  // namespace packed_test

@@ -22,7 +22,7 @@
 #include "support/layers.hpp"
 #include "support/temporary_file.hpp"
 
-namespace {
+namespace quantized_loader_test {
 
 using moe::Index;
 using moe::Matrix;
@@ -511,4 +511,4 @@ TEST_F(Loading, GgufOfAnotherKindIsRefused) {
   EXPECT_THROW(moe::io::load_gguf_block(file, config, 0), moe::FormatError) << "no such layer";
 }
 
-}  // namespace
+}  // namespace quantized_loader_test

@@ -14,7 +14,7 @@
 #include "conformance/run_case.hpp"
 #include "support/safetensors_writer.hpp"
 
-namespace {
+namespace reference_cases_test {
 
 using conformance::Verdict;
 using test_support::TemporaryFolder;
@@ -110,4 +110,4 @@ TEST(ReferenceCases, FailWithoutAFile) {
   EXPECT_FALSE(conformance::run_case(golden, "nameless", nlohmann::json::object()).passed);
 }
 
-}  // namespace
+}  // namespace reference_cases_test

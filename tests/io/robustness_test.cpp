@@ -22,7 +22,7 @@
 
 #include "support/safetensors_writer.hpp"
 
-namespace {
+namespace robustness_test {
 
 std::string bundled_checkpoint() {
   std::ifstream stream(MOE_EXAMPLE_DATA "/jargon-moe.safetensors", std::ios::binary);
@@ -107,4 +107,4 @@ TEST(Robustness, With2000ChangedHeaderBytesItIsRefusedOrWhole) {
   EXPECT_GT(refused, 500);
 }
 
-}  // namespace
+}  // namespace robustness_test

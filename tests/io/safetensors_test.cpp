@@ -12,7 +12,7 @@
 
 #include "support/safetensors_writer.hpp"
 
-namespace {
+namespace safetensors_test {
 
 using moe::FormatError;
 using moe::Index;
@@ -181,4 +181,4 @@ TEST(Safetensors, RefusesATruncatedFileAtEveryByte) {
   expect_problem(complaint(good + "x"), "1 bytes belong to no tensor", "");
 }
 
-}  // namespace
+}  // namespace safetensors_test

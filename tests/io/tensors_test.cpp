@@ -11,7 +11,7 @@
 
 #include "support/safetensors_writer.hpp"
 
-namespace {
+namespace tensors_test {
 
 using moe::FormatError;
 using moe::Index;
@@ -164,4 +164,4 @@ TEST(Tensors, OfWhatIsNotThereAreRefusedByName) {
             std::string::npos);
 }
 
-}  // namespace
+}  // namespace tensors_test

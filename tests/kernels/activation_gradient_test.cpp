@@ -15,7 +15,7 @@
 
 #include "support/levels.hpp"
 
-namespace {
+namespace activation_gradient_test {
 
 using moe::kernels::gated_width;
 using moe::kernels::panel_width;
@@ -132,4 +132,4 @@ TEST(Transposition, IsThatOfABlock) {
   }
 }
 
-}  // namespace
+}  // namespace activation_gradient_test

@@ -12,7 +12,7 @@
 
 #include <moe/kernels/cache.hpp>
 
-namespace {
+namespace cache_test {
 
 /// Whether QEMU emulates the processor, whose caches it tells of in contradictory ways.
 bool is_emulated() {
@@ -47,4 +47,4 @@ TEST(ThirdLevelCache, IsOneThatProcessorsHave) {
   EXPECT_LE(moe::kernels::third_level_cache(), std::ptrdiff_t{1} << 31);
 }
 
-}  // namespace
+}  // namespace cache_test

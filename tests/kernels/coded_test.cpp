@@ -21,7 +21,7 @@
 
 #include "support/levels.hpp"
 
-namespace {
+namespace coded_test {
 
 using moe::AlignedBuffer;
 using moe::CodedOutput;
@@ -283,4 +283,4 @@ TEST_P(Coded, WhatIsNotFiniteMakesItsGroupSo) {
   for (const std::int8_t code : row.codes) EXPECT_EQ(code, 0);
 }
 
-}  // namespace
+}  // namespace coded_test

@@ -12,7 +12,7 @@
 
 #include "support/levels.hpp"
 
-namespace {
+namespace exponential_test {
 
 using Function = void (*)(const float*, std::ptrdiff_t, float*) noexcept;
 
@@ -103,4 +103,4 @@ TEST_P(Exponential, GivesTheSameBitsInBodiesAndTails) {
   }
 }
 
-}  // namespace
+}  // namespace exponential_test

@@ -11,7 +11,7 @@
 
 #include "support/levels.hpp"
 
-namespace {
+namespace isa_test {
 
 using moe::Isa;
 
@@ -68,4 +68,4 @@ TEST(Isa, EveryLevelHasTilesOfItsOwn) {
   }
 }
 
-}  // namespace
+}  // namespace isa_test

@@ -14,7 +14,7 @@
 
 #include "support/levels.hpp"
 
-namespace {
+namespace rows_test {
 
 using moe::kernels::ActivationKind;
 using moe::kernels::gated_width;
@@ -230,4 +230,4 @@ TEST_P(Rows, PackTransposesAndScales) {
   }
 }
 
-}  // namespace
+}  // namespace rows_test

@@ -12,7 +12,7 @@
 
 #include "support/levels.hpp"
 
-namespace {
+namespace scores_test {
 
 constexpr float nan = std::numeric_limits<float>::quiet_NaN();
 constexpr float infinity = std::numeric_limits<float>::infinity();
@@ -123,4 +123,4 @@ TEST_P(Scores, DivideAllDividesAll) {
   }
 }
 
-}  // namespace
+}  // namespace scores_test

@@ -15,7 +15,7 @@
 
 #include "support/levels.hpp"
 
-namespace {
+namespace tile_test {
 
 using moe::AlignedBuffer;
 using moe::kernels::panel_width;
@@ -158,4 +158,4 @@ TEST_P(Tile, WidensStoredWeightsExactly) {
   check(moe::half{});
 }
 
-}  // namespace
+}  // namespace tile_test

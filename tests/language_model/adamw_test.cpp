@@ -11,7 +11,7 @@
 
 #include <gtest/gtest.h>
 
-namespace {
+namespace adamw_test {
 
 using language_model::training::AdamW;
 using language_model::training::Parameters;
@@ -77,4 +77,4 @@ TEST(AdamW, LeavesEverythingWhereAGradientIsNotFinite) {
   }
 }
 
-}  // namespace
+}  // namespace adamw_test

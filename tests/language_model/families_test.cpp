@@ -14,7 +14,7 @@
 #include "language_model/tiny_families.hpp"
 
 namespace language_model {
-namespace {
+namespace families_test {
 
 /// Longer than a tile has rows.
 constexpr std::size_t length = 41;
@@ -157,5 +157,5 @@ TEST(Families, ConfigurationsThatAreNotUnderstoodAreRefused) {
   EXPECT_NE(failure(checkpoint).find("rotary"), std::string::npos);
 }
 
-}  // namespace
+}  // namespace families_test
 }  // namespace language_model

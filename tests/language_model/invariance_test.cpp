@@ -15,7 +15,7 @@
 #include "language_model/generate.hpp"
 
 namespace language_model {
-namespace {
+namespace invariance_test {
 
 /// Logits of the tokens, read in pieces of the given lengths.
 template <class Scalar>
@@ -131,5 +131,5 @@ TEST(Invariance, SessionRefusesWhatDoesNotFit) {
   EXPECT_EQ(session.length(), 0);
 }
 
-}  // namespace
+}  // namespace invariance_test
 }  // namespace language_model

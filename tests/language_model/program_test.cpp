@@ -21,7 +21,7 @@
 #include "language_model/tiny_training.hpp"
 
 namespace language_model {
-namespace {
+namespace program_test {
 
 struct Outcome {
   int status = -1;
@@ -308,5 +308,5 @@ TEST(Program, WrongCheckpointsAreRefused) {
   refuse(folder.path(), "config.json");
 }
 
-}  // namespace
+}  // namespace program_test
 }  // namespace language_model

@@ -12,7 +12,7 @@
 #include "language_model/evaluate.hpp"
 
 namespace language_model {
-namespace {
+namespace quantized_test {
 
 double nats_per_byte(const QuantizedOptions& options, const std::string& text) {
   const Model<float> model(moe::io::Checkpoint::open(model_path), quantized_mixtures(options));
@@ -42,5 +42,5 @@ TEST(QuantizedModel, RefusesAFormatThatThereIsNot) {
   EXPECT_THROW(quantized_mixtures({.weights = ",int8"}), std::invalid_argument);
 }
 
-}  // namespace
+}  // namespace quantized_test
 }  // namespace language_model

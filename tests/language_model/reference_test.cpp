@@ -15,7 +15,7 @@
 #include "language_model/generate.hpp"
 
 namespace language_model {
-namespace {
+namespace reference_test {
 
 template <class Scalar>
 class Reference : public testing::Test {};
@@ -96,5 +96,5 @@ TEST(ReferenceText, WholeEvaluation) {
 }
 #endif
 
-}  // namespace
+}  // namespace reference_test
 }  // namespace language_model

@@ -13,7 +13,7 @@
 #include <gtest/gtest.h>
 
 namespace language_model {
-namespace {
+namespace sampler_test {
 
 moe::Vector<double> logits_of(const std::vector<double>& probabilities) {
   moe::Vector<double> logits(static_cast<Index>(probabilities.size()));  // (vocab_size)
@@ -106,5 +106,5 @@ TEST(Sampler, RefusesOptionsThatMakeNoSense) {
     EXPECT_THROW(Sampler({.top_p = top_p}), std::invalid_argument);
 }
 
-}  // namespace
+}  // namespace sampler_test
 }  // namespace language_model

@@ -27,7 +27,7 @@
 #include "language_model/training/initial.hpp"
 #include "support/safetensors_writer.hpp"
 
-namespace {
+namespace train_test {
 
 using language_model::Index;
 using language_model::mixtral_config;
@@ -308,4 +308,4 @@ TEST(Train, RefusesWhatMakesNoSense) {
   EXPECT_THROW(train(run), std::invalid_argument) << "another run";
 }
 
-}  // namespace
+}  // namespace train_test

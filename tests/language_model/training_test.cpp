@@ -16,7 +16,7 @@
 #include "support/differences.hpp"
 #include "support/threads.hpp"
 
-namespace {
+namespace training_test {
 
 using language_model::Index;
 using language_model::TinyCheckpoint;
@@ -128,4 +128,4 @@ TEST(Training, TheBitsDoNotDependOnTheNumberOfThreads) {
   }
 }
 
-}  // namespace
+}  // namespace training_test

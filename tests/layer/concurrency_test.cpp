@@ -17,7 +17,7 @@
 #include "support/small_layer.hpp"
 #include "support/threads.hpp"
 
-namespace {
+namespace concurrency_test {
 
 using moe::Index;
 using moe::Matrix;
@@ -130,4 +130,4 @@ TEST(Concurrency, WhatARouterThrowsReachesTheCallerOfForward) {
   EXPECT_THROW(layer.forward(x, y), Failure);
 }
 
-}  // namespace
+}  // namespace concurrency_test

@@ -24,7 +24,7 @@
 #include "support/layers.hpp"
 #include "support/threads.hpp"
 
-namespace {
+namespace dense_mixture_test {
 
 using moe::Index;
 using moe::Matrix;
@@ -278,4 +278,4 @@ TEST(DenseMixture, HasTheGradientsThatDifferencesHave) {
   }
 }
 
-}  // namespace
+}  // namespace dense_mixture_test

@@ -11,7 +11,7 @@
 #include "support/layers.hpp"
 #include "support/threads.hpp"
 
-namespace {
+namespace dispatch_test {
 
 using moe::Index;
 using moe::Matrix;
@@ -175,4 +175,4 @@ TEST(DispatchAndCombine, RefuseWhatDoesNotFit) {
   EXPECT_THROW(moe::combine<float>(rows, outside, routing.weights, y), std::invalid_argument);
 }
 
-}  // namespace
+}  // namespace dispatch_test

@@ -10,7 +10,7 @@
 
 #include "support/layers.hpp"
 
-namespace {
+namespace explain_test {
 
 using moe::Index;
 using moe::Matrix;
@@ -138,4 +138,4 @@ TEST(Explain, RefusesWhatForwardRefuses) {
   EXPECT_THROW((void)layer.explain(routing), std::invalid_argument);
 }
 
-}  // namespace
+}  // namespace explain_test

@@ -15,7 +15,7 @@
 #include "support/levels.hpp"
 #include "support/threads.hpp"
 
-namespace {
+namespace invariance_test {
 
 using moe::Index;
 using moe::Matrix;
@@ -122,4 +122,4 @@ TEST_P(Invariance, LowPrecisionWeightsGiveWhatTheirValuesGive) {
   check(moe::SwiGluExperts<float, moe::half>::random(config, rng));
 }
 
-}  // namespace
+}  // namespace invariance_test

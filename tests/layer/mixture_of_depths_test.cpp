@@ -13,7 +13,7 @@
 #include "support/differences.hpp"
 #include "support/layers.hpp"
 
-namespace {
+namespace mixture_of_depths_test {
 
 using moe::Index;
 using moe::Matrix;
@@ -138,4 +138,4 @@ TEST(MixtureOfDepths, TakesTokensThatAPredictorChose) {
   EXPECT_THROW(Depths::choice_loss(r, {-1}), std::invalid_argument);
 }
 
-}  // namespace
+}  // namespace mixture_of_depths_test

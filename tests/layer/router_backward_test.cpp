@@ -20,7 +20,7 @@
 #include "support/differences.hpp"
 #include "support/threads.hpp"
 
-namespace {
+namespace router_backward_test {
 
 using moe::Index;
 using moe::Matrix;
@@ -539,7 +539,7 @@ TEST(RouterBackward, TheBitsDoNotDependOnTheNumberOfThreads) {
 /// A router of a user's, without a backward pass: expert t mod E with weight 1 / (1 + t).
 struct OwnRouter {
   using Scalar = double;
-  Index d_model() const { return ::d_model; }
+  Index d_model() const { return router_backward_test::d_model; }
   Index num_experts() const { return experts; }
   Index top_k() const { return 1; }
   void route(MatrixView<const double> x, RouteOptions options,
@@ -823,4 +823,4 @@ TEST(RouterBackward, RefusesWhatDoesNotFit) {
   EXPECT_THROW(call(slope), moe::ShapeError) << "of another router";
 }
 
-}  // namespace
+}  // namespace router_backward_test

@@ -10,7 +10,7 @@
 #include "support/layers.hpp"
 #include "support/threads.hpp"
 
-namespace {
+namespace shared_experts_test {
 
 using moe::Index;
 using moe::Matrix;
@@ -73,4 +73,4 @@ TEST(SharedExperts, WithoutABankAddNothing) {
   EXPECT_EQ(y, x);
 }
 
-}  // namespace
+}  // namespace shared_experts_test

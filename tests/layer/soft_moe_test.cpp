@@ -16,7 +16,7 @@
 #include "support/layers.hpp"
 #include "support/threads.hpp"
 
-namespace {
+namespace soft_moe_test {
 
 using moe::Index;
 using moe::Matrix;
@@ -180,4 +180,4 @@ TEST(SoftMoe, HasTheGradientsThatDifferencesHave) {
           static_cast<Index>(gradients.experts.values()[i].size()));
 }
 
-}  // namespace
+}  // namespace soft_moe_test

@@ -30,7 +30,7 @@
 #include "support/differences.hpp"
 #include "support/threads.hpp"
 
-namespace {
+namespace sparse_moe_backward_test {
 
 using moe::Index;
 using moe::MatrixView;
@@ -531,4 +531,4 @@ TEST(SparseMoeBackward, OfNoTokens) {
   EXPECT_TRUE(gradients.router.weight.isZero(0));
 }
 
-}  // namespace
+}  // namespace sparse_moe_backward_test

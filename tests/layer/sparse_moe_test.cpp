@@ -18,7 +18,7 @@
 #include "support/small_layer.hpp"
 #include "support/threads.hpp"
 
-namespace {
+namespace sparse_moe_test {
 
 using moe::Capacity;
 using moe::Index;
@@ -574,4 +574,4 @@ TEST(SparseMoeOptions, DownBiasesCanStandBesideTheWeights) {
   EXPECT_TRUE(y.isApprox(expected, 1e-12));
 }
 
-}  // namespace
+}  // namespace sparse_moe_test

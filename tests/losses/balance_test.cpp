@@ -16,7 +16,7 @@
 #include "support/reference.hpp"
 #include "support/routings.hpp"
 
-namespace {
+namespace balance_test {
 
 using moe::Index;
 using moe::Routing;
@@ -282,4 +282,4 @@ TEST(LoadBalancing, RefusesSumsThatAreNotOfOneLayer) {
   EXPECT_THROW((void)moe::losses::load_balancing(sums), std::invalid_argument);
 }
 
-}  // namespace
+}  // namespace balance_test

@@ -6,7 +6,7 @@
 
 #include <moe/losses/bias_controller.hpp>
 
-namespace {
+namespace bias_controller_test {
 
 using moe::Index;
 
@@ -26,4 +26,4 @@ TEST(BiasController, RefusesAnotherNumberOfExperts) {
   EXPECT_THROW(moe::BiasController{}.update(std::span<const Index>(load), bias), moe::ShapeError);
 }
 
-}  // namespace
+}  // namespace bias_controller_test

@@ -14,7 +14,7 @@
 
 #include "support/routings.hpp"
 
-namespace {
+namespace conventions_test {
 
 using moe::Index;
 using moe::losses::BalanceScale;
@@ -182,4 +182,4 @@ TEST(ChoicesByScore, LeavesOutWhatABiasDid) {
   EXPECT_EQ(losses::choices_by_score(routing).experts, expected);
 }
 
-}  // namespace
+}  // namespace conventions_test

@@ -14,7 +14,7 @@
 #include "support/reference.hpp"
 #include "support/routings.hpp"
 
-namespace {
+namespace logit_losses_test {
 
 using moe::Index;
 using moe::Routing;
@@ -111,4 +111,4 @@ TYPED_TEST(LogitLosses, MeanEntropyHasItsEnds) {
   EXPECT_EQ(moe::losses::mean_entropy(routing), 0);
 }
 
-}  // namespace
+}  // namespace logit_losses_test

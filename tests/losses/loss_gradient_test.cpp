@@ -26,7 +26,7 @@
 #include "support/reference.hpp"
 #include "support/routings.hpp"
 
-namespace {
+namespace loss_gradient_test {
 
 using moe::Index;
 using moe::Routing;
@@ -252,4 +252,4 @@ TEST(LossGradient, RefusesMatricesOfAnotherShapeAndRoutingsWithoutScores) {
   EXPECT_TRUE(right.isZero(0));
 }
 
-}  // namespace
+}  // namespace loss_gradient_test

@@ -14,7 +14,7 @@
 
 #include "support/routings.hpp"
 
-namespace {
+namespace metrics_test {
 
 using moe::Index;
 using moe::Routing;
@@ -210,4 +210,4 @@ TEST(Metrics, SaliencyIsTheMeanWeightedNorm) {
   EXPECT_EQ(moe::metrics::capacity_used(plan, 4), 4.0 / 12);
 }
 
-}  // namespace
+}  // namespace metrics_test

@@ -16,7 +16,7 @@
 #include "support/reference.hpp"
 #include "support/routings.hpp"
 
-namespace {
+namespace variation_test {
 
 using moe::Index;
 using test_support::balanced;
@@ -160,4 +160,4 @@ TEST(LoadLoss, IsTheVariationOfTheSmoothLoadOfTheTokensThatCount) {
               moe::losses::load(first, noisy.topRows(4), deviation.topRows(4), 2), 1e-15);
 }
 
-}  // namespace
+}  // namespace variation_test

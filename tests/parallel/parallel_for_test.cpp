@@ -15,7 +15,7 @@
 
 #include "support/threads.hpp"
 
-namespace {
+namespace parallel_for_test {
 
 using moe::Index;
 using test_support::ScopedThreads;
@@ -186,4 +186,4 @@ TEST(ForEachBlock, CoversTheRangeInFixedBlocks) {
   }
 }
 
-}  // namespace
+}  // namespace parallel_for_test

@@ -9,7 +9,7 @@
 
 #include "support/layers.hpp"
 
-namespace {
+namespace any_router_test {
 
 using moe::Matrix;
 using test_support::random_matrix;
@@ -46,4 +46,4 @@ TEST(AnyRouter, LeavesTokensAloneWhereTheHeldOneHasNoJitter) {
   EXPECT_EQ(any.hidden_states(x, {.training = true}, buffer).data(), x.data());
 }
 
-}  // namespace
+}  // namespace any_router_test

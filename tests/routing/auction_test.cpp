@@ -13,7 +13,7 @@
 
 #include "support/layers.hpp"
 
-namespace {
+namespace auction_test {
 
 using moe::ExpertIndex;
 using moe::Index;
@@ -139,4 +139,4 @@ TEST(Auction, RefusesWhatCannotWork) {
                std::invalid_argument);
 }
 
-}  // namespace
+}  // namespace auction_test

@@ -12,7 +12,7 @@
 #include "support/layers.hpp"
 #include "support/reference.hpp"
 
-namespace {
+namespace base_router_test {
 
 using moe::Index;
 using moe::Routing;
@@ -38,4 +38,4 @@ TEST(BaseRouter, IsBalancedInTrainingAndGreedyInUse) {
   }
 }
 
-}  // namespace
+}  // namespace base_router_test

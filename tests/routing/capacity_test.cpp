@@ -7,7 +7,7 @@
 
 #include <moe/routing/capacity.hpp>
 
-namespace {
+namespace capacity_test {
 
 using moe::Capacity;
 using moe::CapacityFormula;
@@ -79,4 +79,4 @@ TEST(Capacity, RefusesWhatMakesNoSense) {
       << "no sum beyond the range of Index";
 }
 
-}  // namespace
+}  // namespace capacity_test

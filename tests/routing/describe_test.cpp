@@ -7,7 +7,7 @@
 #include <moe/routing/describe.hpp>
 #include <moe/routing/presets.hpp>
 
-namespace {
+namespace describe_test {
 
 namespace presets = moe::presets;
 using moe::describe;
@@ -41,4 +41,4 @@ TEST(Describe, IsReadableForEverySwitch) {
       "softmax; K best, those above 0.5, at least 2; as they are");
 }
 
-}  // namespace
+}  // namespace describe_test

@@ -15,7 +15,7 @@
 
 #include "support/routings.hpp"
 
-namespace {
+namespace drops_test {
 
 using moe::Capacity;
 using moe::CapacityFormula;
@@ -257,4 +257,4 @@ TEST(Reroute, OfLogitsKeepsTheSumOfTheWeights) {
   EXPECT_NEAR(routing.weights.row(1).sum(), 1, 1e-15);
 }
 
-}  // namespace
+}  // namespace drops_test

@@ -11,7 +11,7 @@
 #include "support/layers.hpp"
 #include "support/threads.hpp"
 
-namespace {
+namespace expert_choice_router_test {
 
 using moe::CapacityFormula;
 using moe::Index;
@@ -107,4 +107,4 @@ TEST(ExpertChoice, RefusesWhatCannotWork) {
   EXPECT_THROW(router_of({.factor = 1}).route(Matrix<double>(2, 5), {}, routing), moe::ShapeError);
 }
 
-}  // namespace
+}  // namespace expert_choice_router_test

@@ -12,7 +12,7 @@
 
 #include "support/layers.hpp"
 
-namespace {
+namespace group_router_test {
 
 using moe::Index;
 using moe::Matrix;
@@ -87,4 +87,4 @@ TEST(GroupRouter, TakesLargeNamesAndTheJitterOfItsRouter) {
             jittered.router().hidden_states(x, {.training = true, .seed = 3}, own).map());
 }
 
-}  // namespace
+}  // namespace group_router_test

@@ -11,7 +11,7 @@
 
 #include "support/layers.hpp"
 
-namespace {
+namespace gshard_router_test {
 
 using moe::Index;
 using moe::Matrix;
@@ -105,4 +105,4 @@ TEST(GShard, PassesTheJitterOfItsRouterOn) {
   EXPECT_EQ(router.hidden_states(tokens, {}, buffer).data(), tokens.data());
 }
 
-}  // namespace
+}  // namespace gshard_router_test

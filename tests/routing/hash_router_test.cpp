@@ -15,7 +15,7 @@
 
 #include "support/layers.hpp"
 
-namespace {
+namespace hash_router_test {
 
 using moe::ExpertIndex;
 using moe::Index;
@@ -131,4 +131,4 @@ TEST(HashRouter, RefusesAnExpertTwiceInARowAndNegativeCounts) {
   EXPECT_THROW(moe::balanced_hash_table(counts, 2), std::invalid_argument);
 }
 
-}  // namespace
+}  // namespace hash_router_test

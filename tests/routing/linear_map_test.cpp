@@ -9,7 +9,7 @@
 #include <moe/routing/base_router.hpp>
 #include <moe/routing/linear_map.hpp>
 
-namespace {
+namespace linear_map_test {
 
 using moe::Index;
 using moe::Matrix;
@@ -59,4 +59,4 @@ TEST(LinearMap, IsWhatRoutersAndGatesGiveBack) {
   EXPECT_EQ(plain.gate().size(), 0);
 }
 
-}  // namespace
+}  // namespace linear_map_test

@@ -14,7 +14,7 @@
 
 #include "support/layers.hpp"
 
-namespace {
+namespace modality_router_test {
 
 using moe::Index;
 using moe::Routing;
@@ -106,4 +106,4 @@ TEST(ModalityRouter, JittersTheTokensOfTheRoutersThatDo) {
   EXPECT_THROW(router.hidden_states(x, {.training = true}, buffer), moe::ShapeError);
 }
 
-}  // namespace
+}  // namespace modality_router_test

@@ -8,7 +8,7 @@
 
 #include <moe/routing/noise.hpp>
 
-namespace {
+namespace noise_test {
 
 using moe::Index;
 using moe::Matrix;
@@ -55,4 +55,4 @@ TEST(Jitter, MultipliesByFactorsAroundOne) {
   EXPECT_THROW(moe::jitter<float>(x, 0.5, 5, y, u.topRows(3).eval()), moe::ShapeError);
 }
 
-}  // namespace
+}  // namespace noise_test

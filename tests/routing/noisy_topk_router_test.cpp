@@ -10,7 +10,7 @@
 #include "support/layers.hpp"
 #include "support/reference.hpp"
 
-namespace {
+namespace noisy_topk_router_test {
 
 using moe::Index;
 using moe::Matrix;
@@ -75,4 +75,4 @@ TEST(NoisyTopK, RefusesWhatCannotWork) {
                moe::ShapeError);
 }
 
-}  // namespace
+}  // namespace noisy_topk_router_test

@@ -12,7 +12,7 @@
 #include "support/reference.hpp"
 #include "support/threads.hpp"
 
-namespace {
+namespace plan_test {
 
 using moe::Capacity;
 using moe::DispatchPlan;
@@ -182,4 +182,4 @@ TEST(CapacityRows, AreExactWhereTheFormulaIsAWholeNumber) {
   }
 }
 
-}  // namespace
+}  // namespace plan_test

@@ -8,7 +8,7 @@
 #include <moe/routing/presets.hpp>
 #include <moe/routing/token_choice.hpp>
 
-namespace {
+namespace presets_test {
 
 using moe::Renormalization;
 
@@ -121,4 +121,4 @@ TEST(Presets, KimiScalesAndMiniMaxDoesNot) {
                 {2.827 * .25, 2.827 * .75});
 }
 
-}  // namespace
+}  // namespace presets_test

@@ -7,7 +7,7 @@
 
 #include <moe/routing/routing_rule.hpp>
 
-namespace {
+namespace routing_rule_test {
 
 /// The complaint about a rule for 8 experts, 3 chosen; empty for none.
 std::string complaint(const moe::RoutingRule& rule) {
@@ -55,4 +55,4 @@ TEST(RoutingRule, ThatCannotWorkIsRefusedByName) {
             "f: scale must be finite");
 }
 
-}  // namespace
+}  // namespace routing_rule_test

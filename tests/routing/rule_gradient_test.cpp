@@ -20,7 +20,7 @@
 
 #include "support/differences.hpp"
 
-namespace {
+namespace rule_gradient_test {
 
 using moe::ExpertIndex;
 using moe::Index;
@@ -172,4 +172,4 @@ TEST(RuleGradient, PassesNothingThroughANaN) {
   }
 }
 
-}  // namespace
+}  // namespace rule_gradient_test

@@ -10,7 +10,7 @@
 
 #include "support/reference.hpp"
 
-namespace {
+namespace scores_test {
 
 using moe::ScoreFunction;
 
@@ -92,4 +92,4 @@ TYPED_TEST(Scores, InfinitiesShareASoftmax) {
   EXPECT_EQ(softmax({}), V{});
 }
 
-}  // namespace
+}  // namespace scores_test

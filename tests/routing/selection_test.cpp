@@ -11,7 +11,7 @@
 #include "support/levels.hpp"
 #include "support/reference.hpp"
 
-namespace {
+namespace selection_test {
 
 using moe::ExpertIndex;
 using moe::Index;
@@ -141,4 +141,4 @@ TEST(MaskGroups, AZeroFillMakesNoNumberOfANan) {
   EXPECT_EQ(mask(rule, {-3, nan, -1, -1}), (std::vector<double>{0, nan, -1, -1}));
 }
 
-}  // namespace
+}  // namespace selection_test

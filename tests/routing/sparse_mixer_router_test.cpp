@@ -11,7 +11,7 @@
 
 #include "support/layers.hpp"
 
-namespace {
+namespace sparse_mixer_router_test {
 
 using moe::Index;
 using moe::Matrix;
@@ -123,4 +123,4 @@ TEST(SparseMixer, JittersTheHiddenStatesInTraining) {
                std::invalid_argument);
 }
 
-}  // namespace
+}  // namespace sparse_mixer_router_test

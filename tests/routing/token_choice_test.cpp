@@ -13,7 +13,7 @@
 
 #include "support/reference.hpp"
 
-namespace {
+namespace token_choice_test {
 
 using moe::ExpertIndex;
 using moe::Index;
@@ -318,4 +318,4 @@ TEST(GroupScore, OfTheKnownLogits) {
     EXPECT_NEAR(moe::detail::group_score(top_sum, score.data() + 2 * g, 2), sums[g], 0.5001e-6);
 }
 
-}  // namespace
+}  // namespace token_choice_test

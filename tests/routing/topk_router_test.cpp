@@ -15,7 +15,7 @@
 #include "support/reference.hpp"
 #include "support/threads.hpp"
 
-namespace {
+namespace topk_router_test {
 
 using moe::Index;
 using moe::Matrix;
@@ -369,4 +369,4 @@ TEST(TopKRouter, RefusesNoiseThatTheRuleDoesNotHave) {
                std::invalid_argument);
 }
 
-}  // namespace
+}  // namespace topk_router_test
