@@ -15,8 +15,8 @@ if(MOE_SANITIZE)
   endif()
 endif()
 
-# moe_dev_optimise(TARGET...): of what computes much. Under sanitizers, all the rest is compiled
-# without optimisation, in half the time.
+# moe_dev_optimise(TARGET...): of what computes much. Under sanitizers it is compiled with -O1,
+# whatever the rest has: cmake/matrix.sh gives it -O0, which takes half the time.
 function(moe_dev_optimise)
   foreach(target ${ARGN})
     if(MOE_SANITIZE)
@@ -25,7 +25,7 @@ function(moe_dev_optimise)
   endforeach()
 endfunction()
 
-# The usual layers and the kernels, compiled once for tests and larger examples.
+# The usual layers and the kernels, compiled once for tests, examples and benchmarks.
 add_library(moe_compiled STATIC include/moe/instances.cpp)
 target_compile_definitions(moe_compiled PUBLIC MOE_EXTERN_INSTANCES)
 target_link_libraries(moe_compiled PUBLIC moe PRIVATE moe_dev)

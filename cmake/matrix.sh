@@ -5,7 +5,7 @@
 # The slow matrix, by hand before a release: all tests with both compilers at -O0 and -O3, under
 # every sanitizer, at every level of instructions, on other processors, and the linter. Takes about
 # two hours on two cores. Arguments select steps by name (cmake/matrix.sh tsan lint). Each header and
-# each source is compiled by itself once with each compiler, headers with g++ in .ci/run.
+# each source is compiled by itself once with each compiler.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . cmake/setup.sh
@@ -27,15 +27,12 @@ tests() {
   local name=$1 compiler=$2 flags=$3
   shift 3
   CXX=$compiler CXXFLAGS=$flags MOE_BUILD_NAME=$name MOE_CMAKE_ARGS="${*:--DMOE_SANITIZE=}" \
-    MOE_SKIP_HEADERS=${skip_headers-1} tests/run.sh
+    tests/run.sh
 }
 
-gcc_O0() {
-  MOE_UNITY=OFF tests g++-O0 g++ -O0
-}
-
-clang_O0() {
-  skip_headers='' MOE_UNITY=OFF tests clang-O0 clang++ -O0
+# separate NAME COMPILER FLAGS
+separate() {
+  MOE_SEPARATE=1 tests "$@"
 }
 
 # With the benchmarks, so that clang builds everything somewhere.
@@ -113,9 +110,9 @@ lint() {
     xargs -P "$(nproc)" -n 1 clang-tidy -p "$MOE_BUILD/lint" --quiet --warnings-as-errors='*'
 }
 
-run g++-O0 gcc_O0
+run g++-O0 separate g++-O0 g++ -O0
 run g++-O3 tests g++-O3 g++ -O3
-run clang-O0 clang_O0
+run clang-O0 separate clang-O0 clang++ -O0
 run clang-O3 clang_O3
 run asan-clang asan_clang
 run tsan tsan

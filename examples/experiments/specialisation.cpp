@@ -61,18 +61,19 @@ std::vector<LayerCounts> count_choices(const language_model::Model<float>& model
   for (Index window = 0; window < windows; ++window) {
     const Token* const first = tokens.data() + window * context;
     language_model::Session<float> session(model.config(), 1, context);
-    model.forward({first, static_cast<std::size_t>(context)}, session,
-                  [&](Index layer, const moe::Routing<float>& routing) {
-                    LayerCounts& of = counts[static_cast<std::size_t>(layer)];
-                    of.read.resize(static_cast<std::size_t>(routing.num_experts));
-                    of.following.resize(of.read.size());
-                    for (Index t = 0; t < routing.tokens(); ++t)
-                      for (Index k = 0; k < routing.top_k(); ++k) {
-                        const auto e = static_cast<std::size_t>(routing.experts(t, k));
-                        of.read[e][static_cast<std::size_t>(first[t])] += 1;
-                        of.following[e][static_cast<std::size_t>(first[t + 1])] += 1;
-                      }
-                  });
+    model.forward(
+        {first, static_cast<std::size_t>(context)}, session,
+        [&](Index layer, moe::MatrixView<const float> /*x*/, const moe::Routing<float>& routing) {
+          LayerCounts& of = counts[static_cast<std::size_t>(layer)];
+          of.read.resize(static_cast<std::size_t>(routing.num_experts));
+          of.following.resize(of.read.size());
+          for (Index t = 0; t < routing.tokens(); ++t)
+            for (Index k = 0; k < routing.top_k(); ++k) {
+              const auto e = static_cast<std::size_t>(routing.experts(t, k));
+              of.read[e][static_cast<std::size_t>(first[t])] += 1;
+              of.following[e][static_cast<std::size_t>(first[t + 1])] += 1;
+            }
+        });
   }
   return counts;
 }

@@ -100,7 +100,8 @@ std::vector<double> score_text(const Model<Scalar>& model, std::span<const Token
   const Index full_windows = predictions / context;
   const Index batch_windows =
       std::clamp<Index>(batch_tokens / context, 1, std::max<Index>(1, full_windows));
-  const RoutingObserver<Scalar> observer = [&](Index layer, const moe::Routing<Scalar>& routing) {
+  const BlockObserver<Scalar> observer = [&](Index layer, MatrixView<const Scalar> /*x*/,
+                                             const moe::Routing<Scalar>& routing) {
     uses[static_cast<std::size_t>(layer)].add(routing);
   };
   std::vector<double> nats(static_cast<std::size_t>(predictions));

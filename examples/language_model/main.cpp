@@ -51,8 +51,12 @@ void set_threads([[maybe_unused]] int threads) {
 }
 
 Model<float> load_model(const moe::io::Checkpoint& checkpoint, const Options& options) {
-  if (options.quantized.weights.empty()) return Model<float>(checkpoint);
-  return Model<float>(checkpoint, quantized_mixtures(options.quantized));
+  const QuantizedOptions& quantized = options.quantized;
+  if (!quantized.weights.empty() || !quantized.packed.empty())
+    return quantized_model(checkpoint, quantized);
+  if (quantized.weight_only)
+    throw std::invalid_argument("--weight-only goes with --weights or --packed");
+  return Model<float>(checkpoint);
 }
 
 void run_generate(const Options& options) {
@@ -72,7 +76,8 @@ void run_evaluate(const Options& options) {
   const Model<float> model = load_model(checkpoint, options);
   const std::string text = read_file(options.text);
   std::vector<std::string> inputs = checkpoint.tensors().files();
-  inputs.insert(inputs.end(), {checkpoint.config_source(), options.text});
+  inputs.insert(inputs.end(), {checkpoint.config_source(), options.text, options.quantized.packed,
+                               options.quantized.calibrate});
   for (const std::string& input : inputs)
     if (is_same_file(options.json, input))
       throw std::invalid_argument(options.json + ": is an input, so it is not overwritten");
@@ -94,24 +99,42 @@ void add_threads(CLI::App& command, Options& options) {
       ->check(CLI::Range(1, 1024));
 }
 
+/// What CLI11 says of an empty name, such as an unset variable of a shell gives.
+std::string refuse_empty(const std::string& name) {
+  return name.empty() ? "an empty name" : "";
+}
+
 /// Adds what commands take that run a model.
 void add_common(CLI::App& command, Options& options) {
   command
       .add_option("--model", options.model,
                   "a .safetensors file, a .safetensors.index.json or the folder of one")
       ->required();
-  CLI::Option* const weights = command.add_option(
-      "--weights", options.quantized.weights,
-      "quantise the experts: int8, int8-g128, int4-g32, nl4-g32, mxfp4, fp8 ...; or the formats of "
-      "gate and up, and of down: int4-g32,int8");
+  CLI::Option* const weights =
+      command
+          .add_option(
+              "--weights", options.quantized.weights,
+              "quantise the experts: int8, int8-g128, int4-g32, nl4-g32, mxfp4, fp8 ...; or "
+              "the formats of gate and up, and of down: int4-g32,int8")
+          ->check(refuse_empty);
   command
-      .add_flag("--weight-only", options.quantized.weight_only,
-                "round no activations: multiply floats")
-      ->needs(weights);
+      .add_option("--packed", options.quantized.packed,
+                  "take the experts from this packed file, which `quantize` made of the model")
+      ->check(refuse_empty)
+      ->excludes(weights);
+  command.add_flag("--weight-only", options.quantized.weight_only,
+                   "with --weights or --packed: round no activations, multiply floats");
+  CLI::Option* const calibrate =
+      command
+          .add_option("--calibrate", options.quantized.calibrate,
+                      "let errors of weights count as the beginning of this text multiplies them")
+          ->check(refuse_empty)
+          ->needs(weights);
   command
       .add_flag("--no-search", options.quantized.no_search,
                 "take scales from the largest weights, not those of the least error")
-      ->needs(weights);
+      ->needs(weights)
+      ->excludes(calibrate);
   add_threads(command, options);
 }
 
@@ -144,9 +167,7 @@ void add_commands(CLI::App& app, Options& options) {
   evaluate.add_option("--text", options.text, "the text file")->required();
   evaluate.add_option("--context", options.context, "bytes of one window")->capture_default_str();
   evaluate.add_option("--json", options.json, "write the figures to this file, too")
-      ->check([](const std::string& path) {
-        return path.empty() ? std::string("an empty name is none of a file") : std::string();
-      });
+      ->check(refuse_empty);
   add_threads(training::add_train_command(app, options.train), options);
 }
 

@@ -60,7 +60,7 @@ Matrix<Scalar> Model<Scalar>::embed(std::span<const Token> tokens) const {
 
 template <class Scalar>
 Matrix<Scalar> Model<Scalar>::forward(std::span<const Token> tokens, Session<Scalar>& session,
-                                      const RoutingObserver<Scalar>& observer) const {
+                                      const BlockObserver<Scalar>& observer) const {
   const Index positions = static_cast<Index>(tokens.size()) / session.sequences();
   if (positions * session.sequences() != static_cast<Index>(tokens.size()))
     throw std::invalid_argument("the sequences differ in length");
@@ -81,7 +81,7 @@ Matrix<Scalar> Model<Scalar>::forward(std::span<const Token> tokens, Session<Sca
       const moe::RouteOptions options{.keep_logits = false, .keep_scores = bool(observer)};
       const moe::Routing<Scalar>& routing = sparse->forward(normed, mixture, workspace, options);
       x += mixture;
-      if (observer) observer(n, routing);
+      if (observer) observer(n, normed, routing);
     } else {
       const auto& dense = std::get<1>(layer.feed_forward);
       dense.run(normed, workspace);

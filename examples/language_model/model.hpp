@@ -26,9 +26,11 @@ namespace language_model {
 /// A row of the embedding. Here a token is a byte.
 using Token = int;
 
-/// Called with a layer's number and its routing, which is valid during the call.
+/// Called with the number of a layer that has experts, what its MoE block gets, (T, D), and the
+/// block's routing. Both are valid during the call.
 template <class Scalar>
-using RoutingObserver = std::function<void(Index layer, const moe::Routing<Scalar>& routing)>;
+using BlockObserver = std::function<void(Index layer, MatrixView<const Scalar> x,
+                                         const moe::Routing<Scalar>& routing)>;
 
 /// Gives the MoE block of a layer.
 template <class Scalar>
@@ -62,12 +64,12 @@ class Model {
   const ModelConfig& config() const noexcept { return config_; }
 
   /// Reads the next positions of every sequence of the session and gives their last hidden states.
-  /// The observer, if there is one, sees the routing of every layer that has experts.
+  /// The observer, if there is one, sees every MoE block.
   ///
   /// Shapes  tokens holds as many for each sequence, one sequence after the other; result (T, D).
   /// Throws  std::invalid_argument if the vocabulary lacks a token, or the session has no room.
   Matrix<Scalar> forward(std::span<const Token> tokens, Session<Scalar>& session,
-                         const RoutingObserver<Scalar>& observer = {}) const;
+                         const BlockObserver<Scalar>& observer = {}) const;
 
   /// The score of every next token.
   ///

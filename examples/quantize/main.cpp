@@ -4,9 +4,12 @@
 // From a checkpoint to a packed file: the experts of every MoE layer in few bits, one in memory at
 // a time, and what that costs, by layer and expert.
 #include <cmath>
+#include <cstddef>
+#include <cstdint>
 #include <cstdio>
 #include <exception>
 #include <map>
+#include <stdexcept>
 #include <string>
 #include <unistd.h>
 #include <utility>
@@ -17,6 +20,7 @@
 #include <moe/io/bank_factory.hpp>
 #include <moe/io/block_loader.hpp>
 #include <moe/io/checkpoint.hpp>
+#include <moe/io/packed_loader.hpp>
 #include <moe/io/packed_writer.hpp>
 #include <moe/moe.hpp>
 
@@ -30,6 +34,7 @@ struct Options {
   std::string out;
   std::string weights = "int4-g32";
   bool no_search = false;
+  bool calibrate = false;
   std::string activations;
   Index tokens = 64;
 };
@@ -50,11 +55,13 @@ struct Error {
   double relative() const { return values > 0 ? std::sqrt(differences / values) : 0; }
 };
 
-/// Tokens (T, D) to compare outputs on: those that are given, or normal ones.
-Matrix<float> activations_of(const Options& options, Index d_model) {
+/// Tokens (T, D) of a layer: those that are given, or normal ones.
+Matrix<float> activations_of(const Options& options, Index layer, Index d_model) {
   if (!options.activations.empty()) {
     const auto tensors = moe::io::Tensors::open(options.activations);
-    return tensors.matrix<float>("x", tensors.dimension("x", 0), d_model);
+    const std::string own = moe::io::packed_bank_name(layer);
+    const std::string name = tensors.contains(own) ? own : "x";
+    return tensors.matrix<float>(name, tensors.dimension(name, 0), d_model);
   }
   Matrix<float> x(options.tokens, d_model);
   for (Index i = 0; i < x.size(); ++i)
@@ -85,8 +92,8 @@ void quantize_layer(const moe::io::detail::BlockReader<float>& reader,
                     const moe::io::LayerConfig& config, Index layer,
                     const moe::ExpertFormat& format, const Options& options,
                     moe::io::PackedWriter& writer) {
-  const std::string name = "layers." + std::to_string(layer);
-  const Matrix<float> x = activations_of(options, config.d_model);
+  const std::string name = moe::io::packed_bank_name(layer);
+  const Matrix<float> x = activations_of(options, layer, config.d_model);
   moe::ExpertsConfig sizes = reader.sizes();
   const Index experts = sizes.num_experts;
   sizes.num_experts = 1;
@@ -102,9 +109,11 @@ void quantize_layer(const moe::io::detail::BlockReader<float>& reader,
       show_progress(layer, e, experts);
       const moe::ExpertMatrices<float> expert = reader.matrices(e);
       floats.set_expert(0, expert.weights());
+      moe::ExpertMoments moments;
+      if (options.calibrate) moments = moe::expert_moments(expert, activation, x);
       bank.set_expert(0, expert.weights(),
-                      {.search = options.no_search ? moe::ScaleSearch::nearest
-                                                   : moe::ScaleSearch::least_error});
+                      moments.options(options.no_search ? moe::ScaleSearch::nearest
+                                                        : moe::ScaleSearch::least_error));
       writer.write_expert(name, e, bank.expert_bytes(0));
       if (sizes.biases) {
         up_biases.row(e) = bank.up_bias().row(0);
@@ -144,7 +153,7 @@ void quantize(const Options& options) {
   std::map<std::string, moe::io::PackedBank> banks;
   for (const Index layer : layers) {
     const auto reader = reader_of(layer);
-    banks["layers." + std::to_string(layer)] =
+    banks[moe::io::packed_bank_name(layer)] =
         moe::io::detail::with_activation(config, reader.is_gated(), [&](auto activation) {
           return moe::io::describe(
               reader.sizes(), std::vector(static_cast<std::size_t>(config.num_experts), format),
@@ -176,11 +185,17 @@ int main(int argc, char** argv) {
   app.add_option("--weights", options.weights,
                  "the format, or those of gate and up, and of down: int4-g32,int8")
       ->capture_default_str();
-  app.add_flag("--no-search", options.no_search,
-               "take scales from the largest weights, not those of the least error");
-  app.add_option("--activations", options.activations,
-                 "a .safetensors file whose tensor x [T, D] outputs are compared on; without it, "
-                 "normal ones");
+  CLI::Option* const no_search =
+      app.add_flag("--no-search", options.no_search,
+                   "take scales from the largest weights, not those of the least error");
+  CLI::Option* const activations = app.add_option(
+      "--activations", options.activations,
+      "a .safetensors file of what blocks get, [T, D]: tensors layers.0 and so on, or x for all; "
+      "outputs are compared on them, without it on normal ones");
+  app.add_flag("--calibrate", options.calibrate,
+               "let errors of weights count as the activations multiply them")
+      ->needs(activations)
+      ->excludes(no_search);
   app.add_option("--tokens", options.tokens, "how many normal ones")
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();

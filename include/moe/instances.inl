@@ -5,7 +5,7 @@
 //
 // Uses: MOE_INSTANCE, `extern template` or `template`.
 
-// The kernels of every level, whatever layer calls them.
+// The usual kernels of every level, whatever layer calls them.
 #define MOE_KERNEL_INSTANCES(Scalar)                                                 \
   MOE_INSTANCE const kernels::RowKernels<Scalar>& kernels::row_kernels<Scalar>();    \
   MOE_INSTANCE kernels::TransposeKernel<Scalar> kernels::transpose_kernel<Scalar>(); \

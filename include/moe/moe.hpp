@@ -61,6 +61,7 @@
 #include "moe/kernels/neon.hpp"
 #include "moe/kernels/scalar.hpp"
 #include "moe/kernels/target.hpp"
+#include "moe/layer/calibrate.hpp"
 #include "moe/layer/dense_mixture.hpp"
 #include "moe/layer/dispatch.hpp"
 #include "moe/layer/explain.hpp"

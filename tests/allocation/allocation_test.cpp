@@ -46,23 +46,23 @@ void* __libc_realloc(void*, std::size_t);         // NOLINT(bugprone-reserved-id
 void* __libc_memalign(std::size_t, std::size_t);  // NOLINT(bugprone-reserved-identifier)
 
 void* malloc(std::size_t size) {
-  note(size);
+  allocation_test::note(size);
   return __libc_malloc(size);
 }
 void* calloc(std::size_t n, std::size_t size) {
-  note(n * size);
+  allocation_test::note(n * size);
   return __libc_calloc(n, size);
 }
 void* realloc(void* p, std::size_t size) {
-  note(size);
+  allocation_test::note(size);
   return __libc_realloc(p, size);
 }
 void* aligned_alloc(std::size_t alignment, std::size_t size) {
-  note(size);
+  allocation_test::note(size);
   return __libc_memalign(alignment, size);
 }
 void* mmap(void* address, std::size_t length, int protection, int flags, int file, off_t offset) {
-  note(length);
+  allocation_test::note(length);
   return reinterpret_cast<void*>(
       syscall(SYS_mmap, address, length, protection, flags, file, offset));
 }

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <filesystem>
 #include <functional>
 #include <string>
 #include <utility>
@@ -15,6 +16,8 @@
 
 #include <moe/io/checkpoint.hpp>
 #include <moe/io/gguf_loader.hpp>
+#include <moe/io/packed_loader.hpp>
+#include <moe/io/packed_writer.hpp>
 #include <moe/io/quantized_loader.hpp>
 #include <moe/io/safetensors_writer.hpp>
 #include <moe/moe.hpp>
@@ -140,6 +143,69 @@ std::string refusal(const std::function<void()>& load) {
     return error.what();
   }
   return {};
+}
+
+/// The bank has the experts that its formats, moments and exact weights give.
+void expect_calibrated(const CheckpointLayer<float>& layer, const QuantizedLoading& loading,
+                       const std::vector<moe::ExpertMatrices<float>>& exact) {
+  const auto& bank = quantized(layer);
+  moe::QuantizedExperts<moe::SwiGlu> expected(bank.config(), *loading.format);
+  bool differs = false;
+  for (Index e = 0; e < experts; ++e) {
+    const auto& expert = exact[static_cast<std::size_t>(e)];
+    const auto moments = moe::expert_moments(expert, moe::SwiGlu{}, loading.calibration);
+    expected.set_expert(e, expert.weights());
+    differs = differs || bank.expert(e).down != expected.expert(e).down;
+    expected.set_expert(e, expert.weights(), moments.options(loading.search));
+    EXPECT_EQ(bank.expert(e).gate, expected.expert(e).gate);
+    EXPECT_EQ(bank.expert(e).up, expected.expert(e).up);
+    EXPECT_EQ(bank.expert(e).down, expected.expert(e).down);
+  }
+  EXPECT_TRUE(differs) << "calibration changes nothing";
+}
+
+QuantizedLoading calibrated_with(const Matrix<float>& x) {
+  const auto format = moe::format_of("int4-g32");
+  return {.format = moe::ExpertFormat{format, format}, .calibration = x};
+}
+
+TEST_F(Loading, CalibrationWeighsErrors) {
+  const Fp8Model model;
+  write(model.file.bytes());
+  const QuantizedLoading loading = calibrated_with(random_matrix<float>(50, d_model, 5));
+  expect_calibrated(load(moe::io::Checkpoint::open(path_), loading), loading, model.routed);
+}
+
+TEST_F(Loading, ExpertsOfAPackedFile) {
+  const Fp8Model model;
+  write(model.file.bytes());
+  const auto checkpoint = moe::io::Checkpoint::open(path_);
+  const auto format = moe::format_of("int8-g32");
+  const auto layer = load(checkpoint, {.format = moe::ExpertFormat{format, format}});
+  const auto& bank = quantized(layer);
+  const std::string packed = path_ + ".packed";
+  const auto write_packed = [&](const std::string& name, const auto& of) {
+    moe::io::PackedWriter writer(packed, {{name, moe::io::describe(of)}});
+    writer.write_bank(name, of);
+    writer.finish();
+    return moe::io::PackedFile(packed);
+  };
+  expect_same(layer, moe::io::packed_layer(checkpoint, 0, write_packed("layers.0", bank)));
+  expect_same(
+      load(checkpoint,
+           {.format = moe::ExpertFormat{format, format}, .product = moe::ProductKind::widened}),
+      moe::io::packed_layer(checkpoint, 0, moe::io::PackedFile(packed), moe::ProductKind::widened));
+  const auto error = [&](const moe::io::PackedFile& file) {
+    return refusal([&] { moe::io::packed_layer(checkpoint, 0, file); });
+  };
+  EXPECT_NE(error(write_packed("layers.1", bank)).find("there is no such bank"), std::string::npos);
+  moe::ExpertsConfig sizes = bank.config();
+  sizes.d_ff += 32;
+  const moe::QuantizedExperts<moe::SwiGlu> wider(sizes, {format, format});
+  EXPECT_NE(error(write_packed("layers.0", wider)).find("has other sizes"), std::string::npos);
+  const moe::QuantizedExperts<moe::Silu> plain(bank.config(), {format, format});
+  EXPECT_NE(error(write_packed("layers.0", plain)).find("has the activation"), std::string::npos);
+  std::filesystem::remove(packed);
 }
 
 TEST_F(Loading, RefusesEightBitsThatAreNoNumbers) {
@@ -444,6 +510,15 @@ TEST_F(Loading, GgufOfOtherGridsIsQuantisedToTheFormatThatIsNamed) {
       EXPECT_LT((quantized(layer).expert(e).down - expected).norm(), 0.01 * expected.norm());
     }
   }
+}
+
+TEST_F(Loading, GgufIsCalibrated) {
+  const GgufModel model("llama", moe::io::GgufType::q6_k);
+  write(model.file.bytes());
+  const moe::io::GgufFile file(path_);
+  const QuantizedLoading loading = calibrated_with(random_matrix<float>(20, GgufModel::width, 5));
+  expect_calibrated(moe::io::load_gguf_block(file, moe::io::layer_config(file), 1, loading),
+                    loading, model.routed);
 }
 
 TEST_F(Loading, GgufOfDeepSeekAndGptOss) {

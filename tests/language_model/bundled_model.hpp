@@ -22,6 +22,7 @@ namespace language_model {
 
 inline const std::string model_path = MOE_EXAMPLE_DATA "/jargon-moe.safetensors";
 inline const std::string text_path = MOE_EXAMPLE_DATA "/jargon_eval.txt";
+inline const std::string training_path = MOE_EXAMPLE_DATA "/training/jargon_train.txt";
 
 /// Bytes of one window of the reference figures.
 inline constexpr std::size_t window_bytes = 128;

@@ -94,12 +94,16 @@ TEST(Families, ObserverSeesTheLayersThatHaveExperts) {
   const Model<float> model(moe::io::Checkpoint::open(folder.path()));
   Session<float> session(model.config(), 1, static_cast<Index>(length));
   std::vector<Index> seen;
-  model.forward(some_tokens(23), session, [&](Index layer, const moe::Routing<float>& routing) {
-    seen.push_back(layer);
-    EXPECT_EQ(routing.tokens(), static_cast<Index>(length));
-    EXPECT_EQ(routing.top_k(), 3);
-    EXPECT_EQ(routing.scores.cols(), 5);
-  });
+  model.forward(
+      some_tokens(23), session,
+      [&](Index layer, moe::MatrixView<const float> x, const moe::Routing<float>& routing) {
+        seen.push_back(layer);
+        EXPECT_EQ(x.rows(), static_cast<Index>(length));
+        EXPECT_EQ(x.cols(), model.config().d_model);
+        EXPECT_EQ(routing.tokens(), static_cast<Index>(length));
+        EXPECT_EQ(routing.top_k(), 3);
+        EXPECT_EQ(routing.scores.cols(), 5);
+      });
   EXPECT_EQ(seen, (std::vector<Index>{1, 5}));
 }
 

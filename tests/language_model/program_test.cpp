@@ -276,6 +276,14 @@ TEST(Program, EvaluateRefusesBadRequests) {
   refuse("text", {"--json", folder.path()}, "cannot be written");
   refuse("text", {"--json", folder.file("text")}, "is an input");
   refuse("text", {"--json", ""}, "an empty name");
+  for (const char* const option : {"--weights", "--packed", "--calibrate"})
+    refuse("text", {option, ""}, "an empty name");
+  refuse("text", {"--weight-only"}, "--weight-only goes with");
+  refuse("text", {"--weights", "int8", "--packed", "x"}, "--weights excludes --packed");
+  refuse("text", {"--calibrate", folder.file("text")}, "--calibrate requires --weights");
+  refuse("text", {"--weights", "int8", "--calibrate", folder.file("text"), "--no-search"},
+         "--calibrate excludes --no-search");
+  refuse("text", {"--packed", model_path}, "is no packed file");
   for (const char* const input : {"model.safetensors", "config.json"}) {
     const TemporaryFolder model;
     tiny_mixtral().write(model);

@@ -128,6 +128,30 @@ TEST(Explain, KnowsTheWorkspaceBeforeTheRun) {
   EXPECT_LE(of_threads, moe::parallel::available_threads() * 8192.0);
 }
 
+TEST(Explain, CountsOperationsOnCodesApart) {
+  const moe::ExpertsConfig sizes{.num_experts = 4, .d_model = 64, .d_ff = 96};
+  moe::TopKRouter<float> router({.d_model = 64, .num_experts = 4, .top_k = 2},
+                                {test_support::random_matrix<float>(4, 64, 1)});
+  const auto explain = [&](const char* up, const char* down, moe::ProductKind product) {
+    moe::QuantizedExperts<moe::SwiGlu> bank(sizes, {moe::format_of(up), moe::format_of(down)});
+    bank.set_product(product);
+    return moe::SparseMoe(router, std::move(bank))
+        .explain(routing_of(1),
+                 {.flop_per_second = 1e9, .bytes_per_second = 1e15, .integer_per_second = 4e9});
+  };
+  const auto both = explain("int8", "int4-g32", moe::ProductKind::integer);
+  EXPECT_GT(both.flop, 0);
+  EXPECT_EQ(both.integer_flop, both.flop);
+  EXPECT_DOUBLE_EQ(both.roofline_seconds(), both.flop / 4e9);
+  EXPECT_NE(both.text().find("4.00 GOP/s in eight bits"), std::string::npos) << both;
+  const auto mixed = explain("int8", "fp8", moe::ProductKind::integer);
+  EXPECT_DOUBLE_EQ(mixed.integer_flop, mixed.flop * 2 / 3);
+  EXPECT_DOUBLE_EQ(mixed.roofline_seconds(), mixed.flop * (2.0 / 3 / 4e9 + 1.0 / 3 / 1e9));
+  const auto widened = explain("int8", "int4-g32", moe::ProductKind::widened);
+  EXPECT_EQ(widened.integer_flop, 0);
+  EXPECT_EQ(widened.text().find("eight bits"), std::string::npos);
+}
+
 TEST(Explain, RefusesWhatForwardRefuses) {
   auto layer = make_layer();
   moe::Routing<float> routing = routing_of(2);

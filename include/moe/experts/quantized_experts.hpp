@@ -239,15 +239,20 @@ void QuantizedExperts<ActivationT>::find_shape() noexcept {
             .down_panels = down_panels,
             .d_ff = d_ff(),
             .up_factor = is_gated ? 2 : 1};
+  double integer_matrices = 0;
   for (Index e = 0; e < num_experts(); ++e) {
     const ExpertLayout& layout = weights_.layout(e);
-    if (is_integer(layout.up))
+    if (is_integer(layout.up)) {
       shape_.packed = std::max(shape_.packed, detail::coded_row_size(layout.up));
+      integer_matrices += is_gated ? 2 : 1;
+    }
     if (is_integer(layout.down)) {
       shape_.hidden = std::max(shape_.hidden, hidden + detail::coded_row_size(layout.down));
       shape_.prepares_hidden = true;
+      integer_matrices += 1;
     }
   }
+  shape_.integer_share = integer_matrices / static_cast<double>(num_experts() * (is_gated ? 3 : 2));
   const auto weights = static_cast<double>(num_experts()) * static_cast<double>(d_model()) *
                        static_cast<double>(d_ff()) * (is_gated ? 3 : 2);
   shape_.weight_bytes = weight_bytes() / weights;

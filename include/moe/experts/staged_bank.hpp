@@ -29,6 +29,7 @@ struct StageShape {
   Index up_factor = 1;           // matrices in the up step: gate and up, or up alone
   double weight_bytes = 0;       // of one weight; less than 1 where several share a byte
   bool prepares_hidden = false;  // has a step between up and down
+  double integer_share = 0;      // of the multiplications, those of codes of eight bits
 };
 
 /// One task of a bank: panels first_panel .. last_panel - 1 of an expert for some blocks of its

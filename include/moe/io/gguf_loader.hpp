@@ -29,6 +29,8 @@
 #include "moe/experts/activation.hpp"
 #include "moe/experts/any_experts.hpp"
 #include "moe/experts/coded_experts.hpp"
+#include "moe/experts/expert_source.hpp"
+#include "moe/experts/quantize.hpp"
 #include "moe/experts/quantized_experts.hpp"
 #include "moe/io/bank_factory.hpp"
 #include "moe/io/block_loader.hpp"
@@ -36,7 +38,9 @@
 #include "moe/io/gguf_blocks.hpp"
 #include "moe/io/layer_config.hpp"
 #include "moe/io/quantized_loader.hpp"
+#include "moe/layer/calibrate.hpp"
 #include "moe/layer/shared_experts.hpp"
+#include "moe/parallel/parallel_for.hpp"
 #include "moe/routing/topk_router.hpp"
 
 namespace moe::inline MOE_ABI::io {
@@ -88,14 +92,22 @@ class GgufBlock {
       bank.set_product(loading.product);
       for (Index e = 0; e < sizes.num_experts; ++e) {
         const auto& layout = bank.layout_of(e);
-        bank.set_expert_codes(e, {codes(e, "gate", layout.up, loading, loading.up_importance),
-                                  codes(e, "up", layout.up, loading, loading.up_importance),
-                                  codes(e, "down", layout.down, loading, loading.down_importance)});
-        if (!biases) continue;
-        const Matrix<float> gate = bias(e, "gate", sizes.d_ff);
-        const Matrix<float> up = bias(e, "up", sizes.d_ff);
-        const Matrix<float> down = bias(e, "down", sizes.d_model);
-        bank.set_expert_biases(e, {.gate_bias = gate, .up_bias = up, .down_bias = down});
+        ExpertMatrices<float> expert;
+        if (biases) {
+          expert.gate_bias = bias(e, "gate", sizes.d_ff);
+          expert.up_bias = bias(e, "up", sizes.d_ff);
+          expert.down_bias = bias(e, "down", sizes.d_model);
+        }
+        ExpertMoments moments;
+        if (loading.calibration.size() > 0 && !takes_codes(e, layout)) {
+          expert.gate = widened(e, "gate");
+          expert.up = widened(e, "up");
+          moments = expert_moments(expert, activation, loading.calibration);
+        }
+        bank.set_expert_codes(e, {codes(e, "gate", layout.up, loading, moments.up),
+                                  codes(e, "up", layout.up, loading, moments.up),
+                                  codes(e, "down", layout.down, loading, moments.down)});
+        if (biases) bank.set_expert_biases(e, expert.weights());
       }
       return bank;
     };
@@ -153,13 +165,10 @@ class GgufBlock {
   std::function<CodedOutput(Index)> codes(Index e, std::string_view part,
                                           const MatrixLayout& layout,
                                           const QuantizedLoading& loading,
-                                          const std::vector<std::vector<float>>& importance) const {
+                                          std::span<const float> importance) const {
     const Rows rows = rows_of(e, part);
     const bool is_same = same_grid(rows.tensor->type) == layout.format;
-    const auto weights_of =
-        importance.empty() ? std::span<const float>()
-                           : std::span<const float>(importance.at(static_cast<std::size_t>(e)));
-    return [this, rows, is_same, &layout, &loading, weights_of](Index o) {
+    return [this, rows, is_same, &layout, &loading, importance](Index o) {
       const Index row = rows.first + o;
       if (is_same) {
         CodedOutput output = codes_of(rows.tensor->type, rows.tensor->row(row), layout.inner);
@@ -167,10 +176,8 @@ class GgufBlock {
         return output;
       }
       std::vector<float> values(static_cast<std::size_t>(layout.inner));
-      rows.tensor->decode_row(row, values.data());
-      for (const float value : values)
-        if (!std::isfinite(value)) fail_row(rows, row, "a weight is not finite");
-      return quantize_output(layout, values, weights_of, loading.search);
+      decode_finite(rows, row, values);
+      return quantize_output(layout, values, importance, loading.search);
     };
   }
 
@@ -194,6 +201,33 @@ class GgufBlock {
         if (moe::detail::code_value(layout.format.code, output.codes[k], 0) != 0)
           fail_row(rows, row, "the scale of a weight is zero");
     }
+  }
+
+  /// All of an expert's codes are the file's.
+  bool takes_codes(Index e, const moe::ExpertLayout& layout) const {
+    const auto is_same = [&](std::string_view part, const MatrixLayout& matrix) {
+      return same_grid(rows_of(e, part).tensor->type) == matrix.format;
+    };
+    return is_same("gate", layout.up) && is_same("up", layout.up) && is_same("down", layout.down);
+  }
+
+  /// An expert's gate or up as floats.
+  Matrix<float> widened(Index e, std::string_view part) const {
+    const Rows rows = rows_of(e, part);
+    Matrix<float> result(config_.d_ff, config_.d_model);
+    parallel::for_each_block(result.rows(), 16, [&](Index begin, Index end) {
+      for (Index o = begin; o < end; ++o)
+        decode_finite(rows, rows.first + o,
+                      {moe::detail::row_data(result, o), static_cast<std::size_t>(result.cols())});
+    });
+    return result;
+  }
+
+  /// Throws  FormatError naming the row's offset if a weight is not finite.
+  void decode_finite(const Rows& rows, Index row, std::span<float> to) const {
+    rows.tensor->decode_row(row, to.data());
+    for (const float value : to)
+      if (!std::isfinite(value)) fail_row(rows, row, "a weight is not finite");
   }
 
   /// A tensor of few values, widened.
@@ -302,7 +336,8 @@ inline LayerConfig layer_config(const GgufFile& file) {
 /// the type defines it, and quantised to the format that must be named then.
 ///
 /// Throws  FormatError naming the tensor that is missing or has another shape, and the offset of a
-///         row with a scale that is not finite, or is zero where a weight is not.
+///         row with a scale that is not finite, or is zero where a weight is not; what
+///         expert_moments throws.
 inline CheckpointLayer<float> load_gguf_block(const GgufFile& file, const LayerConfig& config,
                                               Index layer, const QuantizedLoading& loading = {}) {
   const detail::GgufBlock block(file, config, layer);

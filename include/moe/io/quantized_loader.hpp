@@ -5,9 +5,7 @@
 #pragma once
 
 #include <optional>
-#include <span>
 #include <string>
-#include <vector>
 
 #include "moe/core/config.hpp"
 #include "moe/core/contracts.hpp"
@@ -16,6 +14,8 @@
 #include "moe/experts/any_experts.hpp"
 #include "moe/experts/coded_experts.hpp"
 #include "moe/experts/coded_product.hpp"
+#include "moe/experts/expert_source.hpp"
+#include "moe/experts/quantize.hpp"
 #include "moe/experts/quantized_experts.hpp"
 #include "moe/io/bank_factory.hpp"
 #include "moe/io/block_loader.hpp"
@@ -23,6 +23,7 @@
 #include "moe/io/families.hpp"
 #include "moe/io/layer_config.hpp"
 #include "moe/io/tensors.hpp"
+#include "moe/layer/calibrate.hpp"
 
 namespace moe::inline MOE_ABI::io {
 
@@ -31,12 +32,21 @@ struct QuantizedLoading {
   std::optional<ExpertFormat> format{};  ///< none: as the checkpoint has them, in fp8 or mxfp4
   ScaleSearch search = ScaleSearch::least_error;
   ProductKind product = ProductKind::integer;
-  /// What errors count (see QuantizeOptions), by expert, or empty.
-  std::vector<std::vector<float>> up_importance{};
-  std::vector<std::vector<float>> down_importance{};
+  /// Tokens (T, D) that the block may get, all of which every expert is calibrated with: an error
+  /// counts what it is multiplied with (see expert_moments). Empty: all errors count the same, as
+  /// they do for ScaleSearch::nearest. Codes that are taken over as they are stay so.
+  Matrix<float> calibration{};
 };
 
 namespace detail {
+
+/// Without calibration tokens, none.
+template <class ActivationT>
+ExpertMoments moments_of(const ExpertMatrices<float>& expert, const ActivationT& activation,
+                         const Matrix<float>& calibration) {
+  return calibration.size() == 0 ? ExpertMoments{}
+                                 : expert_moments(expert, activation, calibration);
+}
 
 inline AnyExperts<float> load_quantized_experts(const BlockReader<float>& reader,
                                                 const LayerConfig& config,
@@ -49,10 +59,6 @@ inline AnyExperts<float> load_quantized_experts(const BlockReader<float>& reader
   const ExpertFormat format = loading.format ? *loading.format : ExpertFormat{*stored, *stored};
   const ExpertsConfig sizes = reader.sizes();
   const bool as_stored = stored && format == ExpertFormat{*stored, *stored};
-  const auto importance = [&](const std::vector<std::vector<float>>& of_all, Index e) {
-    return of_all.empty() ? std::span<const float>()
-                          : std::span<const float>(of_all.at(static_cast<std::size_t>(e)));
-  };
   return with_activation(config, reader.is_gated(), [&](auto activation) -> AnyExperts<float> {
     QuantizedExperts<decltype(activation)> bank(sizes, format, activation);
     bank.set_product(loading.product);
@@ -64,10 +70,8 @@ inline AnyExperts<float> load_quantized_experts(const BlockReader<float>& reader
         continue;
       }
       const ExpertMatrices<float> expert = reader.matrices(e);
-      bank.set_expert(e, expert.weights(),
-                      {.search = loading.search,
-                       .up_importance = importance(loading.up_importance, e),
-                       .down_importance = importance(loading.down_importance, e)});
+      const ExpertMoments moments = moments_of(expert, activation, loading.calibration);
+      bank.set_expert(e, expert.weights(), moments.options(loading.search));
     }
     return bank;
   });
@@ -79,7 +83,8 @@ inline AnyExperts<float> load_quantized_experts(const BlockReader<float>& reader
 /// the same format, taken over code by code.
 ///
 /// Throws  as load_block; FormatError naming tensor and offset of a scale or weight that is not
-///         finite; std::invalid_argument if no format is named and the experts are floats.
+///         finite; std::invalid_argument if no format is named and the experts are floats; what
+///         expert_moments throws.
 inline CheckpointLayer<float> load_quantized_block(const Tensors& tensors,
                                                    const LayerConfig& config,
                                                    const std::string& prefix,

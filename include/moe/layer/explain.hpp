@@ -23,17 +23,25 @@ namespace moe::inline MOE_ABI {
 /// What a machine can do at best with the threads in use.
 struct MachineLimits {
   double flop_per_second = 0;
-  double bytes_per_second = 0;  ///< read from memory
+  double bytes_per_second = 0;    ///< read from memory
+  double integer_per_second = 0;  ///< operations on codes of eight bits; 0: as many as of floats
 
-  /// A guess for where nothing was measured: 3 GHz, two units of the level's width, and 12 GB/s for
-  /// each thread. The benchmarks measure both.
+  /// Operations on codes per second.
+  double integer_rate() const noexcept {
+    return integer_per_second > 0 ? integer_per_second : flop_per_second;
+  }
+
+  /// A guess for where nothing was measured: 3 GHz, two units of the level's width, four times as
+  /// many operations on codes where the level has dot products of them, and 12 GB/s for each
+  /// thread. The benchmarks measure all of them.
   static MachineLimits assumed() {
     const double threads = parallel::available_threads();
     const double lanes = active_isa() == Isa::scalar ? 1
                          : active_isa() == Isa::neon ? 4
                          : active_isa() == Isa::avx2 ? 8
                                                      : 16;
-    return {3e9 * 2 * 2 * lanes * threads, 12e9 * threads};
+    const double flop = 3e9 * 2 * 2 * lanes * threads;
+    return {flop, 12e9 * threads, active_isa() == Isa::avx512_vnni ? 4 * flop : flop};
   }
 };
 
@@ -58,6 +66,7 @@ struct Explanation {
   bool complete = true;             ///< false if a bank does not tell what it does
   std::vector<ExpertWork> experts;  // by number, routed ones first
   double flop = 0;                  ///< without what fills up panels
+  double integer_flop = 0;          ///< of them, those on codes of eight bits
   double padding_flop = 0;          ///< for outputs that only fill up panels
   double weight_bytes = 0;          ///< of the experts with rows, read once
   double row_bytes = 0;  ///< of packed rows, hidden values and results: written, then read
@@ -66,10 +75,16 @@ struct Explanation {
 
   /// The larger of the time for the products and the time to read the weights.
   double roofline_seconds() const {
-    return std::max(flop / limits.flop_per_second, weight_bytes / limits.bytes_per_second);
+    return std::max(product_seconds(), weight_bytes / limits.bytes_per_second);
   }
   bool bound_by_memory() const {
-    return weight_bytes / limits.bytes_per_second > flop / limits.flop_per_second;
+    return weight_bytes / limits.bytes_per_second > product_seconds();
+  }
+  /// The time for the products alone.
+  double product_seconds() const {
+    const double on_floats =
+        flop > integer_flop ? (flop - integer_flop) / limits.flop_per_second : 0;
+    return on_floats + (integer_flop > 0 ? integer_flop / limits.integer_rate() : 0);
   }
 
   std::string text() const {
@@ -100,8 +115,9 @@ struct Explanation {
         << e.workspace_bytes / 1e6 << " MB\n";
     out << "  at least " << e.roofline_seconds() * 1e3 << " ms, bound by "
         << (e.bound_by_memory() ? "memory" : "arithmetic") << " (at "
-        << e.limits.flop_per_second / 1e9 << " Gflop/s and " << e.limits.bytes_per_second / 1e9
-        << " GB/s)\n";
+        << e.limits.flop_per_second / 1e9 << " Gflop/s";
+    if (e.integer_flop > 0) out << ", " << e.limits.integer_rate() / 1e9 << " GOP/s in eight bits";
+    out << " and " << e.limits.bytes_per_second / 1e9 << " GB/s)\n";
     out.flags(flags);
     out.precision(precision);
     return out;
@@ -133,6 +149,7 @@ void explain_bank(const StagedBank<Scalar>* bank, const DispatchPlan& plan, bool
     explanation.experts.push_back({e, shared, rows, tiles, (rows + tiles - 1) / tiles,
                                    2 * n * weights, weights * shape.weight_bytes});
     explanation.flop += 2 * n * weights;
+    explanation.integer_flop += 2 * n * weights * shape.integer_share;
     explanation.padding_flop += 2 * n * (run - weights);
     explanation.weight_bytes += weights * shape.weight_bytes;
     explanation.row_bytes += 2 * n * sizeof(Scalar) * (2 * d_model + d_ff);

@@ -1,0 +1,63 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// packed_layer: a checkpoint's MoE block whose routed experts lie in a packed file. (optional:
+// needs nlohmann_json)
+#pragma once
+
+#include <string>
+#include <utility>
+
+#include "moe/core/config.hpp"
+#include "moe/core/contracts.hpp"
+#include "moe/core/types.hpp"
+#include "moe/experts/any_experts.hpp"
+#include "moe/experts/coded_product.hpp"
+#include "moe/experts/quantized_experts.hpp"
+#include "moe/io/bank_factory.hpp"
+#include "moe/io/block_loader.hpp"
+#include "moe/io/checkpoint.hpp"
+#include "moe/io/layer_config.hpp"
+#include "moe/io/packed.hpp"
+
+namespace moe::inline MOE_ABI::io {
+
+/// The name that a layer's bank has in a packed file of a checkpoint.
+inline std::string packed_bank_name(Index layer) {
+  return moe::detail::text_of("layers.", layer);
+}
+
+/// The MoE block of layer `layer` of a checkpoint, 0-based, with the experts of a packed file's
+/// bank "layers.<layer>", mapped: the checkpoint gives router and shared experts. Its routed
+/// experts must be there and have their shapes, but are not read.
+///
+/// Throws  FormatError naming the checkpoint's tensor that is missing or does not fit, or the
+/// packed
+///         file if it has no such bank, or one of other sizes or another activation.
+inline CheckpointLayer<float> packed_layer(const Checkpoint& checkpoint, Index layer,
+                                           const PackedFile& packed,
+                                           ProductKind product = ProductKind::integer,
+                                           Stack stack = Stack::encoder) {
+  const LayerConfig config = checkpoint.layer_config();
+  const detail::BlockReader<float> reader(checkpoint.tensors(), config,
+                                          checkpoint.block_prefix(layer, stack));
+  const ExpertsConfig sizes = reader.sizes();
+  const std::string name = packed_bank_name(layer);
+  AnyExperts<float> experts =
+      detail::with_activation(config, reader.is_gated(), [&](auto activation) -> AnyExperts<float> {
+        QuantizedExperts<decltype(activation)> bank =
+            packed.template bank<decltype(activation)>(name);
+        if (bank.num_experts() != sizes.num_experts || bank.d_model() != sizes.d_model ||
+            bank.d_ff() != sizes.d_ff || bank.has_biases() != sizes.biases)
+          throw FormatError(packed.path(), name, 0,
+                            "the bank has other sizes than the checkpoint's experts");
+        bank.set_product(product);
+        return bank;
+      });
+  CheckpointLayer<float> result(reader.router(), std::move(experts), reader.shared(),
+                                config.capacity);
+  result.set_output_bias(reader.output_bias());
+  return result;
+}
+
+}  // namespace moe::inline MOE_ABI::io
