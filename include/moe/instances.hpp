@@ -2,9 +2,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The kernels and the usual layers, compiled once for a program: with MOE_EXTERN_INSTANCES, files
-// that include <moe/moe.hpp> leave them to moe/instances.cpp, which is compiled beside them with the
-// same flags (in CMake: link moe::instances). Whatever is not in the list is compiled where it is
-// used.
+// that include <moe/moe.hpp> leave them to moe/instances.cpp, which is compiled beside them with
+// the same flags (in CMake: link moe::instances). Whatever is not in the list is compiled where it
+// is used.
 #pragma once
 
 #include "moe/core/config.hpp"
