@@ -47,11 +47,8 @@ Model<float> quantized_model(const moe::io::Checkpoint& checkpoint,
       return moe::io::packed_layer(from, layer, packed, product);
     });
   }
-  const std::string up = options.weights.substr(0, options.weights.find(','));
-  const std::string down =
-      up.size() < options.weights.size() ? options.weights.substr(up.size() + 1) : up;
   moe::io::QuantizedLoading loading{
-      .format = moe::ExpertFormat{moe::format_of(up), moe::format_of(down)},
+      .format = moe::expert_format_of(options.weights),
       .search = options.no_search ? moe::ScaleSearch::nearest : moe::ScaleSearch::least_error,
       .product = product};
   std::map<Index, Matrix<float>> inputs;

@@ -140,10 +140,7 @@ void quantize_layer(const moe::io::detail::BlockReader<float>& reader,
 void quantize(const Options& options) {
   const auto checkpoint = moe::io::Checkpoint::open(options.model);
   const moe::io::LayerConfig config = checkpoint.layer_config();
-  const std::size_t comma = options.weights.find(',');
-  const std::string up = options.weights.substr(0, comma);
-  const std::string down = comma == std::string::npos ? up : options.weights.substr(comma + 1);
-  const moe::ExpertFormat format{moe::format_of(up), moe::format_of(down)};
+  const moe::ExpertFormat format = moe::expert_format_of(options.weights);
   const std::vector<Index> layers = checkpoint.moe_layers();
   if (layers.empty()) throw std::invalid_argument(options.model + ": has no MoE layers");
   const auto reader_of = [&](Index layer) {

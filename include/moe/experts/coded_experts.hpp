@@ -10,6 +10,7 @@
 #include <limits>
 #include <memory>
 #include <span>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -36,6 +37,16 @@ struct ExpertFormat {
 
   friend bool operator==(const ExpertFormat&, const ExpertFormat&) = default;
 };
+
+/// By the names that format_of knows: of all matrices, or of gate and up, and of down:
+/// "int4-g32,int8".
+///
+/// Throws  as format_of.
+inline ExpertFormat expert_format_of(std::string_view names) {
+  const std::size_t comma = names.find(',');
+  const WeightFormat up = format_of(names.substr(0, comma));
+  return {up, comma == std::string_view::npos ? up : format_of(names.substr(comma + 1))};
+}
 
 /// How an expert is quantised.
 ///

@@ -154,6 +154,13 @@ class BlockReader {
         std::move(gate));
   }
 
+  /// The block with these as its routed experts.
+  CheckpointLayer<Scalar> layer(AnyExperts<Scalar> experts) const {
+    CheckpointLayer<Scalar> result(router(), std::move(experts), shared(), config_.capacity);
+    result.set_output_bias(output_bias());
+    return result;
+  }
+
   /// Throws FormatError if the block has a tensor that none of the parts above uses: what it means
   /// for the output is not known.
   void check_that_all_is_read() const {
@@ -370,9 +377,7 @@ template <class Scalar>
 CheckpointLayer<Scalar> load_block(const Tensors& tensors, const LayerConfig& config,
                                    const std::string& prefix) {
   const detail::BlockReader<Scalar> reader(tensors, config, prefix);
-  CheckpointLayer<Scalar> layer(reader.router(), reader.experts(), reader.shared(),
-                                config.capacity);
-  layer.set_output_bias(reader.output_bias());
+  CheckpointLayer<Scalar> layer = reader.layer(reader.experts());
   reader.check_that_all_is_read();
   return layer;
 }

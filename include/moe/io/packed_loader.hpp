@@ -6,7 +6,6 @@
 #pragma once
 
 #include <string>
-#include <utility>
 
 #include "moe/core/config.hpp"
 #include "moe/core/contracts.hpp"
@@ -43,7 +42,7 @@ inline CheckpointLayer<float> packed_layer(const Checkpoint& checkpoint, Index l
                                           checkpoint.block_prefix(layer, stack));
   const ExpertsConfig sizes = reader.sizes();
   const std::string name = packed_bank_name(layer);
-  AnyExperts<float> experts =
+  return reader.layer(
       detail::with_activation(config, reader.is_gated(), [&](auto activation) -> AnyExperts<float> {
         QuantizedExperts<decltype(activation)> bank =
             packed.template bank<decltype(activation)>(name);
@@ -53,11 +52,7 @@ inline CheckpointLayer<float> packed_layer(const Checkpoint& checkpoint, Index l
                             "the bank has other sizes than the checkpoint's experts");
         bank.set_product(product);
         return bank;
-      });
-  CheckpointLayer<float> result(reader.router(), std::move(experts), reader.shared(),
-                                config.capacity);
-  result.set_output_bias(reader.output_bias());
-  return result;
+      }));
 }
 
 }  // namespace moe::inline MOE_ABI::io

@@ -90,10 +90,8 @@ inline CheckpointLayer<float> load_quantized_block(const Tensors& tensors,
                                                    const std::string& prefix,
                                                    const QuantizedLoading& loading = {}) {
   const detail::BlockReader<float> reader(tensors, config, prefix);
-  CheckpointLayer<float> layer(reader.router(),
-                               detail::load_quantized_experts(reader, config, loading),
-                               reader.shared(), config.capacity);
-  layer.set_output_bias(reader.output_bias());
+  CheckpointLayer<float> layer =
+      reader.layer(detail::load_quantized_experts(reader, config, loading));
   reader.check_that_all_is_read();
   return layer;
 }

@@ -65,9 +65,8 @@ inline std::vector<float> means_of(const char* where, const std::vector<double>&
 /// Values  the same for any number of threads.
 /// Throws  ShapeError if x, the gate or a bias does not fit; std::invalid_argument if there are no
 ///         tokens, or squares of inputs or hidden values do not add up to a number.
-/// Cost    2 T D F flop for each of gate and up, memory for copies of them and for 256 tokens'
-/// values
-///         between up and down.
+/// Cost    2 T D F flop for each of gate and up; memory for copies of both and for what 256 tokens
+///         have between up and down.
 /// Source  errors weighed by activations: Lin et al. (2023), arXiv:2306.00978.
 template <Activation<float> ActivationT>
 ExpertMoments expert_moments(const ExpertMatrices<float>& expert, const ActivationT& activation,
