@@ -191,9 +191,9 @@ double ratio_in_turn(const A& a, const B& b, std::size_t least = 5) {
 }
 
 /// The same, held against the machine's limits: what memory gives is measured before and after
-/// every 20 ms or more of iterations, and the counters `roofline`, the share of the limit, and
-/// `median_ms` are the medians over these samples, 5 at least. Returns the limits over the whole
-/// run.
+/// every 20 ms or more of iterations, of which the better one counts, and what the cores give at
+/// best so far. The counters `roofline`, the share of the limit, and `median_ms` are the medians
+/// over these samples, 5 at least. Returns the limits over the whole run.
 /// `between` runs after each iteration and is not timed.
 template <class Run, class Between>
 moe::MachineLimits measure_against_limits(benchmark::State& state, const Work& work, const Run& run,
@@ -201,7 +201,7 @@ moe::MachineLimits measure_against_limits(benchmark::State& state, const Work& w
   constexpr double seconds_of_sample = 0.02;
   std::vector<double> times;  // of an iteration, by sample
   std::vector<double> reads;
-  const Limit& peak = work.is_integer ? vnni_limit() : fma_limit();
+  Limit& peak = work.is_integer ? vnni_limit() : fma_limit();
   moe::MachineLimits limits{peak.best(), 0};
   double read = read_limit().now();
   double seconds = 0;
@@ -210,7 +210,7 @@ moe::MachineLimits measure_against_limits(benchmark::State& state, const Work& w
     const double after = read_limit().now();
     limits.flop_per_second = std::max(limits.flop_per_second, peak.now());
     times.push_back(seconds / iterations);
-    reads.push_back((read + after) / 2);
+    reads.push_back(std::max(read, after));
     read = after;
     seconds = iterations = 0;
   };
@@ -246,7 +246,7 @@ moe::MachineLimits measure_against_limits(benchmark::State& state, const Work& w
   state.counters["limit_bytes"] = limits.bytes_per_second;
   state.counters["median_ms"] = time * 1e3;
   state.counters["roofline"] = median(shares);
-  // Against the best that the machine gave at any time.
+  // Against the best that the machine has given so far.
   state.counters["roofline_of_best"] =
       std::max(work.weight_bytes / read_limit().best(), work.flop / peak.best()) / time;
   return limits;

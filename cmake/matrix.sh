@@ -71,12 +71,12 @@ isa() {
   MOE_ISA=$1 tests release-g++ g++ -O2
 }
 
-# emulated CPU : the kernels and the reference data on an older processor.
+# emulated CPU : the kernels, the reference data and a program of mixed flags on an older processor.
 emulated() {
   moe_need qemu-user
   tests release-g++ g++ -O2 || return 1
   local program
-  for program in test_kernels conformance; do
+  for program in test_kernels conformance build/mixed_flags; do
     OMP_NUM_THREADS=2 qemu-x86_64 -cpu "$1" "$MOE_BUILD/release-g++/tests/$program" || return 1
   done
 }

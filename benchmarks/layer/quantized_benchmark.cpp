@@ -92,7 +92,7 @@ void forward(benchmark::State& state, const Shape& shape, const moe::WeightForma
                   .flop = flop,
                   .weight_bytes = set.mean_touched * banks[0].weight_bytes() /
                                   static_cast<double>(shape.num_experts),
-                  .is_integer = moe::has_integer_products(format)};
+                  .is_integer = moe::has_integer_products(format) && vnni_limit().best() > 0};
   measure_against_limits(state, work, run);
   if (!work.is_integer) return;
   const double reachable = (format.code == moe::WeightCode::int8 ? 0.65 : 0.5);

@@ -74,6 +74,9 @@ struct Steps {
     const auto n = static_cast<std::size_t>(plan.num_rows());
     packed.grow(n * static_cast<std::size_t>(bank.d_model()));
     hidden.grow(n * static_cast<std::size_t>(bank.stage_shape().hidden));
+    // Memory that nobody has written to would be one page of zeros.
+    std::fill_n(packed.data(), packed.size(), 0.5F);
+    std::fill_n(hidden.data(), hidden.size(), 0.5F);
     sums.grow(static_cast<std::size_t>(moe::parallel::available_threads() *
                                        moe::detail::stage_sums_size));
     rows.resize(plan.num_rows(), bank.d_model());
@@ -119,9 +122,9 @@ const std::vector<Bank>& banks_of(const Shape& shape) {
 
 template <class Bank>
 void products(benchmark::State& state, const Shape& shape, Index tokens, bool up) {
-  const RoutingSet set(shape, tokens, Skew::uniform);
+  const RoutingSet set(shape, tokens, Skew::uniform, tokens > 64 ? 2 : 16);
   const std::vector<Bank>& banks = banks_of<Bank>(shape);
-  std::vector<Steps<Bank>> steps;
+  std::vector<Steps<Bank>> steps;  // One for each routing: few where their rows are large.
   for (const moe::Routing<float>& routing : set.routings) steps.emplace_back(banks[0], routing);
   std::size_t turn = 0;
   const moe::detail::StageShape stage = banks[0].stage_shape();

@@ -6,6 +6,7 @@
 #include <map>
 #include <mutex>
 #include <omp.h>
+#include <utility>
 
 #include "peers/peer.hpp"
 
@@ -62,11 +63,15 @@ class OneDnnProduct final : public PeerProduct {
   }
 
   const Call& call_for(moe::Index rows) const {
+    // It plans for the number of threads that there are: one, where experts run side by side.
+    const bool is_alone = omp_in_parallel() != 0;
+    if (is_alone) omp_set_num_threads(1);
     const std::lock_guard lock(mutex_);
-    const auto found = calls_.find(rows);
+    const std::pair key{rows, is_alone};
+    const auto found = calls_.find(key);
     if (found != calls_.end()) return found->second;
     const auto made = description(rows, packed_.get_desc());
-    return calls_.emplace(rows, Call{dnnl::matmul(made), made.src_desc(), made.dst_desc()})
+    return calls_.emplace(key, Call{dnnl::matmul(made), made.src_desc(), made.dst_desc()})
         .first->second;
   }
 
@@ -74,7 +79,7 @@ class OneDnnProduct final : public PeerProduct {
   moe::Index inner_;
   dnnl::memory packed_;
   mutable std::mutex mutex_;
-  mutable std::map<moe::Index, Call> calls_;
+  mutable std::map<std::pair<moe::Index, bool>, Call> calls_;
 };
 
 class OneDnnPeer final : public Peer {
