@@ -55,10 +55,11 @@ moe_build() {
   shift 2
   local flags=${CXXFLAGS:-}  # which CMake reads when it configures
   local arguments=(-DCMAKE_CXX_COMPILER="${CXX:-g++}" "$@")
-  if [ ! -e "$dir/build.ninja" ] || [ "$(cat "$dir/moe-arguments" 2>/dev/null)" != "${arguments[*]} $flags" ]; then
+  local key="$MOE_ROOT ${arguments[*]} $flags"  # of a copied checkout, the builds are another's
+  if [ ! -e "$dir/build.ninja" ] || [ "$(cat "$dir/moe-arguments" 2>/dev/null)" != "$key" ]; then
     rm -rf "$dir"  # Given another compiler, CMake would forget the other arguments.
     cmake -S "$MOE_ROOT" -B "$dir" -G Ninja "${arguments[@]}" >&2 || moe_stop "configuring failed"
-    printf '%s\n' "${arguments[*]} $flags" >"$dir/moe-arguments"
+    printf '%s\n' "$key" >"$dir/moe-arguments"
   fi
   # shellcheck disable=SC2086
   cmake --build "$dir" --target $targets >&2 || moe_stop "building failed"

@@ -16,7 +16,7 @@ int main(int argc, char** argv) {
 
     const auto& router = layer.router();
     std::printf("layer 3 of %d: %td experts, %td of them for each token\n",
-                checkpoint.config()["num_hidden_layers"].get<int>(), router.num_experts(),
+                checkpoint.config().at("num_hidden_layers").get<int>(), router.num_experts(),
                 router.top_k());
 
     const moe::Matrix<float> x = moe::Matrix<float>::Random(4, layer.d_model());  // (T, D)

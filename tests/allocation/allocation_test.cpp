@@ -12,6 +12,7 @@
 #include <thread>
 #include <unistd.h>
 #include <utility>
+#include <vector>
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -263,6 +264,22 @@ TEST(Allocations, ThereAreNoneBesideExpertsThatCostNothing) {
   moe::SparseMoe layer(std::move(router), moe::ZeroCostExperts<moe::SwiGluExperts<float>>(
                                               std::move(experts), {{moe::ZeroCostKind::identity},
                                                                    {moe::ZeroCostKind::zero}}));
+  expect_none_when_warm(layer, 300);
+}
+
+/// A user's own expert.
+struct Doubling {
+  using Scalar = float;
+  Index d_model() const { return 32; }
+  void forward(moe::MatrixView<const float> x, moe::MatrixView<float> y) const {
+    y.map() = 2 * x.map();
+  }
+};
+
+TEST(Allocations, ThereAreNoneAroundCustomExperts) {
+  std::mt19937_64 rng(5);
+  auto router = moe::TopKRouter<float>::random({.d_model = 32, .num_experts = 40, .top_k = 2}, rng);
+  moe::SparseMoe layer(std::move(router), moe::CustomExperts(std::vector<Doubling>(40)));
   expect_none_when_warm(layer, 300);
 }
 

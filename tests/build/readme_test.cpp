@@ -5,6 +5,8 @@
 #include <fstream>
 #include <sstream>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include <gtest/gtest.h>
 
@@ -26,9 +28,20 @@ TEST(Readme, ShowsTheQuickStartAsItIs) {
 
 TEST(Readme, ShowsTheConsumersAsTheyAre) {
   const std::string readme = read("README.md");
-  for (const std::string line : {"find_package(moe 0.1 REQUIRED", "FetchContent_MakeAvailable(moe)",
-                                 "target_link_libraries(", "moe::moe"})
-    EXPECT_NE(readme.find(line), std::string::npos) << line;
+  const std::pair<std::string, std::vector<std::string>> shown[] = {
+      {"find_package",
+       {"find_package(moe 0.1 REQUIRED", "COMPONENTS io", "moe::io", "moe::instances"}},
+      {"fetch_content",
+       {"FetchContent_Declare(moe SOURCE_DIR ", "FetchContent_MakeAvailable(moe)",
+        "PRIVATE moe::moe)"}},
+      {"add_subdirectory", {"add_subdirectory", "PRIVATE moe::moe)"}}};
+  for (const auto& [way, lines] : shown) {
+    const std::string consumer = read("tests/build/consumers/" + way + "/CMakeLists.txt");
+    for (const std::string& line : lines) {
+      EXPECT_NE(consumer.find(line), std::string::npos) << way << ": " << line;
+      EXPECT_NE(readme.find(line), std::string::npos) << line;
+    }
+  }
 }
 
 TEST(Readme, NamesTheCommands) {

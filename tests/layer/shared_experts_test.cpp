@@ -62,6 +62,15 @@ TEST(SharedExperts, RefuseAnOutputOfOtherSizes) {
   EXPECT_NO_THROW(shared.add(workspace, y.topRows(4)));
 }
 
+TEST(SharedExperts, RefuseAnInputOfAnotherWidth) {
+  const moe::SharedExperts gated(
+      test_support::random_bank<Bank>({.num_experts = 2, .d_model = 6, .d_ff = 9}, 1),
+      test_support::random_matrix<double>(2, 6, 3));
+  moe::Workspace<double> workspace;
+  EXPECT_THROW(gated.run(test_support::random_matrix<double>(4, 5, 2), workspace), moe::ShapeError);
+  EXPECT_NO_THROW(gated.run(test_support::random_matrix<double>(4, 6, 2), workspace));
+}
+
 TEST(SharedExperts, WithoutABankAddNothing) {
   const moe::SharedExperts<Bank> none;
   EXPECT_FALSE(none.bank().has_value());

@@ -182,4 +182,23 @@ TEST(ChoicesByScore, LeavesOutWhatABiasDid) {
   EXPECT_EQ(losses::choices_by_score(routing).experts, expected);
 }
 
+TEST(Conventions, RefuseRoutingsAndPlansThatDoNotFit) {
+  auto routing = route<double>(random_logits(8, 4, 3), 1);
+  moe::DispatchPlan plan;
+  moe::make_plan(routing, {}, plan);
+  EXPECT_NO_THROW(losses::fastmoe_switch(routing, plan));
+  routing.experts(3, 0) = moe::no_expert;
+  routing.weights(3, 0) = 0;
+  plan.dropped = {{3, 0}};
+  EXPECT_THROW(losses::fastmoe_switch(routing, plan), std::invalid_argument);
+  plan.dropped = {{8, 0}};
+  EXPECT_THROW(losses::fastmoe_switch(routing, plan), std::invalid_argument);
+  auto narrow = route<double>(random_logits(8, 4, 3), 2);
+  narrow.weights.resize(8, 1);
+  EXPECT_THROW(losses::flaxformer(narrow, 4), moe::ShapeError);
+  auto few = route<double>(random_logits(8, 4, 3), 2);
+  few.scores.resize(4, 4);
+  EXPECT_THROW(losses::deepseek_sequence(few, 4), moe::ShapeError);
+}
+
 }  // namespace conventions_test

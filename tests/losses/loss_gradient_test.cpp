@@ -245,6 +245,11 @@ TEST(LossGradient, RefusesMatricesOfAnotherShapeAndRoutingsWithoutScores) {
   EXPECT_THROW(moe::losses::importance(routing, Variance::population, {}, {right, 1}),
                moe::ShapeError);
   EXPECT_THROW(moe::losses::megatron(routing, {}, {right, NAN}), std::invalid_argument);
+  const moe::Vector<double> slopes = moe::Vector<double>::Ones(experts);
+  Routing<double> few = routing;
+  few.scores.resize(tokens - 1, experts);
+  EXPECT_THROW(moe::losses::add_probability_gradient<double>(few, slopes, {right, 1}),
+               moe::ShapeError);
   routing.logits.resize(0, 0);
   EXPECT_THROW(moe::losses::z_loss(routing, {}, {right, 1}), std::invalid_argument);
   routing.scores.resize(0, 0);

@@ -208,6 +208,8 @@ TEST(Metrics, SaliencyIsTheMeanWeightedNorm) {
   EXPECT_NEAR(saliency[1], (3 * 1 + 5 * 10) / 2.0, 1e-14);
   EXPECT_EQ(saliency[2], 0);
   EXPECT_EQ(moe::metrics::capacity_used(plan, 4), 4.0 / 12);
+  routing.weights.resize(2, 1);
+  EXPECT_THROW(moe::metrics::saliency(routing, plan, rows), moe::ShapeError);
 }
 
 }  // namespace metrics_test

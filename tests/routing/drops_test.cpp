@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <numeric>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -255,6 +256,52 @@ TEST(Reroute, OfLogitsKeepsTheSumOfTheWeights) {
   EXPECT_EQ(routing.experts(1, 1), 1);
   EXPECT_NEAR(routing.weights(1, 0), std::exp(-1.0) / (std::exp(-1.0) + std::exp(1.0)), 1e-15);
   EXPECT_NEAR(routing.weights.row(1).sum(), 1, 1e-15);
+}
+
+TEST(Reroute, RefusesPlansThatAreNotTheRoutings) {
+  const Capacity capacity = limit_of(2, DropOrder::token_major);
+  Routing<double> routing = some_routing();
+  DispatchPlan plan;
+  moe::make_plan(routing, capacity, plan);
+  ASSERT_FALSE(plan.dropped.empty());
+  const auto expect_refused = [&](auto change, const char* text) {
+    Routing<double> changed = routing;
+    DispatchPlan of_it = plan;
+    change(changed, of_it);
+    try {
+      moe::reroute_dropped(of_it, capacity, changed);
+      ADD_FAILURE() << text;
+    } catch (const std::invalid_argument& error) {
+      EXPECT_NE(std::string(error.what()).find(text), std::string::npos) << error.what();
+    }
+  };
+  expect_refused([](auto& r, auto&) { r = some_routing(39); }, "plan.tokens");
+  expect_refused([](auto& r, auto&) { r.num_experts = 5; }, "routing.logits.cols()");
+  expect_refused([](auto& r, auto&) { r.weights.resize(40, 2); }, "routing.weights.cols()");
+  expect_refused([](auto&, auto& p) { p.dropped[0].token = 40; }, "plan.dropped names a token");
+  expect_refused([](auto&, auto& p) { p.dropped[0].slot = -1; }, "plan.dropped names a token");
+  expect_refused([](auto&, auto& p) { p.dropped[0] = {5, 2}; }, "plan.dropped names a slot");
+  expect_refused(
+      [](auto&, auto& p) {
+        p.num_experts = 7;
+        p.offsets.push_back(p.offsets.back());
+      },
+      "plan.num_experts: expected 6, got 7");
+  expect_refused([](auto& r, auto&) { r.scores.resize(0, 0); }, "without scores");
+}
+
+TEST(FinalWeights, RefuseOtherSizes) {
+  const Routing<double> routing = some_routing();
+  DispatchPlan plan;
+  moe::make_plan(routing, limit_of(2, DropOrder::token_major), plan);
+  moe::Matrix<double> weights;
+  Routing<double> narrow = routing;
+  narrow.weights.resize(40, 2);
+  EXPECT_THROW(moe::final_weights(narrow, plan, weights), moe::ShapeError);
+  DispatchPlan cut = plan;
+  cut.row_of.pop_back();
+  EXPECT_THROW(moe::final_weights(routing, cut, weights), moe::ShapeError);
+  EXPECT_NO_THROW(moe::final_weights(routing, plan, weights));
 }
 
 }  // namespace drops_test

@@ -7,12 +7,14 @@
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <unistd.h>
 
 #include <gtest/gtest.h>
 
 namespace test_support {
 
-/// A fixture with a path that no other test has, and where nothing is left after the test.
+/// A fixture with a path that no other test or process has, and where nothing is left after the
+/// test.
 class TemporaryFile : public testing::Test {
  protected:
   void TearDown() override { std::filesystem::remove(path_); }
@@ -26,7 +28,8 @@ class TemporaryFile : public testing::Test {
 
   std::string path_ = [] {
     const auto* const test = testing::UnitTest::GetInstance()->current_test_info();
-    const std::string name = std::string("moe_") + test->test_suite_name() + "_" + test->name();
+    const std::string name =
+        "moe_" + std::to_string(getpid()) + "_" + test->test_suite_name() + "_" + test->name();
     return (std::filesystem::temp_directory_path() / name).string();
   }();
 };

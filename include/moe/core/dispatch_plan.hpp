@@ -11,6 +11,7 @@
 
 #include "moe/core/config.hpp"
 #include "moe/core/contracts.hpp"
+#include "moe/core/routing.hpp"
 #include "moe/core/types.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -62,13 +63,16 @@ inline void check_plan(const char* where, const DispatchPlan& plan) {
   check_size(where, "plan.offsets.back()", plan.num_rows(), plan.offsets.back());
   check(std::is_sorted(plan.offsets.begin(), plan.offsets.end()), where,
         "plan.offsets must not decrease");
-  bool is_inside = true;
-  for (const TokenSlot row : plan.rows)
-    is_inside = is_inside && row.token >= 0 && row.token < plan.tokens && row.slot >= 0 &&
-                row.slot < plan.top_k;
-  check(is_inside, where, "plan.rows names a token or slot that is out of range");
+  const auto is_choice = [&](TokenSlot at) {
+    return at.token >= 0 && at.token < plan.tokens && at.slot >= 0 && at.slot < plan.top_k;
+  };
+  check(std::all_of(plan.rows.begin(), plan.rows.end(), is_choice), where,
+        "plan.rows names a token or slot that is out of range");
+  check(std::all_of(plan.dropped.begin(), plan.dropped.end(), is_choice), where,
+        "plan.dropped names a token or slot that is out of range");
   // Each the other's inverse: as many slots with a row as rows, and every row's slot has that row.
   Index used = 0;
+  bool is_inside = true;
   for (const std::int32_t row : plan.row_of) {
     is_inside = is_inside && row >= DispatchPlan::no_row && row < plan.num_rows();
     used += row != DispatchPlan::no_row ? 1 : 0;
@@ -80,6 +84,21 @@ inline void check_plan(const char* where, const DispatchPlan& plan) {
     agrees = plan.row_of[static_cast<std::size_t>(at.token * plan.top_k + at.slot)] == r;
   }
   check(agrees, where, "plan.rows and plan.row_of disagree");
+}
+
+/// The same, and that plan and routing fit each other in sizes, and what was dropped was chosen.
+template <class Scalar>
+void check_plan_of(const char* where, const Routing<Scalar>& routing, const DispatchPlan& plan) {
+  check_routing(where, routing);
+  check_plan(where, plan);
+  check_size(where, "plan.tokens", routing.tokens(), plan.tokens);
+  check_size(where, "plan.top_k", routing.top_k(), plan.top_k);
+  const Index last_expert = plan.first_expert + plan.num_experts;
+  check_size(where, "plan.first_expert + plan.num_experts",
+             std::min(last_expert, routing.num_experts), last_expert);
+  for (const TokenSlot at : plan.dropped)
+    check(routing.experts(at.token, at.slot) != no_expert, where,
+          "plan.dropped names a slot without an expert");
 }
 
 /// restrict_plan into a plan whose memory is reused.

@@ -44,14 +44,18 @@ class CustomExperts {
   ///         throws.
   void forward(const ExpertInput<Scalar>& input, MatrixView<Scalar> rows, Scratch& scratch) const {
     detail::check_bank_call("CustomExperts::forward", input, rows, num_experts(), d_model());
-    std::vector<Index> order;  // Largest first.
+    auto& order = scratch.kept<Order>().experts;
+    order.clear();
+    order.reserve(experts_.size());
     for (Index e = 0; e < num_experts(); ++e)
       if (input.plan.rows_of(e) > 0) order.push_back(e);
     if (order.empty()) return;
-    std::stable_sort(order.begin(), order.end(), [&](Index a, Index b) {
-      return input.plan.rows_of(a) > input.plan.rows_of(b);
+    std::sort(order.begin(), order.end(), [&](Index a, Index b) {
+      const Index more = input.plan.rows_of(a) - input.plan.rows_of(b);
+      return more != 0 ? more > 0 : a < b;
     });
-    const Index most = input.plan.rows_of(order.front());
+    // As much for any routing: of distinct experts, none has more rows than there are tokens.
+    const Index most = std::max(input.plan.rows_of(order.front()), input.plan.tokens);
     scratch.reserve(parallel::available_threads(),
                     static_cast<std::size_t>(most * d_model()) * sizeof(Scalar));
     parallel::for_each_task(static_cast<Index>(order.size()), [&](Index task, int thread) {
@@ -66,6 +70,11 @@ class CustomExperts {
   }
 
  private:
+  /// The experts of a call that have rows, largest first.
+  struct Order {
+    std::vector<Index> experts;
+  };
+
   std::vector<ExpertT> experts_;
 };
 

@@ -84,6 +84,7 @@ class SharedExperts {
 
   /// The plan, the gates and the room for the rows of a run on x (T, D).
   void prepare(MatrixView<const Scalar> x, Workspace<Scalar>& workspace) const {
+    detail::check_size("SharedExperts::run", "x.cols()", bank_->d_model(), x.cols());
     make_full_plan(x.rows(), bank_->num_experts(), workspace.shared_plan);
     workspace.shared_rows.resize(workspace.shared_plan.num_rows(), bank_->d_model());
     if (gate_.empty()) return;

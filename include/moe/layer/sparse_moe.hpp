@@ -277,10 +277,7 @@ class SparseMoe {
                   const DispatchPlan& plan, MatrixView<Scalar> y) const {
     check_views(x, y);
     check_routing_sizes(x, routing, y);
-    detail::check_routing(forward_name, routing);
-    detail::check_plan(forward_name, plan);
-    detail::check_size(forward_name, "plan.tokens", x.rows(), plan.tokens);
-    detail::check_size(forward_name, "plan.top_k", routing.top_k(), plan.top_k);
+    detail::check_plan_of(forward_name, routing, plan);
     detail::check_size(forward_name, "plan.first_expert", 0, plan.first_expert);
     for (Index e = 0; e < plan.num_experts; ++e) {
       for (Index r = plan.first_row(e); r < plan.first_row(e + 1); ++r) {

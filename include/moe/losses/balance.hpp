@@ -205,6 +205,7 @@ Scalar load_balancing_by_group(const Routing<Scalar>& routing, Index group_token
   constexpr const char* where = "load_balancing_by_group";
   const Index tokens = routing.tokens();
   moe::detail::check(group_tokens > 0, where, "group_tokens must be positive");
+  moe::detail::check_routing(where, routing);  // before it is cut into parts
   detail::count_tokens(where, mask, tokens);
   detail::check_gradient(where, gradient, tokens, routing.num_experts);
   const auto mask_of = [&](Index begin, Index size) {

@@ -92,16 +92,15 @@ Scalar tutel(const Routing<Scalar>& routing, TokenMask mask = {},
 /// E / T'^2 sum c'_e (sum_t p_te), with the T' tokens whose choice the capacity kept, and c'_e of
 /// them: 1 at balance without drops, more with them; 0 where nothing was kept. For K = 1.
 ///
-/// Throws  ShapeError if routing and plan differ in size; std::invalid_argument unless K is 1, or
-///         if the routing was made without scores.
+/// Throws  ShapeError or std::invalid_argument if routing and plan do not fit each other, K is not
+///         1, or the routing was made without scores.
 /// Source  fastmoe `SwitchGate`. Its `GShardGate` has `gshard_code`, if all experts are local.
 template <class Scalar>
 Scalar fastmoe_switch(const Routing<Scalar>& routing, const DispatchPlan& plan, TokenMask mask = {},
                       std::type_identity_t<LossGradient<Scalar>> gradient = {}) {
   constexpr const char* where = "fastmoe_switch";
   moe::detail::check(routing.top_k() == 1, where, "top_k must be 1");
-  moe::detail::check_size(where, "plan.tokens", routing.tokens(), plan.tokens);
-  moe::detail::check_size(where, "plan.top_k", routing.top_k(), plan.top_k);
+  moe::detail::check_plan_of(where, routing, plan);
   const auto slopes_of = [&](BalanceSums sums) {
     for (const TokenSlot dropped : plan.dropped) {
       if (!detail::counts(mask, dropped.token)) continue;

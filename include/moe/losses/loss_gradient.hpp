@@ -61,6 +61,7 @@ void add_probability_gradient(const Routing<Scalar>& routing, const Vector<doubl
   const Index experts = routing.num_experts;
   detail::check_gradient(where, gradient, routing.tokens(), experts);
   moe::detail::check_size(where, "slopes.size()", experts, slopes.size());
+  moe::detail::check_routing(where, routing);
   if (!gradient.wanted() || detail::count_tokens(where, mask, routing.tokens()) == 0) return;
   moe::detail::check_has_scores(where, routing);
   Vector<double> probability(experts);  // (E)

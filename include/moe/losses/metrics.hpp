@@ -196,10 +196,8 @@ double flips(const Routing<Scalar>& a, const Routing<Scalar>& b) {
 template <class Scalar>
 Vector<double> saliency(const Routing<Scalar>& routing, const DispatchPlan& plan,
                         std::type_identity_t<MatrixView<const Scalar>> rows) {
-  detail::check_plan("saliency", plan);
+  detail::check_plan_of("saliency", routing, plan);
   detail::check_size("saliency", "rows.rows()", plan.num_rows(), rows.rows());
-  detail::check_size("saliency", "plan.tokens", routing.tokens(), plan.tokens);
-  detail::check_size("saliency", "plan.top_k", routing.top_k(), plan.top_k);
   Vector<double> sums = Vector<double>::Zero(plan.num_experts);
   for (Index e = 0; e < plan.num_experts; ++e) {
     for (Index r = plan.first_row(e); r < plan.first_row(e + 1); ++r) {

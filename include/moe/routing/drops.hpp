@@ -192,8 +192,13 @@ std::vector<Index> choice_places(const Routing<Scalar>& routing, const Capacity&
 /// Throws  ShapeError if routing and plan differ in size.
 template <class Scalar, class Weights>
 void final_weights(const Routing<Scalar>& routing, const DispatchPlan& plan, Weights& weights) {
-  detail::check_size("final_weights", "plan.tokens", routing.tokens(), plan.tokens);
-  detail::check_size("final_weights", "plan.top_k", routing.top_k(), plan.top_k);
+  constexpr const char* where = "final_weights";
+  detail::check_size(where, "plan.tokens", routing.tokens(), plan.tokens);
+  detail::check_size(where, "plan.top_k", routing.top_k(), plan.top_k);
+  detail::check_size(where, "plan.row_of.size()", routing.experts.size(),
+                     static_cast<Index>(plan.row_of.size()));
+  detail::check_size(where, "routing.weights.rows()", routing.tokens(), routing.weights.rows());
+  detail::check_size(where, "routing.weights.cols()", routing.top_k(), routing.weights.cols());
   weights = routing.weights;
   for (Index t = 0; t < plan.tokens; ++t) {
     Scalar* const weight = detail::row_data(weights, t);
@@ -214,13 +219,13 @@ void final_weights(const Routing<Scalar>& routing, const DispatchPlan& plan, Wei
 /// are. Slots claim room in the order of plan.dropped.
 ///
 /// Values  the number of choices that were given another expert; make the plan again after it.
-/// Throws  std::invalid_argument if the routing was made without scores.
+/// Throws  ShapeError or std::invalid_argument if routing and plan do not fit each other, or the
+///         routing was made without scores.
 template <class Scalar>
 Index reroute_dropped(const DispatchPlan& plan, const Capacity& capacity,
                       Routing<Scalar>& routing) {
   constexpr const char* where = "reroute_dropped";
-  detail::check_size(where, "plan.tokens", routing.tokens(), plan.tokens);
-  detail::check_size(where, "plan.top_k", routing.top_k(), plan.top_k);
+  detail::check_plan_of(where, routing, plan);
   if (plan.dropped.empty()) return 0;
   detail::check(routing.scores.size() != 0, where, "the routing was made without scores");
   const Index group = std::max<Index>(capacity.group_size(plan.tokens), 1);
