@@ -17,15 +17,6 @@ using language_model::training::Balance;
 using moe::Index;
 using Run = std::vector<LogEntry>;
 
-/// The mean of a figure over the last tenth of a run.
-template <class Figure>
-double at_the_end(const Run& run, const Figure& figure) {
-  const std::size_t count = std::max<std::size_t>(1, run.size() / 10);
-  double sum = 0;
-  for (std::size_t i = run.size() - count; i < run.size(); ++i) sum += figure(run[i]);
-  return sum / static_cast<double>(count);
-}
-
 void run(const Experiment& experiment) {
   std::vector<Variant> variants;
   const auto add = [&](const std::string& name, const std::string& folder,
@@ -52,8 +43,11 @@ void run(const Experiment& experiment) {
   for (const auto& result : results)
     rows.push_back(
         {result.name,
-         text_of(spread_of(result, [&](const Run& r) { return at_the_end(r, violation); }), 2),
-         text_of(spread_of(result, [&](const Run& r) { return at_the_end(r, dead); }), 1),
+         text_of(
+             spread_of(result, [&](const Run& r) { return experiments::at_the_end(r, violation); }),
+             2),
+         text_of(spread_of(result, [&](const Run& r) { return experiments::at_the_end(r, dead); }),
+                 1),
          text_of(spread_of(result, experiments::final_loss), 3)});
   experiment.write_table({"balance", "MaxVio of a step, last tenth", "experts without a token, %",
                           "validation loss, nats per byte"},

@@ -45,7 +45,7 @@ void run(const Experiment& experiment) {
          text_of(spread_of(result, [](const Run& run) { return run.back().seconds; }), 0)});
   }
   experiment.write_table({"capacity", "dropped choices, %", "at the last step, %",
-                          "validation loss, nats per byte", "training time, s"},
+                          "validation loss without a limit, nats per byte", "training time, s"},
                          rows);
   experiment.plot("dropped", "dropped choices, %", results, dropped,
                   std::max<Index>(1, experiment.steps() / 100));

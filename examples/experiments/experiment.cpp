@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <cmath>
 #include <cstddef>
 #include <cstdio>
@@ -15,6 +16,7 @@
 #include <numeric>
 #include <sstream>
 #include <stdexcept>
+#include <system_error>
 #include <unistd.h>
 #include <utility>
 
@@ -34,6 +36,16 @@ constexpr std::array<const char*, 6> colours{"#4477aa", "#ee6677", "#228833",
 
 std::string data_file(const std::string& name) {
   return std::string(MOE_EXAMPLE_DATA "/") + name;
+}
+
+/// Throws  std::invalid_argument naming the argument unless the value is a positive whole number.
+int whole_number(const std::string& key, const std::string& value) {
+  int number = 0;
+  const char* const end = value.data() + value.size();
+  const auto [rest, error] = std::from_chars(value.data(), end, number);
+  if (error != std::errc() || rest != end || number <= 0)
+    throw std::invalid_argument(key + " takes a positive whole number, not '" + value + "'");
+  return number;
 }
 
 void write_file(const std::string& path, const std::string& text) {
@@ -98,10 +110,13 @@ Experiment::Experiment(int argc, char** argv, std::string name, Index steps)
     if (key == "--out") {
       folder_ = value;
     } else if (key == "--steps") {
-      steps_ = std::stol(value);
+      steps_ = whole_number(key, value);
     } else if (key == "--threads") {
+      const int threads = whole_number(key, value);
 #if defined(_OPENMP)
-      omp_set_num_threads(std::stoi(value));
+      omp_set_num_threads(threads);
+#else
+      static_cast<void>(threads);
 #endif
     } else {
       throw std::invalid_argument("unknown argument " + key);
@@ -154,13 +169,15 @@ TrainOptions Experiment::options() const {
 std::vector<Result> Experiment::run(const std::vector<Variant>& variants,
                                     Index evaluate_every) const {
   std::vector<Result> results;
+  for (const Variant& variant : variants) results.push_back({variant.name, {}});
   const auto total = static_cast<Index>(variants.size() * seeds.size());
   Index done = 0;
-  for (const Variant& variant : variants) {
-    Result result{variant.name, {}};
-    const std::string config = folder_ + "/" + variant.folder + ".json";
-    write_file(config, variant.config.dump(1) + "\n");
-    for (const std::uint64_t seed : seeds) {
+  // Variants one after the other for each seed: a machine that gets slower slows down all of them.
+  for (const std::uint64_t seed : seeds) {
+    for (std::size_t i = 0; i < variants.size(); ++i) {
+      const Variant& variant = variants[i];
+      const std::string config = folder_ + "/" + variant.folder + ".json";
+      write_file(config, variant.config.dump(1) + "\n");
       TrainRequest request;
       request.text = data_file("training/jargon_train.txt");
       request.evaluation = data_file("jargon_eval.txt");
@@ -174,14 +191,14 @@ std::vector<Result> Experiment::run(const std::vector<Variant>& variants,
       request.options.seed = seed;
       ++done;
       const bool is_terminal = isatty(STDERR_FILENO) != 0;
-      result.runs.push_back(language_model::training::train(request, [&](const LogEntry& entry) {
-        if (is_terminal && entry.step % 10 == 0)
-          std::fprintf(stderr, "\rrun %td of %td (%s): step %td, loss %.3f \033[K", done, total,
-                       variant.name.c_str(), entry.step, entry.loss);
-      }));
+      results[i].runs.push_back(
+          language_model::training::train(request, [&](const LogEntry& entry) {
+            if (is_terminal && entry.step % 10 == 0)
+              std::fprintf(stderr, "\rrun %td of %td (%s): step %td, loss %.3f \033[K", done, total,
+                           variant.name.c_str(), entry.step, entry.loss);
+          }));
       if (is_terminal) std::fputs("\r\033[K", stderr);
     }
-    results.push_back(std::move(result));
   }
   return results;
 }
@@ -237,6 +254,14 @@ void Experiment::plot(const std::string& name, const std::string& label,
          << "'\nset ylabel '" << label << "'\nset grid lc rgb '#dddddd'\nset key top right\n"
          << "draw = \"" << draw.str() << "\"\n";
   language_model::training::draw_picture(script.str(), folder_ + "/" + name);
+}
+
+double at_the_end(const std::vector<LogEntry>& run,
+                  const std::function<double(const LogEntry&)>& figure) {
+  const std::size_t count = std::max<std::size_t>(1, run.size() / 10);
+  double sum = 0;
+  for (std::size_t i = run.size() - count; i < run.size(); ++i) sum += figure(run[i]);
+  return sum / static_cast<double>(count);
 }
 
 double final_loss(const std::vector<LogEntry>& run) {

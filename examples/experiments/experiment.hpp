@@ -54,7 +54,7 @@ class Experiment {
  public:
   /// Reads `--out FOLDER`, `--steps N` and `--threads N`; the folder is `name` otherwise.
   ///
-  /// Throws  std::invalid_argument if an argument is not known.
+  /// Throws  std::invalid_argument if an argument is not known or a number is not positive.
   Experiment(int argc, char** argv, std::string name, Index steps);
 
   Index steps() const noexcept { return steps_; }
@@ -87,6 +87,10 @@ class Experiment {
   std::string folder_;
   Index steps_;
 };
+
+/// The mean of a figure over the last tenth of a run.
+double at_the_end(const std::vector<LogEntry>& run,
+                  const std::function<double(const LogEntry&)>& figure);
 
 /// The last evaluation of a run.
 double final_loss(const std::vector<LogEntry>& run);

@@ -45,22 +45,6 @@ Reached reach(const Run& run, double loss) {
   return {};
 }
 
-/// The evaluation after so many seconds, by the straight line between two; the last if the run is
-/// shorter.
-double loss_after(const Run& run, double seconds) {
-  const LogEntry* before = nullptr;
-  for (const LogEntry& entry : run) {
-    if (entry.evaluation < 0) continue;
-    if (entry.seconds >= seconds) {
-      if (before == nullptr) return entry.evaluation;
-      const double share = (seconds - before->seconds) / (entry.seconds - before->seconds);
-      return before->evaluation + share * (entry.evaluation - before->evaluation);
-    }
-    before = &entry;
-  }
-  return experiments::final_loss(run);
-}
-
 /// Mean and deviation of the factors of the seeds that reached the goal (the others have 0), and
 /// how many did.
 std::string text_of_factors(const std::vector<double>& factors) {
@@ -79,30 +63,37 @@ void run(const Experiment& experiment) {
   Variant dense{"dense, as wide as 2 experts", "dense", Experiment::mixtral(), experiment.options(),
                 true};
   dense.options.balance = Balance::none;
-  const auto results = experiment.run({sparse, dense}, std::max<Index>(1, experiment.steps() / 40));
+  const Index evaluate_every = std::max<Index>(1, experiment.steps() / 40);
+  auto results = experiment.run({sparse, dense}, evaluate_every);
+  // As long as the dense model was trained, with a learning rate that falls within that time.
+  const auto seconds_of = [](const Run& run) { return run.back().seconds; };
+  Variant timed = sparse;
+  timed.name = "sparse, in the dense model's time";
+  timed.folder = "sparse-timed";
+  timed.options.steps = std::max<Index>(1, std::lround(static_cast<double>(experiment.steps()) *
+                                                       spread_of(results[1], seconds_of).mean /
+                                                       spread_of(results[0], seconds_of).mean));
+  timed.options.warmup_steps = std::max<Index>(1, timed.options.steps / 20);
+  results.push_back(experiment.run({timed}, evaluate_every).front());
   std::vector<std::vector<std::string>> rows;
   rows.reserve(results.size());
   for (const auto& result : results) {
     std::vector<double> fewer_steps;
     std::vector<double> less_time;
-    std::vector<double> equal_time;
     for (std::size_t seed = 0; seed < result.runs.size(); ++seed) {
       const Run& dense_run = results[1].runs[seed];
       const Reached reached = reach(result.runs[seed], experiments::final_loss(dense_run));
       fewer_steps.push_back(static_cast<double>(dense_run.back().step) / reached.step);
       less_time.push_back(dense_run.back().seconds / reached.seconds);
-      equal_time.push_back(loss_after(result.runs[seed], dense_run.back().seconds));
     }
-    rows.push_back(
-        {result.name, text_of(spread_of(result, experiments::final_loss), 3),
-         text_of(spread_of(result, [](const Run& run) { return run.back().seconds; }), 0),
-         text_of(experiments::spread_of(equal_time), 3), text_of_factors(fewer_steps),
-         text_of_factors(less_time)});
+    rows.push_back({result.name, std::to_string(result.runs.front().back().step),
+                    text_of(spread_of(result, experiments::final_loss), 3),
+                    text_of(spread_of(result, seconds_of), 0), text_of_factors(fewer_steps),
+                    text_of_factors(less_time)});
   }
   experiment.write_table(
-      {"model", "validation loss, nats per byte", "training time, s",
-       "loss after the dense model's time", "times fewer steps to the dense model's last loss",
-       "times less time to it"},
+      {"model", "steps", "validation loss, nats per byte", "training time, s",
+       "times fewer steps to the dense model's last loss", "times less time to it"},
       rows);
   experiment.plot(
       "loss_by_time", "validation loss, nats per byte", results,
@@ -116,6 +107,6 @@ void run(const Experiment& experiment) {
 
 int main(int argc, char** argv) {
   return experiments::report_errors("sparse_against_dense", [&] {
-    run(experiments::Experiment(argc, argv, "sparse_against_dense", 1500));
+    run(experiments::Experiment(argc, argv, "sparse_against_dense", 1200));
   });
 }

@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
+#include <fcntl.h>
 #include <filesystem>
 #include <iterator>
 #include <stdexcept>
@@ -52,6 +53,18 @@ std::string read_file(const std::string& path) {
   return text;
 }
 
+void sync(const std::string& path) {
+  errno = 0;
+  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (file < 0) fail(path, "cannot be opened");
+  const int result = fsync(file);
+  const int code = errno;
+  close(file);
+  errno = code;
+  // EINVAL: nothing that can be kept, such as a folder on some file systems.
+  if (result != 0 && code != EINVAL) fail(path, "cannot be written");
+}
+
 bool is_same_file(const std::string& a, const std::string& b) {
   std::error_code missing;
   return std::filesystem::equivalent(a, b, missing) && !missing;
@@ -90,7 +103,10 @@ void OutputFile::commit(std::string_view text) {
   stream_.write(text.data(), static_cast<std::streamsize>(text.size()));
   stream_.close();
   if (!stream_) fail(path_, "cannot be written");
-  if (partial_path_ != path_) std::filesystem::rename(partial_path_, path_);
+  if (partial_path_ != path_) {
+    sync(partial_path_);  // Or a loss of power could leave the name without the bytes.
+    std::filesystem::rename(partial_path_, path_);
+  }
   is_committed_ = true;
 }
 

@@ -21,6 +21,11 @@ std::vector<Token> to_tokens(std::string_view text, Index vocab_size, const std:
 /// Throws  std::system_error naming the path if the file cannot be read.
 std::string read_file(const std::string& path);
 
+/// Waits until what was written to a file, or the names in a folder, are on the disk.
+///
+/// Throws  std::system_error naming the path.
+void sync(const std::string& path);
+
 /// Whether both paths name one file that exists.
 bool is_same_file(const std::string& a, const std::string& b);
 

@@ -266,6 +266,7 @@ TEST(Train, RefusesWhatMakesNoSense) {
     change(request);
     EXPECT_THROW(train(request), std::invalid_argument);
     EXPECT_FALSE(std::filesystem::exists(request.out + "/log.csv"));
+    EXPECT_FALSE(std::filesystem::exists(request.out + "/initial.safetensors"));
   };
   refuses([](TrainRequest& r) { r.options.steps = 0; });
   refuses([](TrainRequest& r) { r.options.context = 100000; });

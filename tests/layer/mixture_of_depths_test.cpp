@@ -84,8 +84,12 @@ TEST(MixtureOfDepths, HasTheGradientsThatDifferencesHave) {
   Matrix<double> y(20, 6);
   Matrix<double> dx(20, 6);
   moe::DepthsTape<double> tape;
+  const auto with = [](const moe::Vector<double>& its_weight) {
+    return Depths({.d_model = 6, .capacity = .25, .sequence_tokens = 8}, its_weight);
+  };
+  Depths depths = with(w);
   const auto run = [&](bool with_gradient) {
-    const Depths depths({.d_model = 6, .capacity = .25, .sequence_tokens = 8}, w);
+    depths = with(w);
     depths.forward(x, y, tape, block);
     return (y.array() * dy.array()).sum() +
            0.6 * Depths::choice_loss(tape.r, tape.chosen, {}, with_gradient ? &tape.d_r : nullptr,
@@ -94,7 +98,6 @@ TEST(MixtureOfDepths, HasTheGradientsThatDifferencesHave) {
   run(true);
   moe::Vector<double> d_weight = moe::Vector<double>::Zero(6);
   Matrix<double> d_scale = Matrix<double>::Zero(1, 6);
-  const Depths depths({.d_model = 6, .capacity = .25, .sequence_tokens = 8}, w);
   depths.backward(x, tape, dy, dx, d_weight, [&](auto in, auto d_out, auto d_in) {
     d_in.map() = (2 * in.map().array() * d_out.map().array()).rowwise() * scale.row(0).array();
     d_scale += (in.map().array().square() * d_out.map().array()).colwise().sum().matrix();
@@ -105,10 +108,34 @@ TEST(MixtureOfDepths, HasTheGradientsThatDifferencesHave) {
   test_support::expect_some_slopes("scale", scale.data(), d_scale.data(), 6, loss);
   Matrix<double> wrong(19, 6);
   const auto nothing = [](auto, auto, auto) {};
+  run(true);
   EXPECT_THROW(depths.backward(wrong, tape, dy, dx, d_weight, nothing), moe::ShapeError);
   EXPECT_THROW(depths.backward(x, tape, wrong, dx, d_weight, nothing), moe::ShapeError);
   moe::Vector<double> short_weight(5);
   EXPECT_THROW(depths.backward(x, tape, dy, dx, short_weight, nothing), moe::ShapeError);
+}
+
+TEST(MixtureOfDepths, ATapeServesItsLayerOnce) {
+  const Depths depths({.d_model = 6, .capacity = .5, .sequence_tokens = 4}, weight);
+  const Depths other({.d_model = 6, .capacity = .5, .sequence_tokens = 4}, weight);
+  const auto x = random_matrix<double>(8, 6, 2);
+  const auto dy = random_matrix<double>(8, 6, 3);
+  Matrix<double> y(8, 6);
+  Matrix<double> dx(8, 6);
+  moe::Vector<double> d_weight = moe::Vector<double>::Zero(6);
+  moe::DepthsTape<double> tape;
+  const auto block = [](auto in, auto out) { out.map() = in.map(); };
+  const auto reverse = [](auto, auto d_out, auto d_in) { d_in.map() = d_out.map(); };
+  const auto backward = [&](const Depths& of) { of.backward(x, tape, dy, dx, d_weight, reverse); };
+  EXPECT_THROW(backward(depths), std::invalid_argument) << "no forward";
+  depths.forward(x, y, tape, block);
+  EXPECT_THROW(backward(other), std::invalid_argument) << "another layer's";
+  EXPECT_NO_THROW(backward(depths));
+  EXPECT_THROW(backward(depths), std::invalid_argument) << "used";
+  depths.forward(x, y, tape, block);
+  const auto fails = [](auto, auto) { throw std::runtime_error("the block fails"); };
+  EXPECT_THROW(depths.forward(x, y, tape, fails), std::runtime_error);
+  EXPECT_THROW(backward(depths), std::invalid_argument) << "of a forward that failed";
 }
 
 TEST(MixtureOfDepths, RefusesWhatCannotWork) {

@@ -819,8 +819,53 @@ TEST(RouterBackward, RefusesWhatDoesNotFit) {
   EXPECT_THROW(call(slope), moe::ShapeError) << "without logits";
   router.route(x, {}, routing);
   EXPECT_THROW(call(random(tokens, 3, 1)), moe::ShapeError);
+  const moe::Routing<double> right = routing;
+  routing.num_experts = experts - 1;
+  EXPECT_THROW(call(slope), moe::ShapeError) << "fewer experts";
+  routing = right;
+  routing.experts(1, 0) = experts;
+  EXPECT_THROW(call(slope), std::invalid_argument) << "no such expert";
+  routing = right;
+  routing.weights.resize(tokens, 1);
+  EXPECT_THROW(call(slope), moe::ShapeError) << "too few weights";
+  routing = right;
+  EXPECT_NO_THROW(call(slope));
   gradients.weight.resize(experts, d_model + 1);
   EXPECT_THROW(call(slope), moe::ShapeError) << "of another router";
+}
+
+/// The backward of a router of two choices on a routing of one.
+template <class Router>
+void expect_two_choices(const Router& router, const RouteOptions& options) {
+  const moe::TopKRouter<double> of_one({.d_model = d_model, .num_experts = experts, .top_k = 1},
+                                       {.weight = random(experts, d_model, 3)});
+  const Matrix<double> x = random(tokens, d_model, 50);
+  moe::Routing<double> routing;
+  of_one.route(x, {}, routing);
+  moe::DispatchPlan plan;
+  moe::make_plan(routing, {}, plan);
+  Matrix<double> d_logits = Matrix<double>::Zero(tokens, experts);
+  Matrix<double> dx = Matrix<double>::Zero(tokens, d_model);
+  const Matrix<double> slope = random(tokens, 1, 54);
+  auto gradients = router.gradients();
+  EXPECT_THROW(router.backward({.x = x,
+                                .options = options,
+                                .routing = routing,
+                                .plan = plan,
+                                .d_weights = slope,
+                                .d_logits = d_logits,
+                                .dx = dx},
+                               gradients),
+               moe::ShapeError);
+}
+
+TEST(RouterBackward, OfTwoChoicesRefusesOne) {
+  const moe::SparseMixerRouter<double> mixer({.d_model = d_model, .num_experts = experts},
+                                             random(experts, d_model, 1));
+  const moe::GShardRouter<double> gshard(TopK{}());
+  expect_two_choices(mixer, {});
+  expect_two_choices(mixer, {.training = true});
+  expect_two_choices(gshard, {.training = true});
 }
 
 }  // namespace router_backward_test

@@ -99,6 +99,7 @@ void RunFolder::save(Index step, const nlohmann::json& config, const nlohmann::j
     write(partial / optimizer_folder / "moments.safetensors", state.bytes());
     remove(checkpoint(step));
     fs::rename(partial, checkpoint(step));
+    sync(path_);  // before the last one goes
   } catch (...) {
     remove(partial);
     throw;

@@ -12,7 +12,9 @@
 #include <numbers>
 #include <optional>
 #include <stdexcept>
+#include <string>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 #include <moe/core/random.hpp>
@@ -168,6 +170,18 @@ void add_layers(const std::vector<LayerStep>& layers, LogEntry& entry) {
   if (experts > 0) entry.dead_experts = static_cast<double>(dead) / static_cast<double>(experts);
 }
 
+/// Removes a file at the end of its life, if it has a name.
+struct Temporary {
+  std::string path;
+  explicit Temporary(std::string its_path) : path(std::move(its_path)) {}
+  Temporary(const Temporary&) = delete;
+  Temporary& operator=(const Temporary&) = delete;
+  ~Temporary() {
+    std::error_code ignored;
+    if (!path.empty()) std::filesystem::remove(path, ignored);
+  }
+};
+
 }  // namespace
 
 double learning_rate(const TrainOptions& options, Index step) {
@@ -198,6 +212,7 @@ std::vector<LogEntry> train(const TrainRequest& request, const StepObserver& obs
     if (request.dense) config = dense_twin(config, request.config);
   }
   const std::string initial = folder.file("initial.safetensors");
+  const Temporary temporary(begin.empty() ? initial : "");
   if (begin.empty()) {
     OutputFile file(initial);
     file.commit(initial_checkpoint(config, request.config, options.seed));
@@ -206,7 +221,6 @@ std::vector<LogEntry> train(const TrainRequest& request, const StepObserver& obs
   const auto checkpoint = moe::io::Checkpoint::open(begin);
   if (config.is_null()) config = checkpoint.config();
   TrainableModel<float> model(checkpoint, options);
-  if (begin == initial) std::filesystem::remove(initial);
   check(options.context <= model.config().max_positions,
         "the context is longer than the model's positions");
   const Corpus corpus = read_corpus(request.text, model.config(), options);

@@ -77,7 +77,7 @@ constexpr std::uint8_t round_to_code(float value, int fraction_bits, int bias,
   std::uint32_t code = 0;
   if (magnitude < static_cast<std::uint32_t>(128 - bias) << 23) {
     // A multiple of the smallest value: adding 1.5 * 2^23 of these rounds to a whole number.
-    const float unit =
+    const auto unit =
         std::bit_cast<float>(static_cast<std::uint32_t>(128 - bias - fraction_bits) << 23);
     const float sum = std::bit_cast<float>(magnitude) / unit + 0x1.8p23F;
     code = std::bit_cast<std::uint32_t>(sum) - std::bit_cast<std::uint32_t>(0x1.8p23F);

@@ -103,6 +103,7 @@ inline std::vector<ExpertLayout> coded_layouts(const char* where, const ExpertsC
   product(where, product(where, config.num_experts, config.d_model + 128),
           product(where, config.d_ff + 128, 32));
   std::vector<ExpertLayout> layouts;
+  layouts.reserve(formats.size());
   for (const ExpertFormat& format : formats) layouts.emplace_back(config, gated, format);
   return layouts;
 }

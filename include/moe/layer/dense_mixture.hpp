@@ -262,6 +262,8 @@ Vector<double> mixture_error(MixtureError error, const Routing<Scalar>& routing,
   const Index tokens = routing.tokens();
   const Index experts = routing.num_experts;
   moe::detail::check_size(where, "routing.top_k()", experts, routing.top_k());
+  moe::detail::check_shape(where, "routing.weights.rows()", "routing.weights.cols()",
+                           routing.weights, tokens, experts);
   moe::detail::check_size(where, "rows.rows()", tokens * experts, rows.rows());
   moe::detail::check_size(where, "target.rows()", tokens, target.rows());
   moe::detail::check_size(where, "target.cols()", rows.cols(), target.cols());

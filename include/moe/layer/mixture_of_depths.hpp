@@ -38,6 +38,7 @@ enum class DepthsChoice {
 ///
 /// Shapes  r, d_r (T); in, out (N, D), of the chosen tokens. d_r is zero after a forward: losses of
 ///         r add their gradients before the backward.
+/// Values  layer is whose forward filled it, until a backward used it.
 template <class Scalar>
 struct DepthsTape {
   Vector<Scalar> r{};
@@ -45,6 +46,7 @@ struct DepthsTape {
   std::vector<Index> chosen{};
   Matrix<Scalar> in{};
   Matrix<Scalar> out{};
+  const void* layer = nullptr;
 };
 
 /// For each token a number r = x . w. The tokens with the largest r of each sequence pass through a
@@ -150,25 +152,28 @@ class MixtureOfDepths {
   template <class Block>
   void forward(MatrixView<const Scalar> x, MatrixView<Scalar> y, DepthsTape<Scalar>& tape,
                Block&& block, DepthsChoice choice = DepthsChoice::top) const {
+    tape.layer = nullptr;
+    check_views("MixtureOfDepths::forward", x, y);
     tape.r = scores(x);
     tape.chosen = choose(tape.r, choice);
-    check_views("MixtureOfDepths::forward", x, y);
     tape.d_r.setZero(x.rows());
     run(x, y, tape.r, tape.chosen, block, tape.in, tape.out);
+    tape.layer = this;
   }
 
   /// The reverse of the forward that filled the tape. `block(in, d_out, d_in)` is the reverse of
   /// the block: from its input and the gradient with respect to its output to that with respect to
   /// its input, (N, D) each; it is not called where no token was chosen. Choices have no gradient.
+  /// A tape serves once.
   ///
   /// Shapes  x as in the forward, dy, dx (T, D); d_weight (D), which is added to.
-  /// Throws  ShapeError if a size disagrees; std::invalid_argument if dx overlaps x or dy; whatever
-  ///         the block throws.
+  /// Throws  ShapeError if a size disagrees; std::invalid_argument if no forward of this layer
+  ///         filled the tape, or dx overlaps x or dy; whatever the block throws.
   template <class Block>
-  void backward(MatrixView<const Scalar> x, const DepthsTape<Scalar>& tape,
-                MatrixView<const Scalar> dy, MatrixView<Scalar> dx, Vector<Scalar>& d_weight,
-                Block&& block) const {
+  void backward(MatrixView<const Scalar> x, DepthsTape<Scalar>& tape, MatrixView<const Scalar> dy,
+                MatrixView<Scalar> dx, Vector<Scalar>& d_weight, Block&& block) const {
     constexpr const char* where = "MixtureOfDepths::backward";
+    detail::check(tape.layer == this, where, "the tape is of another layer, or was used");
     const Index tokens = tape.r.size();
     detail::check_shape(where, "x.rows()", "x.cols()", x, tokens, d_model());
     detail::check_shape(where, "dy.rows()", "dy.cols()", dy, tokens, d_model());
@@ -177,6 +182,7 @@ class MixtureOfDepths {
     detail::check_size(where, "d_weight.size()", d_model(), d_weight.size());
     detail::check(!detail::overlap(x, dx) && !detail::overlap(dy, dx), where,
                   "dx overlaps x or dy");
+    tape.layer = nullptr;
     const auto count = static_cast<Index>(tape.chosen.size());
     Matrix<Scalar> d_out(count, d_model());  // (N, D)
     Matrix<Scalar> d_in(count, d_model());   // (N, D)

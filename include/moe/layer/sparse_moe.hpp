@@ -185,8 +185,8 @@ class SparseMoe {
   ///
   /// and 16 T K + 8 (E + 1) bytes of the routing and plan, 24 T K under a capacity. P is
   /// `experts().sums_size()`, the width of up and gate in whole panels, P' the same of shared
-  /// experts. What a NoisyTopKRouter draws comes on top; a buffer of 2 MiB or more takes whole huge
-  /// pages.
+  /// experts. What a NoisyTopKRouter draws and types or groups of tokens come on top; a buffer of
+  /// 2 MiB or more takes whole huge pages. With an ExpertChoiceRouter, K is at most E: the most.
   template <DifferentiableBank B = BankT, DifferentiableBank S = SharedBankT>
   double tape_bytes(Index tokens, Index rows,
                     TapePolicy policy = TapePolicy::keep_preactivations) const {

@@ -258,6 +258,8 @@ Scalar load_balancing_of_layers(
     sums += detail::balance_sums(where, *layer, mask);
   const Vector<double> slopes = load_balancing_slopes(sums, sums, scale);
   for (std::size_t i = 0; i < gradients.size(); ++i)
+    detail::check_gradient(where, gradients[i], layers[i]->tokens(), layers[i]->num_experts);
+  for (std::size_t i = 0; i < gradients.size(); ++i)
     add_probability_gradient(*layers[i], slopes, gradients[i], mask);
   return static_cast<Scalar>(slopes.dot(sums.probabilities));
 }

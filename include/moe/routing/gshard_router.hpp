@@ -105,6 +105,10 @@ class GShardRouter {
     const bool is_random = call.options.training && second_.policy == SecondExpertPolicy::random;
     if (!is_random || (call.d_weights.empty() && call.d_routed.empty()))
       return router_.backward(call, gradients);
+    constexpr const char* where = "GShardRouter::backward";
+    check_backward(where, gradients);
+    detail::check_router_call(where, call, num_experts(), d_model());
+    detail::check_size(where, "routing.top_k()", top_k(), call.routing.top_k());
     RouteOptions all = call.options;
     all.keep_logits = all.keep_scores = true;
     Routing<Scalar> both;  // as it was before second experts were left out

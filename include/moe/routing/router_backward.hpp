@@ -122,7 +122,8 @@ struct GradientsOfRouter<RouterT> {
   using Type = typename RouterT::Gradients;
 };
 
-/// Throws ShapeError if what a router's backward is given does not fit the router.
+/// Throws ShapeError or std::invalid_argument if what a router's backward is given does not fit the
+/// router.
 template <class Scalar>
 void check_router_call(const char* where, const RouterBackward<Scalar>& call, Index num_experts,
                        Index d_model) {
@@ -137,6 +138,12 @@ void check_router_call(const char* where, const RouterBackward<Scalar>& call, In
   check_one("x.rows()", "x.cols()", call.x, d_model, false);
   check_one("dx.rows()", "dx.cols()", call.dx, d_model, false);
   check_size(where, "routing.tokens()", tokens, call.routing.tokens());
+  check_size(where, "routing.num_experts", num_experts, call.routing.num_experts);
+  for (Index i = 0; i < tokens * top_k; ++i)
+    check(
+        call.routing.experts.data()[i] >= no_expert && call.routing.experts.data()[i] < num_experts,
+        where, "routing.experts names an expert that is out of range");
+  check_one("routing.weights.rows()", "routing.weights.cols()", call.routing.weights, top_k, false);
   check_one("routing.logits.rows()", "routing.logits.cols()", call.routing.logits, num_experts,
             false);
   check_one("routing.scores.rows()", "routing.scores.cols()", call.routing.scores, num_experts,

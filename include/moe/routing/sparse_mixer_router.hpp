@@ -121,6 +121,7 @@ class SparseMixerRouter {
     constexpr const char* where = "SparseMixerRouter::backward";
     check_backward(where, gradients);
     detail::check_router_call(where, call, num_experts(), d_model());
+    detail::check_size(where, "routing.top_k()", top_k(), call.routing.top_k());
     detail::check_no_inputs(where, call.inputs);
     std::vector<Scalar> near(static_cast<std::size_t>(num_experts()));
     bool kept[2];

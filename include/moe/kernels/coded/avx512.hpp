@@ -135,7 +135,7 @@ MOE_ALWAYS_INLINE IntVec store_codes(const float* x, Vec by, Vec up, std::ptrdif
   alignas(16) std::int8_t fours[16];
   _mm_store_si128(reinterpret_cast<__m128i*>(fours), bytes);
   MOE_UNROLL
-  for (int q = 0; q < 4; ++q) std::memcpy(to + 4 * stride * q, fours + 4 * q, 4);
+  for (int q = 0; q < 4; ++q) std::memcpy(to + 4 * stride * q, fours + std::ptrdiff_t{4} * q, 4);
   return {_mm512_add_epi32(total.value, codes)};
 }
 

@@ -44,7 +44,7 @@ MOE_ALWAYS_INLINE void coded_pass_of(const CodedRows& a, const std::byte* panel,
   constexpr FormatTraits traits = traits_of(code, grouped);
   constexpr std::ptrdiff_t scale_size = panel_width * scale_bytes(traits.scale);
   constexpr std::ptrdiff_t zero_size = traits.has_zeros ? panel_width : 0;
-  const float* const outputs = reinterpret_cast<const float*>(panel);
+  const auto* const outputs = reinterpret_cast<const float*>(panel);
   if constexpr (traits.has_output_scale) panel += panel_width * sizeof(float);
   const std::int8_t* x = a.codes;
   Vec total[rows][count];
@@ -76,7 +76,8 @@ MOE_ALWAYS_INLINE void coded_pass_of(const CodedRows& a, const std::byte* panel,
       MOE_UNROLL
       for (int r = 0; r < rows; ++r) {
         MOE_UNROLL
-        for (int v = 0; v < count; ++v) sum[r][v] = dot(sum[r][v], weights[v], x + 4 * r);
+        for (int v = 0; v < count; ++v)
+          sum[r][v] = dot(sum[r][v], weights[v], x + std::ptrdiff_t{4} * r);
       }
       x += 4 * a.stride;
       codes += quad_bytes(code);
@@ -191,9 +192,9 @@ MOE_ALWAYS_INLINE void load_weights(const std::byte* codes, std::ptrdiff_t v, Ve
                                     Vec (&quad)[4]) noexcept {
   widen_quad(load_signed<code>(codes, v), quad);
   MOE_UNROLL
-  for (int j = 0; j < 4; ++j) {
-    if constexpr (traits_of(code, true).has_zeros) quad[j] = subtract(quad[j], zero);
-    quad[j] = multiply(quad[j], scale);
+  for (Vec& weight : quad) {
+    if constexpr (traits_of(code, true).has_zeros) weight = subtract(weight, zero);
+    weight = multiply(weight, scale);
   }
 }
 
