@@ -204,9 +204,8 @@ double Limit::best() const {
 double Limit::now() {
   std::vector<LimitForm*> by_rate;
   for (LimitForm& form : forms) by_rate.push_back(&form);
-  std::sort(by_rate.begin(), by_rate.end(), [](const LimitForm* a, const LimitForm* b) {
-    return a->per_second > b->per_second;
-  });
+  std::sort(by_rate.begin(), by_rate.end(),
+            [](const LimitForm* a, const LimitForm* b) { return a->per_second > b->per_second; });
   by_rate.resize(std::min<std::size_t>(by_rate.size(), 2));
   double most = 0;
   for (int shot = 0; shot < 2; ++shot) {

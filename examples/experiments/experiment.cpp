@@ -169,6 +169,7 @@ TrainOptions Experiment::options() const {
 std::vector<Result> Experiment::run(const std::vector<Variant>& variants,
                                     Index evaluate_every) const {
   std::vector<Result> results;
+  results.reserve(variants.size());
   for (const Variant& variant : variants) results.push_back({variant.name, {}});
   const auto total = static_cast<Index>(variants.size() * seeds.size());
   Index done = 0;
