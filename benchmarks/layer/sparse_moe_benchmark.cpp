@@ -152,6 +152,7 @@ void forward(benchmark::State& state, const Shape& shape, Index tokens, Skew ske
     explained_bytes += explained.weight_bytes / count;
     state.counters["explained_ms"] += explained.roofline_seconds() * 1e3 / count;
   }
+  // One copy of the bank serves for it: a small one stays in the cache, for both that are compared.
   // With fewer rows, weights would have to come from memory anew each time.
   if (!is_planned && tokens >= 1024) compare(state, layers[0], shape, tokens, skew);
   if (std::abs(explained_flop / flop - 1) > 1e-9 || std::abs(explained_bytes / bytes - 1) > 1e-9)

@@ -175,6 +175,41 @@ TEST(RouterBackward, OfEveryFormOfLogits) {
   }
 }
 
+/// What a router's backward takes for a routing of its own, nothing of which was dropped.
+struct OwnCall {
+  const Matrix<double>& x;
+  RouteOptions options;
+  moe::RouteInputs<double> inputs;
+  moe::Routing<double> routing;
+  moe::DispatchPlan plan;
+  Matrix<double> d_logits = Matrix<double>::Zero(x.rows(), experts);
+  Matrix<double> dx = Matrix<double>::Zero(x.rows(), d_model);
+
+  OwnCall(const moe::TopKRouter<double>& router, const Matrix<double>& tokens_of_it,
+          RouteOptions its_options = {}, const moe::RouteInputs<double>& its_inputs = {})
+      : x(tokens_of_it), options(its_options), inputs(its_inputs) {
+    router.route(x, inputs, options, routing);
+    moe::make_plan(routing, {}, plan);
+  }
+  OwnCall(const moe::SparseMixerRouter<double>& router, const Matrix<double>& tokens_of_it,
+          RouteOptions its_options)
+      : x(tokens_of_it), options(its_options) {
+    router.route(x, options, routing);
+    moe::make_plan(routing, {}, plan);
+  }
+
+  moe::RouterBackward<double> with(const Matrix<double>& slope) {
+    return {.x = x,
+            .options = options,
+            .routing = routing,
+            .plan = plan,
+            .d_weights = slope,
+            .d_logits = d_logits,
+            .dx = dx,
+            .inputs = inputs};
+  }
+};
+
 TEST(RouterBackward, OfTheBiasOfAProjection) {
   TopK make;
   make.rule.logits.form = moe::LogitForm::two_layer;
@@ -183,26 +218,13 @@ TEST(RouterBackward, OfTheBiasOfAProjection) {
                   .projection_bias = random(1, 4, 3).row(0)};
   const Matrix<double> x = random(tokens, d_model, 50);
   const Matrix<double> slope = random(tokens, 2, 54);
-  moe::Routing<double> routing;
-  make().route(x, {}, routing);
-  moe::DispatchPlan plan;
-  moe::make_plan(routing, {}, plan);
-  Matrix<double> d_logits = Matrix<double>::Zero(tokens, experts);
-  Matrix<double> dx = Matrix<double>::Zero(tokens, d_model);
+  OwnCall call(make(), x);
   auto gradients = make().gradients();
-  const RouteOptions options;
-  make().backward({.x = x,
-                   .options = options,
-                   .routing = routing,
-                   .plan = plan,
-                   .d_weights = slope,
-                   .d_logits = d_logits,
-                   .dx = dx},
-                  gradients);
+  make().backward(call.with(slope), gradients);
   expect_some_slopes("projection bias", make.weights.projection_bias.data(),
                      gradients.projection_bias.data(), 4, [&] {
-                       make().route(x, {}, routing);
-                       return (routing.weights.array() * slope.array()).sum();
+                       make().route(x, {}, call.routing);
+                       return (call.routing.weights.array() * slope.array()).sum();
                      });
 }
 
@@ -244,24 +266,12 @@ TEST(RouterBackward, OfPreviousLogitsAndNoiseOfTheCallers) {
   const Matrix<double> slope = random(tokens, 2, 54);
   const moe::RouteInputs<double> inputs{jitter, noise, previous};
   const RouteOptions options{.training = true};
-  moe::Routing<double> routing;
-  make().route(x, inputs, options, routing);
-  moe::DispatchPlan plan;
-  moe::make_plan(routing, {}, plan);
-  Matrix<double> d_logits = Matrix<double>::Zero(tokens, experts);
-  Matrix<double> dx = Matrix<double>::Zero(tokens, d_model);
+  OwnCall call(make(), x, options, inputs);
   Matrix<double> d_previous = Matrix<double>::Zero(tokens, 3);
   auto gradients = make().gradients();
-  make().backward({.x = x,
-                   .options = options,
-                   .routing = routing,
-                   .plan = plan,
-                   .d_weights = slope,
-                   .d_logits = d_logits,
-                   .dx = dx,
-                   .inputs = inputs,
-                   .d_previous_logits = d_previous},
-                  gradients);
+  moe::RouterBackward<double> its_call = call.with(slope);
+  its_call.d_previous_logits = d_previous;
+  make().backward(its_call, gradients);
   moe::Routing<double> other;
   const auto loss = [&] {
     make().route(x, inputs, options, other);
@@ -271,7 +281,7 @@ TEST(RouterBackward, OfPreviousLogitsAndNoiseOfTheCallers) {
     expect_some_slopes(name, values.data(), slopes.data(), static_cast<std::size_t>(values.size()),
                        loss);
   };
-  check("x", x, dx);
+  check("x", x, call.dx);
   check("previous", previous, d_previous);
   check("weight", make.weights.weight, gradients.weight);
   check("residual", make.weights.residual, gradients.residual);
@@ -355,24 +365,13 @@ TEST(RouterBackward, OfTheSparseMixersEstimator) {
   const moe::SparseMixerRouter<double> router(
       {.d_model = d_model, .num_experts = experts, .jitter = 2}, weight);
   const Matrix<double> x = random(64, d_model, 50);
-  moe::Routing<double> routing;
-  const RouteOptions options{.training = true, .seed = 4};
-  router.route(x, options, routing);
-  moe::DispatchPlan plan;
-  moe::make_plan(routing, {}, plan);
+  OwnCall call(router, x, {.training = true, .seed = 4});
+  const moe::Routing<double>& routing = call.routing;
+  const Matrix<double>& d_logits = call.d_logits;
   Matrix<double> slope = Matrix<double>::Zero(64, 2);
   slope.col(0).setOnes();  // of the first choice alone
-  Matrix<double> d_logits = Matrix<double>::Zero(64, experts);
-  Matrix<double> dx = Matrix<double>::Zero(64, d_model);
   auto gradients = router.gradients();
-  router.backward({.x = x,
-                   .options = options,
-                   .routing = routing,
-                   .plan = plan,
-                   .d_weights = slope,
-                   .d_logits = d_logits,
-                   .dx = dx},
-                  gradients);
+  router.backward(call.with(slope), gradients);
   Index thirds = 0;
   for (Index t = 0; t < 64; ++t) {
     // Who takes part has a slope of its own, so the softmax can be read back from the others'.
@@ -795,25 +794,14 @@ TEST(RouterBackward, RefusesWhatDoesNotFit) {
   TopK make;
   const moe::TopKRouter<double> router = make();
   const Matrix<double> x = random(tokens, d_model, 50);
-  moe::Routing<double> routing;
-  moe::DispatchPlan plan;
-  Matrix<double> d_logits = Matrix<double>::Zero(tokens, experts);
-  Matrix<double> dx = Matrix<double>::Zero(tokens, d_model);
+  OwnCall own(router, x);
+  moe::Routing<double>& routing = own.routing;
   const Matrix<double> slope = random(tokens, 2, 54);
   auto gradients = router.gradients();
-  const RouteOptions options;
   const auto call = [&](const Matrix<double>& d_weights) {
-    router.backward({.x = x,
-                     .options = options,
-                     .routing = routing,
-                     .plan = plan,
-                     .d_weights = d_weights,
-                     .d_logits = d_logits,
-                     .dx = dx},
-                    gradients);
+    router.backward(own.with(d_weights), gradients);
   };
   router.route(x, {.keep_scores = false}, routing);
-  moe::make_plan(routing, {}, plan);
   EXPECT_THROW(call(slope), moe::ShapeError) << "without scores";
   router.route(x, {.keep_logits = false}, routing);
   EXPECT_THROW(call(slope), moe::ShapeError) << "without logits";
@@ -840,23 +828,11 @@ void expect_two_choices(const Router& router, const RouteOptions& options) {
   const moe::TopKRouter<double> of_one({.d_model = d_model, .num_experts = experts, .top_k = 1},
                                        {.weight = random(experts, d_model, 3)});
   const Matrix<double> x = random(tokens, d_model, 50);
-  moe::Routing<double> routing;
-  of_one.route(x, {}, routing);
-  moe::DispatchPlan plan;
-  moe::make_plan(routing, {}, plan);
-  Matrix<double> d_logits = Matrix<double>::Zero(tokens, experts);
-  Matrix<double> dx = Matrix<double>::Zero(tokens, d_model);
+  OwnCall call(of_one, x);
+  call.options = options;
   const Matrix<double> slope = random(tokens, 1, 54);
   auto gradients = router.gradients();
-  EXPECT_THROW(router.backward({.x = x,
-                                .options = options,
-                                .routing = routing,
-                                .plan = plan,
-                                .d_weights = slope,
-                                .d_logits = d_logits,
-                                .dx = dx},
-                               gradients),
-               moe::ShapeError);
+  EXPECT_THROW(router.backward(call.with(slope), gradients), moe::ShapeError);
 }
 
 TEST(RouterBackward, OfTwoChoicesRefusesOne) {

@@ -170,7 +170,7 @@ void add_layers(const std::vector<LayerStep>& layers, LogEntry& entry) {
   if (experts > 0) entry.dead_experts = static_cast<double>(dead) / static_cast<double>(experts);
 }
 
-/// Removes a file at the end of its life, if it has a name.
+/// Removes a file at the end of its life.
 struct Temporary {
   std::string path;
   explicit Temporary(std::string its_path) : path(std::move(its_path)) {}
@@ -178,7 +178,7 @@ struct Temporary {
   Temporary& operator=(const Temporary&) = delete;
   ~Temporary() {
     std::error_code ignored;
-    if (!path.empty()) std::filesystem::remove(path, ignored);
+    std::filesystem::remove(path, ignored);
   }
 };
 
@@ -212,8 +212,9 @@ std::vector<LogEntry> train(const TrainRequest& request, const StepObserver& obs
     if (request.dense) config = dense_twin(config, request.config);
   }
   const std::string initial = folder.file("initial.safetensors");
-  const Temporary temporary(begin.empty() ? initial : "");
+  std::optional<Temporary> temporary;
   if (begin.empty()) {
+    temporary.emplace(initial);
     OutputFile file(initial);
     file.commit(initial_checkpoint(config, request.config, options.seed));
     begin = initial;
@@ -221,6 +222,7 @@ std::vector<LogEntry> train(const TrainRequest& request, const StepObserver& obs
   const auto checkpoint = moe::io::Checkpoint::open(begin);
   if (config.is_null()) config = checkpoint.config();
   TrainableModel<float> model(checkpoint, options);
+  temporary.reset();  // The model is read, so that a run which is killed does not leave it.
   check(options.context <= model.config().max_positions,
         "the context is longer than the model's positions");
   const Corpus corpus = read_corpus(request.text, model.config(), options);

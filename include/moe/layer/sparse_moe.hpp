@@ -256,7 +256,7 @@ class SparseMoe {
     detail::make_plan<Scalar>(where, routing, capacity, plan);
     if (!capacity.reroute || plan.dropped.empty()) return routing;
     if (&routing != &changed) changed = routing;
-    reroute_dropped(plan, capacity, changed);
+    detail::reroute_dropped(plan, capacity, changed);
     detail::make_plan<Scalar>(where, changed, capacity, plan);
     return changed;
   }

@@ -212,29 +212,21 @@ void final_weights(const Routing<Scalar>& routing, const DispatchPlan& plan, Wei
   }
 }
 
-/// Gives every dropped choice of `plan` the next best expert, by score without selection bias or
-/// groups, that the token has not yet chosen and that has room. Its weight changes in proportion to
-/// the score; where scores are logits, to their exponentials, and the token's weights keep their
-/// sum, as a softmax over the chosen has it. Choices for which there is no such expert stay as they
-/// are. Slots claim room in the order of plan.dropped.
-///
-/// Values  the number of choices that were given another expert; make the plan again after it.
-/// Throws  ShapeError or std::invalid_argument if routing and plan do not fit each other, or the
-///         routing was made without scores.
+namespace detail {
+
+/// reroute_dropped of a plan that is known to be the routing's.
 template <class Scalar>
 Index reroute_dropped(const DispatchPlan& plan, const Capacity& capacity,
                       Routing<Scalar>& routing) {
-  constexpr const char* where = "reroute_dropped";
-  detail::check_plan_of(where, routing, plan);
   if (plan.dropped.empty()) return 0;
-  detail::check(routing.scores.size() != 0, where, "the routing was made without scores");
+  check(routing.scores.size() != 0, "reroute_dropped", "the routing was made without scores");
   const Index group = std::max<Index>(capacity.group_size(plan.tokens), 1);
   const Index limit = capacity.rows(group, plan.top_k, plan.num_experts);
   const Index groups = (plan.tokens + group - 1) / group;
   struct Load;
   const MatrixView<Index> load(
-      detail::thread_buffer<Load, Index>(static_cast<std::size_t>(groups * plan.num_experts)),
-      groups, plan.num_experts);
+      thread_buffer<Load, Index>(static_cast<std::size_t>(groups * plan.num_experts)), groups,
+      plan.num_experts);
   std::fill_n(load.data(), groups * plan.num_experts, Index{0});
   for (Index e = 0; e < plan.num_experts; ++e)
     for (Index r = plan.first_row(e); r < plan.first_row(e + 1); ++r)
@@ -276,6 +268,24 @@ Index reroute_dropped(const DispatchPlan& plan, const Capacity& capacity,
     ++moved;
   }
   return moved;
+}
+
+}  // namespace detail
+
+/// Gives every dropped choice of `plan` the next best expert, by score without selection bias or
+/// groups, that the token has not yet chosen and that has room. Its weight changes in proportion to
+/// the score; where scores are logits, to their exponentials, and the token's weights keep their
+/// sum, as a softmax over the chosen has it. Choices for which there is no such expert stay as they
+/// are. Slots claim room in the order of plan.dropped.
+///
+/// Values  the number of choices that were given another expert; make the plan again after it.
+/// Throws  ShapeError or std::invalid_argument if routing and plan do not fit each other, or the
+///         routing was made without scores.
+template <class Scalar>
+Index reroute_dropped(const DispatchPlan& plan, const Capacity& capacity,
+                      Routing<Scalar>& routing) {
+  detail::check_plan_of("reroute_dropped", routing, plan);
+  return detail::reroute_dropped(plan, capacity, routing);
 }
 
 }  // namespace moe::inline MOE_ABI
