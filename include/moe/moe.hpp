@@ -43,6 +43,7 @@
 #include "moe/experts/quantize.hpp"
 #include "moe/experts/quantized_experts.hpp"
 #include "moe/experts/staged_bank.hpp"
+#include "moe/experts/transposed_product.hpp"
 #include "moe/experts/zero_cost_experts.hpp"
 #include "moe/fwd.hpp"
 #include "moe/instances.hpp"

@@ -23,6 +23,7 @@
 #include "moe/experts/hidden_dropout.hpp"
 #include "moe/experts/packed_experts.hpp"
 #include "moe/experts/panel_product.hpp"
+#include "moe/experts/transposed_product.hpp"
 #include "moe/kernels/dispatch.hpp"
 #include "moe/parallel/parallel_for.hpp"
 
@@ -79,7 +80,8 @@ class FeedForwardBackward {
     grow(d_sums_panels_, sizes.sums);
     grow(products_, sizes.up_panels);
     grow(weight_, 1);
-    threads_.grow(static_cast<std::size_t>(parallel::available_threads()) * thread_size());
+    num_threads_ = parallel::available_threads();
+    threads_.grow(static_cast<std::size_t>(num_threads_) * thread_size());
 
     tasks_.clear();
     add_tasks(Step::pack, [](const RowPiece& piece) { return piece.blocks; });
@@ -132,18 +134,16 @@ class FeedForwardBackward {
     });
   }
 
-  static constexpr Index slice_size = 2048 * width;
   static constexpr Index tile_size = kernels::most_tile_rows * width;
   static constexpr std::size_t thread_size() noexcept {
-    return static_cast<std::size_t>(most_piece_rows * width + slice_size + width * width +
+    return static_cast<std::size_t>(most_piece_rows * width + TransposedPanel<Scalar>::size +
                                     3 * tile_size);
   }
 
   /// Parts of a thread's `thread_size` values.
   struct ThreadMemory {
-    Scalar* sums;      // of a piece's rows with one panel
-    Scalar* panel;     // a slice of a transposed panel
-    Scalar* block;     // (32, 32) of it, before
+    Scalar* sums;  // of a piece's rows with one panel
+    TransposedPanel<Scalar> panel;
     Scalar* weighted;  // w dA' of a tile
     Scalar* hidden;    // A of a tile
     Scalar* factors;   // of dropout, of a tile
@@ -151,9 +151,8 @@ class FeedForwardBackward {
   ThreadMemory memory_of(int thread) noexcept {
     Scalar* const sums = threads_.data() + static_cast<std::size_t>(thread) * thread_size();
     Scalar* const panel = sums + most_piece_rows * width;
-    Scalar* const weighted = panel + slice_size + width * width;
-    return {
-        sums, panel, panel + slice_size, weighted, weighted + tile_size, weighted + 2 * tile_size};
+    Scalar* const weighted = panel + TransposedPanel<Scalar>::size;
+    return {sums, {panel}, weighted, weighted + tile_size, weighted + 2 * tile_size};
   }
 
   /// Where row `row` of column block c of a matrix stands that is kept by columns, tile_rows_ of
@@ -199,35 +198,6 @@ class FeedForwardBackward {
                                         dy_.data() + (piece.at + first) * sizes.d_model);
   }
 
-  /// sums (rows, 32) of a piece: rows kept by block, (inner, rows of the block), times 32 columns
-  /// of a matrix whose transposed blocks `block_of(panel)` gives for each 32 of the inner
-  /// dimension: (columns, 32), of which `columns` exist.
-  template <class Storage, class BlockOf>
-  Scalar* multiply_transposed(const RowPiece& piece, const Scalar* rows, Index inner, Index columns,
-                              int thread, const BlockOf& block_of) {
-    const auto& tiles = kernels::tile_kernels<Scalar, Scalar>();
-    const auto transpose = kernels::transpose_kernel<Scalar>();
-    const ThreadMemory memory = memory_of(thread);
-    Scalar* const panel = memory.panel;
-    if (columns < width) std::fill_n(memory.block, width * width, Scalar(0));
-    for (Index k = 0; k < inner; k += slice_size / width) {
-      const Index count = std::min(slice_size / width, inner - k);
-      for (Index i = 0; i < count; i += width) {
-        const Storage* const from = block_of((k + i) / width);
-        for (Index j = 0; j < columns * width; ++j) memory.block[j] = load_as<Scalar>(from[j]);
-        transpose(memory.block, panel + i * width);
-      }
-      for (Index b = 0; b < piece.blocks; ++b) {
-        const Index first = piece.block_row(b);
-        const Index tile_rows = piece.block_row(b + 1) - first;
-        tiles.of_rows[tile_rows - 1](rows + first * inner + k * tile_rows, panel, count,
-                                     memory.sums + first * width, k > 0,
-                                     reinterpret_cast<const char*>(panel), 0);
-      }
-    }
-    return memory.sums;
-  }
-
   /// 32 hidden values of every row: dA', from it dw's share, dZ, and A again.
   template <bool gated, class Storage, class ActivationT>
   void find_hidden(const PackedExperts<Scalar, gated, Storage>& weights,
@@ -239,11 +209,13 @@ class FeedForwardBackward {
         kernels::activation_gradient_kernel<Scalar, KernelOf<ActivationT>::kind, gated>();
     constexpr Index hidden_width = PackedExperts<Scalar, gated, Storage>::hidden_width;
     const Index from = hidden_panel * width;
-    const Scalar* const d_hidden = multiply_transposed<Storage>(
-        piece, dy_.data() + piece.at * sizes.d_model, sizes.d_model,
-        std::min(width, sizes.d_ff - from), thread,
-        [&](Index panel) { return weights.down.panel(piece.expert, panel, from); });
     const ThreadMemory memory = memory_of(thread);
+    const Scalar* const d_hidden = memory.sums;
+    multiply_transposed<Storage>(
+        piece, dy_.data() + piece.at * sizes.d_model, sizes.d_model, {from, sizes.d_ff},
+        num_threads_,
+        [&](Index panel, Index k) { return weights.down.panel(piece.expert, panel, k); },
+        memory.panel, memory.sums);
     for (Index b = 0; b < piece.blocks; ++b) {
       const Index first = piece.block_row(b);
       const Index count = piece.block_row(b + 1) - first;
@@ -312,10 +284,12 @@ class FeedForwardBackward {
                   const RowPiece& piece, Index panel, int thread) {
     const Index from = panel * width;
     const Index columns = std::min(width, sizes.d_model - from);
-    const Scalar* const sums = multiply_transposed<Storage>(
-        piece, d_sums_.data() + piece.at * sizes.sums, sizes.sums, columns, thread,
-        [&](Index p) { return weights.up.panel(piece.expert, p, from); });
-    kernels::row_kernels<Scalar>().finish(sums, nullptr, nullptr, piece.rows, columns,
+    const ThreadMemory memory = memory_of(thread);
+    multiply_transposed<Storage>(
+        piece, d_sums_.data() + piece.at * sizes.sums, sizes.sums, {from, sizes.d_model},
+        num_threads_, [&](Index p, Index k) { return weights.up.panel(piece.expert, p, k); },
+        memory.panel, memory.sums);
+    kernels::row_kernels<Scalar>().finish(memory.sums, nullptr, nullptr, piece.rows, columns,
                                           call.rows.row(piece.plan_row(0)) + from,
                                           call.rows.row_stride());
   }
@@ -326,9 +300,14 @@ class FeedForwardBackward {
     const auto& tiles = kernels::tile_kernels<Scalar, Scalar>();
     for (Index c = 0; c * tile_rows_ < cols; ++c) {
       const Index first = c * tile_rows_;
-      tiles.of_rows[std::min<Index>(tile_rows_, cols - first) - 1](
-          in_columns(by_columns, cols, piece, c, 0), values, piece.rows, panel + first * width,
-          true, reinterpret_cast<const char*>(values), 0);
+      const Index tile_rows = std::min<Index>(tile_rows_, cols - first);
+      // The gradient that the next tile adds to is asked for meanwhile.
+      Scalar* const sums = panel + first * width;
+      const Scalar* const next = sums + tile_rows * width;
+      const Index bytes = tile_rows * width * static_cast<Index>(sizeof(Scalar));
+      tiles.of_rows[tile_rows - 1](in_columns(by_columns, cols, piece, c, 0), values, piece.rows,
+                                   sums, true, reinterpret_cast<const char*>(next),
+                                   (bytes + piece.rows - 1) / piece.rows);
     }
   }
 
@@ -382,6 +361,7 @@ class FeedForwardBackward {
   }
 
   Index tile_rows_ = 1;
+  Index num_threads_ = 1;
   std::vector<RowPiece> pieces_;
   std::vector<Task> tasks_;
   AlignedBuffer<Scalar> dy_;             // (D, rows) by block
