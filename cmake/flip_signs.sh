@@ -136,6 +136,7 @@ template <int id> MOE_ALWAYS_INLINE Vec flip_multiply_add(Vec a, Vec b, Vec c) n
 printf 'include/moe/%s\n' "${formulas[@]}" >"$flip/formulas"
 git ls-files | grep -vxFf "$flip/formulas" |
   xargs cp --parents --preserve=timestamps -t "$source"
+(cd "$source" && dirname $(cat "$flip/formulas") | sort -u | xargs mkdir -p)
 VECTORS=$vectors perl -e '
   my ($formulas, $to, $places) = @ARGV;
   my $id = 0;

@@ -248,8 +248,8 @@ void Experiment::plot(const std::string& name, const std::string& label,
     const std::string data = "$d" + std::to_string(i);
     const std::string colour = std::string(" lc rgb '") + colours[i % colours.size()] + "'";
     draw << (i > 0 ? ", " : "") << data << " using 1:3:4 with filledcurves fs transparent solid 0.2"
-         << colour << " notitle, " << data << " using 1:2 with lines lw 2" << colour << " title '"
-         << results[i].name << "'";
+         << colour << " notitle, " << data << " using 1:2 with lines lw 2" << colour << " title "
+         << language_model::training::quoted(results[i].name);
   }
   script << "set xlabel '" << (axis == Axis::steps ? "step" : "seconds of training")
          << "'\nset ylabel '" << label << "'\nset grid lc rgb '#dddddd'\nset key top right\n"

@@ -15,13 +15,6 @@
 namespace language_model::training {
 namespace {
 
-/// A name within gnuplot's quotes.
-std::string quoted(const std::string& text) {
-  std::string result = "'";
-  for (const char c : text) result += c == '\'' ? std::string("''") : std::string(1, c);
-  return result + "'";
-}
-
 void run_gnuplot(const std::string& script) {
   // Where gnuplot is missing, the shell is gone before all of the script is written.
   struct IgnorePipe {
@@ -119,6 +112,12 @@ std::string load_script(const std::vector<LogEntry>& entries) {
 }
 
 }  // namespace
+
+std::string quoted(const std::string& text) {
+  std::string result = "'";
+  for (const char c : text) result += c == '\'' ? std::string("''") : std::string(1, c);
+  return result + "'";
+}
 
 void draw_picture(const std::string& script, const std::string& path) {
   run_gnuplot(script +

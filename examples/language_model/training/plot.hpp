@@ -20,6 +20,9 @@ void check_gnuplot();
 /// Throws  std::runtime_error if there is no gnuplot, or it fails.
 void plot(const std::vector<LogEntry>& entries, const std::string& folder);
 
+/// Text within gnuplot's quotes.
+std::string quoted(const std::string& text);
+
 /// Runs a gnuplot script that defines the string `draw`, the plot command, and draws it to
 /// <path>.svg and <path>.png.
 ///
