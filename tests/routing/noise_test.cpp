@@ -1,6 +1,7 @@
 // SPDX-FileCopyrightText: The moe authors
 // SPDX-License-Identifier: Apache-2.0
 #include <cmath>
+#include <cstdint>
 #include <random>
 #include <stdexcept>
 
@@ -32,6 +33,24 @@ TEST(Noise, HasTheMomentsOfItsDistribution) {
   expect(Noise::uniform, 0.5, 1.0 / 12);
   expect(Noise::normal, 0, 1);
   expect(Noise::gumbel, 0.5772156649, 1.6449340668);
+}
+
+/// The reverse of mix_bits.
+std::uint64_t unmix_bits(std::uint64_t z) {
+  z ^= z >> 31 ^ z >> 62;
+  z *= 0x319642b2d24d8ec3U;
+  z ^= z >> 27 ^ z >> 54;
+  z *= 0x96de1b173f119089U;
+  return z ^ z >> 30 ^ z >> 60;
+}
+
+TEST(Noise, IsFiniteWhereTheUniformNumberIsZero) {
+  // The seed whose first number it is.
+  const std::uint64_t seed = unmix_bits(0 - 0x9e3779b97f4a7c15U);
+  ASSERT_EQ(moe::detail::uniform(seed, 0), 0);
+  EXPECT_EQ(moe::detail::draw(moe::Noise::uniform, seed, 0), 0x1p-54);
+  EXPECT_NEAR(moe::detail::draw(moe::Noise::gumbel, seed, 0), -std::log(54 * std::log(2)), 1e-12);
+  EXPECT_LT(std::fabs(moe::detail::draw(moe::Noise::normal, seed, 0)), 9);
 }
 
 TEST(Jitter, MultipliesByFactorsAroundOne) {
