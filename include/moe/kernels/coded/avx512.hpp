@@ -183,8 +183,10 @@ MOE_TARGET_END
 MOE_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
 namespace moe::inline MOE_ABI::kernels::avx512::vnni {
 
-/// Of 32 registers, sums and totals of 7 rows take 28; a table takes one more.
-constexpr int most_coded_rows(WeightCode code, bool /*grouped*/) noexcept {
+/// Of 32 registers, sums and totals of 7 rows take 28; a table takes one more. Without groups there
+/// are no totals while sums are made.
+constexpr int most_coded_rows(WeightCode code, bool grouped) noexcept {
+  if (!grouped) return 14;
   return code == WeightCode::nl4 || code == WeightCode::mxfp4 ? 6 : 7;
 }
 
@@ -206,10 +208,12 @@ MOE_ALWAYS_INLINE Operand load_quads(const std::byte* p, std::ptrdiff_t v) noexc
     return {_mm512_shuffle_epi8(table_of(table_values<code>(), -128), nibbles(p, v))};
   }
 }
+/// By the instruction itself: with the intrinsic, g++ 12 copies every sum before and after it.
 MOE_ALWAYS_INLINE IntVec dot(IntVec sum, Operand w, const std::int8_t* x) noexcept {
   std::int32_t four;
   std::memcpy(&four, x, 4);
-  return {_mm512_dpbusd_epi32(sum.value, w.value, _mm512_set1_epi32(four))};
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(sum.value) : "v"(w.value), "v"(_mm512_set1_epi32(four)));
+  return sum;
 }
 
 #include "moe/kernels/generic/coded.inl"
