@@ -109,7 +109,7 @@ TEST(Regions, IncludeBodiesOnly) {
     EXPECT_EQ(region.find("#pragma omp"), std::string::npos) << header;
     EXPECT_EQ(region.find("#ifdef"), std::string::npos) << header;
   }
-  EXPECT_EQ(regions, 4);
+  EXPECT_EQ(regions, 5);
 }
 
 TEST(Regions, BodiesCallNothingFromOutside) {

@@ -128,6 +128,35 @@ TEST_P(Coded, DecodesToTheBitsOfCodesTimesScales) {
   }
 }
 
+TEST_P(Coded, DecodesTheSmallestAndTheLargestPowersOfTwo) {
+  const WeightFormat format = moe::format_of("mxfp4");
+  const MatrixLayout layout(format, width, 64);
+  AlignedBuffer<std::byte> bytes(static_cast<std::size_t>(layout.bytes()));
+  std::vector<CodedOutput> outputs;
+  for (Index o = 0; o < width; ++o) {
+    CodedOutput output;
+    for (Index k = 0; k < layout.inner; ++k) {
+      // Where the scale is 2^127, codes up to 1.5 of either sign.
+      const auto code = static_cast<unsigned>(k < 32 ? k % 16 : (k % 4) + 8 * (k / 4 % 2));
+      output.codes.push_back(static_cast<std::uint16_t>(code));
+    }
+    output.scales = {0x1p-127F, 0x1p127F};
+    moe::detail::put_output(layout, o, output, bytes.data());
+    outputs.push_back(output);
+  }
+  AlignedBuffer<float> to(static_cast<std::size_t>(layout.inner * width));
+  moe::kernels::coded_kernels(format).decode(bytes.data(), nullptr, layout.groups, layout.group,
+                                             to.data());
+  std::vector<float> expected(static_cast<std::size_t>(layout.inner));
+  for (Index o = 0; o < width; ++o) {
+    moe::detail::decode_output(layout, outputs[static_cast<std::size_t>(o)], expected.data());
+    for (Index k = 0; k < layout.inner; ++k)
+      ASSERT_EQ(to.data()[k * width + o], expected[static_cast<std::size_t>(k)]) << "inner " << k;
+  }
+  EXPECT_EQ(expected[1], 0x1p-128F);
+  EXPECT_EQ(expected[35], 1.5F * 0x1p127F);
+}
+
 /// Rows of activations, whose codes reach -127 and 127.
 std::vector<float> activations(Index rows, Index inner, std::uint64_t seed) {
   std::vector<float> x(static_cast<std::size_t>(rows * inner));

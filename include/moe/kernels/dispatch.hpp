@@ -72,7 +72,7 @@ namespace kernels {
   }
 #elif MOE_ARCH_AARCH64
 #define MOE_OF_LEVEL(...) \
-  return active_isa() == Isa::neon ? neon::__VA_ARGS__ : scalar::of_float::__VA_ARGS__;
+  return active_isa() == Isa::scalar ? scalar::of_float::__VA_ARGS__ : neon::__VA_ARGS__;
 #else
 #define MOE_OF_LEVEL(...) return scalar::of_float::__VA_ARGS__;
 #endif

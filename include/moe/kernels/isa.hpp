@@ -16,21 +16,24 @@
 
 #if MOE_ARCH_X86_64
 #include <cpuid.h>
+#elif MOE_ARCH_AARCH64 && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 namespace moe::inline MOE_ABI {
 
 /// A level of vector instructions, lowest first.
 enum class Isa {
-  scalar,       ///< the baseline that the program is compiled for, one value at a time
-  avx2,         ///< with FMA and F16C
-  avx512,       ///< F, BW, DQ and VL
-  avx512_vnni,  ///< the same with eight-bit dot products
-  neon,         ///< the baseline of AArch64
+  scalar,        ///< the baseline that the program is compiled for, one value at a time
+  avx2,          ///< with FMA and F16C
+  avx512,        ///< F, BW, DQ and VL
+  avx512_vnni,   ///< the same with eight-bit dot products
+  neon,          ///< the baseline of AArch64
+  neon_dotprod,  ///< the same with eight-bit dot products
 };
 
-inline constexpr std::array<std::string_view, 5> isa_names{"scalar", "avx2", "avx512",
-                                                           "avx512_vnni", "neon"};
+inline constexpr std::array<std::string_view, 6> isa_names{"scalar",      "avx2", "avx512",
+                                                           "avx512_vnni", "neon", "neon_dotprod"};
 
 inline std::string_view isa_name(Isa isa) noexcept {
   return isa_names[static_cast<std::size_t>(isa)];
@@ -64,6 +67,14 @@ inline std::vector<Isa> available_isas() {
   if ((c & (1U << 11)) != 0) levels.push_back(Isa::avx512_vnni);
 #elif MOE_ARCH_AARCH64
   levels.push_back(Isa::neon);
+#if MOE_ARM_DOTPROD
+#if defined(__ARM_FEATURE_DOTPROD)
+  levels.push_back(Isa::neon_dotprod);
+#elif defined(__linux__)
+  constexpr unsigned long dotprod = 1UL << 20;  // HWCAP_ASIMDDP
+  if ((getauxval(AT_HWCAP) & dotprod) != 0) levels.push_back(Isa::neon_dotprod);
+#endif
+#endif
 #endif
   return levels;
 }

@@ -16,6 +16,14 @@
 #else
 #define MOE_ARCH_AARCH64 0
 #endif
+// Whether there is code with AArch64's dot products: clang has their intrinsics in a region of
+// higher target from version 16 on.
+#if MOE_ARCH_AARCH64 && \
+    (defined(__ARM_FEATURE_DOTPROD) || !defined(__clang__) || __clang_major__ >= 16)
+#define MOE_ARM_DOTPROD 1
+#else
+#define MOE_ARM_DOTPROD 0
+#endif
 
 // Between these two, functions are compiled for the features named. Every include stands above a
 // region: inline functions of other headers would be emitted for the higher level and, as the

@@ -36,12 +36,14 @@ struct MachineLimits {
   /// thread. The benchmarks measure all of them.
   static MachineLimits assumed() {
     const double threads = parallel::available_threads();
-    const double lanes = active_isa() == Isa::scalar ? 1
-                         : active_isa() == Isa::neon ? 4
-                         : active_isa() == Isa::avx2 ? 8
-                                                     : 16;
+    const Isa isa = active_isa();
+    const bool has_dots = isa == Isa::avx512_vnni || isa == Isa::neon_dotprod;
+    const double lanes = isa == Isa::scalar                             ? 1
+                         : isa == Isa::neon || isa == Isa::neon_dotprod ? 4
+                         : isa == Isa::avx2                             ? 8
+                                                                        : 16;
     const double flop = 3e9 * 2 * 2 * lanes * threads;
-    return {flop, 12e9 * threads, active_isa() == Isa::avx512_vnni ? 4 * flop : flop};
+    return {flop, 12e9 * threads, has_dots ? 4 * flop : flop};
   }
 };
 

@@ -26,8 +26,12 @@ const CodedKernels& coded_kernels_of() {
     case Isa::avx2:
       return avx2::coded<code, grouped>;
 #elif MOE_ARCH_AARCH64
+#if MOE_ARM_DOTPROD
+    case Isa::neon_dotprod:
+      return neon::dotprod::coded<code, grouped>;
+#endif
     case Isa::neon:
-      return neon::coded<code, grouped>;
+      return neon::products::coded<code, grouped>;
 #endif
     default:
       return scalar::of_float::coded<code, grouped>;

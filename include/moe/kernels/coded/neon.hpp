@@ -1,8 +1,7 @@
 // SPDX-FileCopyrightText: The moe authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// Quantised weights with NEON: by sdot where the program's baseline has it, else by products of 16
-// bits.
+// Quantised weights with NEON: by products of 16 bits, and by its eight-bit dot products.
 #pragma once
 
 #include "moe/core/config.hpp"
@@ -82,17 +81,11 @@ MOE_ALWAYS_INLINE void widen_quad(Signed a, Vec (&quad)[4]) noexcept {
   quad[3] = to_float({vshrq_n_s32(fours, 24)});
 }
 
-MOE_ALWAYS_INLINE IntVec dot(IntVec sum, Operand w, const std::int8_t* x) noexcept {
+/// Four codes, as often as there are outputs.
+MOE_ALWAYS_INLINE int8x16_t repeat_quad(const std::int8_t* x) noexcept {
   std::int32_t four;
   std::memcpy(&four, x, 4);
-  const int8x16_t codes = vreinterpretq_s8_s32(vdupq_n_s32(four));
-#if defined(__ARM_FEATURE_DOTPROD)
-  return {vdotq_s32(sum.value, w.value, codes)};
-#else
-  const int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(w.value), vget_low_s8(codes)));
-  const int32x4_t high = vpaddlq_s16(vmull_high_s8(w.value, codes));
-  return {vaddq_s32(sum.value, vpaddq_s32(low, high))};
-#endif
+  return vreinterpretq_s8_s32(vdupq_n_s32(four));
 }
 
 MOE_ALWAYS_INLINE uint16x4_t widen_bytes(const std::uint8_t* p) noexcept {
@@ -148,7 +141,39 @@ constexpr std::int32_t start_of(WeightCode /*code*/) noexcept {
   return 0;
 }
 
+namespace products {
+
+MOE_ALWAYS_INLINE IntVec dot(IntVec sum, Operand w, const std::int8_t* x) noexcept {
+  const int8x16_t codes = repeat_quad(x);
+  const int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(w.value), vget_low_s8(codes)));
+  const int32x4_t high = vpaddlq_s16(vmull_high_s8(w.value, codes));
+  return {vaddq_s32(sum.value, vpaddq_s32(low, high))};
+}
+
 #include "moe/kernels/generic/coded.inl"
 
+}  // namespace products
 }  // namespace moe::inline MOE_ABI::kernels::neon
+
+#if MOE_ARM_DOTPROD
+#if !defined(__ARM_FEATURE_DOTPROD)
+#if defined(__clang__)
+MOE_TARGET_BEGIN("dotprod")
+#else
+MOE_TARGET_BEGIN("arch=armv8.2-a+dotprod")
+#endif
+#endif
+namespace moe::inline MOE_ABI::kernels::neon::dotprod {
+
+MOE_ALWAYS_INLINE IntVec dot(IntVec sum, Operand w, const std::int8_t* x) noexcept {
+  return {vdotq_s32(sum.value, w.value, repeat_quad(x))};
+}
+
+#include "moe/kernels/generic/coded.inl"
+
+}  // namespace moe::inline MOE_ABI::kernels::neon::dotprod
+#if !defined(__ARM_FEATURE_DOTPROD)
+MOE_TARGET_END
+#endif
+#endif
 #endif
