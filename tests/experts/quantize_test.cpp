@@ -16,11 +16,15 @@
 #include <moe/experts/coded_matrix.hpp>
 #include <moe/experts/quantize.hpp>
 
+#include "support/plain_grids.hpp"
+
 namespace quantize_test {
 
 using moe::Index;
 using moe::MatrixLayout;
 using moe::ScaleSearch;
+using test_support::plain_int4;
+using test_support::plain_int8;
 
 constexpr Index inner = 512;
 
@@ -66,37 +70,6 @@ double error_of(const char* format, ScaleSearch search) {
     size += squared_error(weights, std::vector<float>(weights.size(), 0));
   }
   return std::sqrt(error / size);
-}
-
-/// The grid of ggml's q8_0: of 32 weights, the largest magnitude over 127 as a half.
-std::vector<float> plain_int8(const std::vector<float>& weights) {
-  std::vector<float> result;
-  for (std::size_t g = 0; g < weights.size(); g += 32) {
-    float largest = 0;
-    for (std::size_t i = g; i < g + 32; ++i) largest = std::fmax(largest, std::fabs(weights[i]));
-    const float scale = largest / 127;
-    const float stored = moe::half_to_float(moe::float_to_half(scale));
-    for (std::size_t i = g; i < g + 32; ++i)
-      result.push_back(stored * std::round(scale > 0 ? weights[i] / scale : 0));
-  }
-  return result;
-}
-
-/// The grid of ggml's q4_0: the weight of the largest magnitude is -8 times the scale.
-std::vector<float> plain_int4(const std::vector<float>& weights) {
-  std::vector<float> result;
-  for (std::size_t g = 0; g < weights.size(); g += 32) {
-    float largest = 0;
-    for (std::size_t i = g; i < g + 32; ++i)
-      if (std::fabs(weights[i]) > std::fabs(largest)) largest = weights[i];
-    const float scale = largest / -8;
-    const float stored = moe::half_to_float(moe::float_to_half(scale));
-    for (std::size_t i = g; i < g + 32; ++i) {
-      const float code = std::min(15.0F, std::floor(weights[i] / scale + 8.5F));
-      result.push_back(stored * (code - 8));
-    }
-  }
-  return result;
 }
 
 template <class Plain>
@@ -192,6 +165,21 @@ TEST(Quantize, TakesWeightsOfAnySize) {
       const double all = squared_error(weights, std::vector<float>(weights.size(), 0));
       const bool is_small = size < 1e-5F;  // Below what the scale's half resolves well.
       EXPECT_LE(squared_error(weights, back), (is_small ? 1 : 0.03) * all) << name << ", " << size;
+    }
+  }
+}
+
+TEST(Quantize, WeightsTooSmallForAScaleAreZeros) {
+  for (const moe::WeightFormat& format : moe::weight_formats) {
+    for (const ScaleSearch search : {ScaleSearch::nearest, ScaleSearch::least_error}) {
+      for (const float size : {1e-44F, 1e-40F, 1e-38F, 1e-36F}) {
+        const std::string name = moe::format_name(format);
+        std::vector<float> weights = weights_of(3);
+        for (float& weight : weights) weight *= size;
+        const std::vector<float> back = rounded(name.c_str(), weights, search);
+        for (std::size_t i = 0; i < weights.size(); ++i)
+          ASSERT_LE(std::fabs(back[i]), 1e-30F) << name << ", " << size;
+      }
     }
   }
 }

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -219,6 +220,57 @@ TEST(QuantizedBank, RefusesWhatDoesNotFit) {
   EXPECT_THROW(bank.set_expert_bytes(0, bank.expert_bytes(0).first(1)), moe::ShapeError);
   up(1, 1) = std::numeric_limits<float>::infinity();
   EXPECT_THROW(bank.set_expert(0, {.gate = up, .up = up, .down = down}), std::invalid_argument);
+  EXPECT_THROW(Quantized(bank.config(), {format}, {bank.expert_bytes(0).data()}, nullptr),
+               std::invalid_argument)
+      << "nobody's memory";
+  const auto owner = std::make_shared<int>(0);
+  EXPECT_THROW(Quantized(bank.config(), {format}, {}, owner), moe::ShapeError);
+  const Index most = moe::MatrixLayout::most_in_group;
+  EXPECT_NO_THROW(moe::MatrixLayout(moe::format_of("int8"), 32, most));
+  EXPECT_THROW(moe::MatrixLayout(moe::format_of("int8"), 32, most + 1), std::invalid_argument);
+  EXPECT_NO_THROW(moe::MatrixLayout(moe::format_of("int8-g128"), 32, most + 1));
+}
+
+TEST(QuantizedBank, RefusesCodesAndScalesThatAreNoNumbers) {
+  struct Case {
+    const char* format;
+    std::uint16_t code;
+    float scale;
+    bool is_right;
+  };
+  const float infinity = std::numeric_limits<float>::infinity();
+  for (const Case& at :
+       {Case{"fp8", 0x7e, 1, true}, Case{"fp8", 0x7f, 1, false}, Case{"fp8", 0xff, 1, false},
+        Case{"fp8", 0x7e, 0x1p120F, false}, Case{"fp8", 0, infinity, false},
+        Case{"fp8-e5m2", 0x7b, 1, true}, Case{"fp8-e5m2", 0x7c, 1, false},
+        Case{"fp8-e5m2", 0xfe, 1, false}, Case{"bf16", 0x7f7f, 1, true},
+        Case{"bf16", 0x7f80, 1, false}, Case{"f16", 0x7bff, 1, true}, Case{"f16", 0xfe00, 1, false},
+        Case{"mxfp4", 1, 0x1p127F, true}, Case{"mxfp4", 7, 0x1p127F, false},
+        Case{"int8-g32", 1, -infinity, false}, Case{"int4-g32", 8, NAN, false}}) {
+    const WeightFormat format = moe::format_of(at.format);
+    Quantized bank({.num_experts = 1, .d_model = 40, .d_ff = 32},
+                   moe::ExpertFormat{format, format});
+    const auto codes = [&](bool is_down) {
+      return [&, is_down](Index o) {
+        const moe::MatrixLayout& layout = is_down ? bank.layout_of(0).down : bank.layout_of(0).up;
+        moe::CodedOutput output;
+        output.codes.assign(static_cast<std::size_t>(layout.inner), 0);
+        if (layout.scale_bytes > 0)
+          output.scales.assign(static_cast<std::size_t>(layout.groups), 1);
+        if (is_down || o != 5) return output;
+        output.codes[37] = at.code;  // in the last group
+        if (!output.scales.empty()) output.scales.back() = at.scale;
+        return output;
+      };
+    };
+    const auto set = [&] { bank.set_expert_codes(0, {codes(false), codes(false), codes(true)}); };
+    if (at.is_right) {
+      EXPECT_NO_THROW(set()) << at.format << ", code " << at.code;
+      EXPECT_TRUE(bank.expert(0).up.allFinite());
+    } else {
+      EXPECT_THROW(set(), std::invalid_argument) << at.format << ", code " << at.code;
+    }
+  }
 }
 
 }  // namespace quantized_experts_test

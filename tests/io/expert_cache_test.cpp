@@ -1,11 +1,16 @@
 // SPDX-FileCopyrightText: The moe authors
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <chrono>
+#include <cmath>
 #include <cstddef>
 #include <filesystem>
+#include <initializer_list>
+#include <limits>
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <gtest/gtest.h>
@@ -46,6 +51,19 @@ class ExpertCache : public test_support::TemporaryFile {
     }
     moe::io::write_packed(path_, *bank_);
     largest_ = static_cast<double>(bank_->expert_bytes(2).size());
+  }
+
+  double bytes_of(std::initializer_list<Index> some) const {
+    double bytes = 0;
+    for (const Index e : some) bytes += static_cast<double>(bank_->expert_bytes(e).size());
+    return bytes;
+  }
+
+  /// Waits until so many bytes were read.
+  static bool reads(const Cached& cached, double bytes) {
+    for (int i = 0; i < 10000 && cached.counters().bytes < bytes; ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    return cached.counters().bytes == bytes;
   }
 
   Cached cache(double slots) const {
@@ -115,6 +133,71 @@ TEST_F(ExpertCache, CountsWhatItDoes) {
   EXPECT_EQ(cached.counters().misses, before.misses + 1);
 }
 
+TEST_F(ExpertCache, APrefetchReadsAsMuchAsThereIsRoomFor) {
+  const Cached cached = cache(4);
+  cached.prefetch(std::vector<Index>{7, 6, 5, 4, 3, 2, 1, 0});
+  EXPECT_TRUE(reads(cached, bytes_of({7, 6, 5, 4})));
+  const Matrix<float> x = test_support::random_matrix<float>(4, 64, 5);
+  run(cached, x, {4, 5, 6, 7});
+  EXPECT_EQ(cached.counters().hits, 4U);
+  EXPECT_EQ(cached.counters().misses, 0U);
+  EXPECT_EQ(cached.counters().bytes, bytes_of({7, 6, 5, 4}));
+  // Those that are wanted and there stay, whatever else is.
+  cached.prefetch(std::vector<Index>{0, 5, 1, 7});
+  EXPECT_TRUE(reads(cached, bytes_of({7, 6, 5, 4, 0, 1})));
+  run(cached, x, {0, 1, 5, 7});
+  EXPECT_EQ(cached.counters().misses, 0U);
+  EXPECT_EQ(cached.counters().awaited, 0U);
+}
+
+TEST_F(ExpertCache, WhatWasWantedAndUsedIsWantedNoMore) {
+  const Cached cached = cache(4);
+  const Matrix<float> x = test_support::random_matrix<float>(4, 64, 5);
+  cached.prefetch(std::vector<Index>{0, 1});
+  run(cached, x, {0, 1});
+  run(cached, x, {3, 4});
+  run(cached, x, {5, 5});  // in place of 0
+  run(cached, x, {3, 4});
+  EXPECT_EQ(cached.counters().misses, 3U);
+  run(cached, x, {0, 0});
+  EXPECT_EQ(cached.counters().misses, 4U);
+}
+
+TEST_F(ExpertCache, PinnedExpertsThatAreAskedForTakeNoRoomFromOthers) {
+  const std::vector<moe::io::detail::ExpertSlots::Piece> pieces(8, {0, 64});
+  moe::io::detail::ExpertSlots slots(moe::io::MappedFile(path_), pieces, 3 * 64);
+  EXPECT_EQ(slots.size(), 3U);
+  slots.pin(std::vector<Index>{6, 7});
+  EXPECT_EQ(slots.acquire({0, 6, 7}).size(), 3U);
+  slots.release();
+  EXPECT_EQ(slots.acquire({0, 1, 6}).size(), 2U);
+  slots.release();
+  EXPECT_EQ(slots.acquire({0, 1, 2}).size(), 1U);
+  slots.release();
+}
+
+TEST_F(ExpertCache, PinningBesideForwardsEnds) {
+  const Cached cached = cache(3);
+  const Matrix<float> x = test_support::random_matrix<float>(4, 64, 5);
+  const Matrix<float> expected = run(*bank_, x, {0, 1, 2, 3, 4, 5, 6, 7});
+  std::thread pins([copy = cached]() mutable {
+    for (Index i = 0; i < 50; ++i) copy.pin(std::vector<Index>{i % 8, (i + 3) % 8});
+  });
+  for (int i = 0; i < 50; ++i) EXPECT_EQ(run(cached, x, {0, 1, 2, 3, 4, 5, 6, 7}), expected);
+  pins.join();
+}
+
+TEST_F(ExpertCache, AFileThatIsReplacedIsStillTheOneThatWasOpened) {
+  const Cached cached = cache(2);
+  const Matrix<float> x = test_support::random_matrix<float>(4, 64, 5);
+  const Matrix<float> expected = run(*bank_, x, {0, 1, 2, 3});
+  Bank other = *bank_;
+  for (Index e = 0; e < experts; ++e)
+    other.set_expert_bytes(e, std::vector<std::byte>(other.expert_bytes(e).size()));
+  moe::io::write_packed(path_, other);
+  EXPECT_EQ(run(cached, x, {0, 1, 2, 3}), expected);
+}
+
 TEST_F(ExpertCache, PinnedExpertsStay) {
   Cached cached = cache(3);
   const std::vector<Index> pinned{6, 7};
@@ -151,7 +234,9 @@ TEST_F(ExpertCache, WorksInALayerAndPrefetchesByARouting) {
 }
 
 TEST_F(ExpertCache, RefusesWhatCannotWork) {
-  EXPECT_THROW(cache(0.99), std::invalid_argument);
+  for (const double slots : {0.99, 0.0, -3.0, std::nan("")})
+    EXPECT_THROW(cache(slots), std::invalid_argument) << slots;
+  EXPECT_EQ(cache(std::numeric_limits<double>::infinity()).slots(), experts);
   const Cached cached = cache(2);
   const std::vector<Index> beyond{8};
   EXPECT_THROW(cached.prefetch(beyond), std::invalid_argument);
@@ -162,10 +247,10 @@ TEST_F(ExpertCache, AFileThatIsCutShortIsAnErrorOfTheForward) {
   // Read, not mapped: what is gone is an error, and the cache goes on.
   const Cached cached = cache(2);
   const Matrix<float> x = test_support::random_matrix<float>(4, 64, 5);
-  const Matrix<float> before = run(cached, x, {0, 1});
+  run(cached, x, {0, 1});
   std::filesystem::resize_file(path_, std::filesystem::file_size(path_) / 4);
   EXPECT_THROW(run(cached, x, {6, 7}), moe::FormatError);
-  EXPECT_EQ(run(cached, x, {0, 0}).rows(), before.rows());
+  EXPECT_EQ(run(cached, x, {0, 0}), run(*bank_, x, {0, 0}));
 }
 
 }  // namespace expert_cache_test

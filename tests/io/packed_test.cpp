@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <system_error>
@@ -155,10 +156,27 @@ TEST_F(Packed, AFullDiskIsAnErrorAndLeavesNothing) {
   EXPECT_FALSE(std::filesystem::exists(path("b")));
 }
 
+TEST_F(Packed, AWriterThatCannotBeMadeLeavesNothing) {
+  const Bank bank = make_bank<Bank>({{}, {}}, moe::DownBias::weighted);
+  EXPECT_ANY_THROW(
+      moe::io::PackedWriter(path(), {{"experts", moe::io::describe(bank)}}, {}, {{"note", "\xff"}}))
+      << "no UTF-8";
+  EXPECT_TRUE(std::filesystem::is_empty(folder_));
+  using Clamped = moe::QuantizedExperts<moe::ClampedSwiGlu>;
+  const double infinity = std::numeric_limits<double>::infinity();
+  const Clamped clamped(bank.config(), moe::ExpertFormat{}, {.alpha = 3, .limit = infinity});
+  EXPECT_THROW(moe::io::write_packed(path(), clamped), std::invalid_argument)
+      << "JSON has no infinity";
+  EXPECT_TRUE(std::filesystem::is_empty(folder_));
+}
+
 TEST_F(Packed, EveryChangedByteIsFound) {
   const Bank bank = make_bank<Bank>({{}, {moe::format_of("mxfp4"), moe::format_of("fp8")}},
                                     moe::DownBias::weighted);
-  moe::io::write_packed(path(), bank);
+  moe::io::PackedWriter writer(path(), {{"experts", moe::io::describe(bank)}},
+                               {{"router.weight", "U8", {5000}, std::string(5000, 'a')}});
+  writer.write_bank("experts", bank);
+  writer.finish();
   const std::string whole = read();
   const std::size_t header = whole.find("experts.0");
   ASSERT_NE(header, std::string::npos);

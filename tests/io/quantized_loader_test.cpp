@@ -22,6 +22,7 @@
 #include <moe/io/safetensors_writer.hpp>
 #include <moe/moe.hpp>
 
+#include "support/gguf_writer.hpp"
 #include "support/layers.hpp"
 #include "support/temporary_file.hpp"
 
@@ -31,6 +32,7 @@ using moe::Index;
 using moe::Matrix;
 using moe::io::CheckpointLayer;
 using moe::io::QuantizedLoading;
+using test_support::GgufWriter;
 using test_support::random_matrix;
 
 class Loading : public test_support::TemporaryFile {};
@@ -311,6 +313,24 @@ TEST_F(Loading, FourBitsOfGptOss) {
   EXPECT_EQ(config.d_ff, Mxfp4Model::hidden);
 }
 
+TEST_F(Loading, RefusesExpertsOfSeveralTypes) {
+  const std::string weight = "model.layers.0.mlp.experts.2.down_proj.weight";
+  for (const char* dtype : {"F8_E5M2", "U8"}) {
+    Fp8Model model;
+    model.file.header()[weight]["dtype"] = dtype;
+    write(model.file.bytes());
+    const std::string text = refusal([&] { load(moe::io::Checkpoint::open(path_), {}); });
+    EXPECT_NE(text.find(weight), std::string::npos) << text;
+  }
+}
+
+TEST_F(Loading, RefusesFourBitsThatAreInfinite) {
+  write(Mxfp4Model(254).file.bytes());
+  const std::string text = refusal([&] { load(moe::io::Checkpoint::open(path_), {}); });
+  EXPECT_NE(text.find("gate_up_proj_blocks'"), std::string::npos) << text;
+  EXPECT_NE(text.find("a weight is not finite"), std::string::npos) << text;
+}
+
 TEST_F(Loading, RefusesFourBitsWithoutAScale) {
   write(Mxfp4Model(255).file.bytes());
   const auto checkpoint = moe::io::Checkpoint::open(path_);
@@ -338,62 +358,6 @@ TEST_F(Loading, FloatsNeedTheNameOfAFormat) {
   const auto layer = load(checkpoint, {.format = moe::ExpertFormat{format, format}});
   EXPECT_LT((quantized(layer).expert(0).up - random_matrix<float>(40, 32, 3)).norm(), 0.3);
 }
-
-/// A GGUF file of one block, piece by piece.
-class GgufWriter {
- public:
-  template <class Number>
-  static std::string bytes_of(Number number) {
-    return {reinterpret_cast<const char*>(&number), sizeof(number)};
-  }
-  static std::string text_of(const std::string& text) {
-    return bytes_of(std::uint64_t{text.size()}) + text;
-  }
-
-  void entry(const std::string& key, const std::string& value) {
-    entries_ += text_of(key) + bytes_of(std::uint32_t{8}) + text_of(value);
-    ++count_;
-  }
-  void entry(const std::string& key, std::uint32_t value) {
-    entries_ += text_of(key) + bytes_of(std::uint32_t{4}) + bytes_of(value);
-    ++count_;
-  }
-  void entry(const std::string& key, float value) {
-    entries_ += text_of(key) + bytes_of(std::uint32_t{6}) + bytes_of(value);
-    ++count_;
-  }
-  /// `shape` as elsewhere, the inner dimension last.
-  void tensor(const std::string& name, const std::vector<Index>& shape, moe::io::GgufType type,
-              const std::string& bytes) {
-    tensors_ += text_of(name) + bytes_of(static_cast<std::uint32_t>(shape.size()));
-    for (std::size_t i = shape.size(); i > 0; --i)
-      tensors_ += bytes_of(static_cast<std::uint64_t>(shape[i - 1]));
-    tensors_ += bytes_of(static_cast<std::uint32_t>(type)) +
-                bytes_of(static_cast<std::uint64_t>(data_.size()));
-    data_ += bytes;
-    data_.resize((data_.size() + 31) / 32 * 32, '\0');
-    ++tensor_count_;
-  }
-  void floats(const std::string& name, const std::vector<Index>& shape,
-              const Matrix<float>& values) {
-    tensor(name, shape, moe::io::GgufType::f32,
-           {reinterpret_cast<const char*>(values.data()),
-            static_cast<std::size_t>(values.size()) * sizeof(float)});
-  }
-  std::string bytes() const {
-    std::string all = "GGUF" + bytes_of(std::uint32_t{3}) + bytes_of(tensor_count_) +
-                      bytes_of(count_) + entries_ + tensors_;
-    all.resize((all.size() + 31) / 32 * 32, '\0');
-    return all + data_;
-  }
-
- private:
-  std::string entries_;
-  std::string tensors_;
-  std::string data_;
-  std::uint64_t count_ = 0;
-  std::uint64_t tensor_count_ = 0;
-};
 
 /// Blocks of a type with scales near 1, and the values that they stand for.
 struct Blocks {
@@ -584,6 +548,32 @@ TEST_F(Loading, GgufOfAnotherKindIsRefused) {
   EXPECT_NE(text.find("ffn_up_exps.weight"), std::string::npos) << text;
   EXPECT_NE(text.find("a scale is not finite"), std::string::npos) << text;
   EXPECT_THROW(moe::io::load_gguf_block(file, config, 0), moe::FormatError) << "no such layer";
+}
+
+TEST_F(Loading, GgufOfSixteenBitsThatAreNoNumbersIsRefused) {
+  for (const bool is_half : {false, true}) {
+    const auto type = is_half ? moe::io::GgufType::f16 : moe::io::GgufType::bf16;
+    GgufWriter file;
+    file.entry("general.architecture", "llama");
+    file.entry("llama.embedding_length", std::uint32_t{32});
+    file.entry("llama.expert_count", std::uint32_t{experts});
+    file.entry("llama.expert_used_count", std::uint32_t{2});
+    file.entry("llama.feed_forward_length", std::uint32_t{64});
+    file.floats("blk.0.ffn_gate_inp.weight", {experts, 32}, random_matrix<float>(experts, 32, 1));
+    std::string codes(experts * 64 * 32 * 2, '\0');
+    for (const char* part : {"gate", "up"})
+      file.tensor("blk.0.ffn_" + std::string(part) + "_exps.weight", {experts, 64, 32}, type,
+                  codes);
+    codes[4000] = is_half ? '\x01' : '\x80';  // NaN, and infinity
+    codes[4001] = is_half ? '\x7c' : '\x7f';
+    file.tensor("blk.0.ffn_down_exps.weight", {experts, 32, 64}, type, codes);
+    write(file.bytes());
+    const moe::io::GgufFile opened(path_);
+    const std::string text =
+        refusal([&] { moe::io::load_gguf_block(opened, moe::io::layer_config(opened), 0); });
+    EXPECT_NE(text.find("ffn_down_exps.weight"), std::string::npos) << text;
+    EXPECT_NE(text.find("a weight is not finite"), std::string::npos) << text;
+  }
 }
 
 }  // namespace quantized_loader_test

@@ -92,9 +92,8 @@ inline constexpr std::array<WeightFormat, 18> weight_formats{{
 }};
 
 /// Throws  std::invalid_argument, beginning with `where`, if there is no such format: int8 has
-/// groups
-///         of 32, 64, 128 or none, four bits have groups of 32, 64 or 128, mxfp4 of 32, fp8 of 128,
-///         and 16 bits none.
+///         groups of 32, 64, 128 or none, four bits have groups of 32, 64 or 128, mxfp4 of 32, fp8
+///         of 128, and 16 bits none.
 inline void check_format(const char* where, WeightFormat format) {
   for (const WeightFormat& known : weight_formats)
     if (known == format) return;
@@ -143,12 +142,19 @@ struct MatrixLayout {
 
   /// `columns` counts outputs, with those that fill up panels.
   ///
-  /// Throws  std::invalid_argument if there is no such format or a size is not positive.
+  /// Integer products count up to this many inner values of a group in 32 bits: 127 * 127 each.
+  static constexpr Index most_in_group = ((Index{1} << 31) - 1) / (127 * 127) / 4 * 4;
+
+  /// Throws  std::invalid_argument if there is no such format, a size is not positive, or inner is
+  ///         above `most_in_group` in int8 without groups.
   MatrixLayout(WeightFormat its_format, Index columns, Index its_inner)
       : format(its_format), inner(its_inner) {
     constexpr const char* where = "MatrixLayout";
     check_format(where, format);
     detail::check(columns > 0 && inner > 0, where, "sizes must be positive");
+    if (format.code == WeightCode::int8 && format.group == 0)
+      detail::check(inner <= most_in_group, where,
+                    "the inner size is too large for int8 without groups: give it groups");
     const detail::FormatTraits traits = detail::traits_of(format);
     constexpr Index width = kernels::panel_width;
     panels = (columns + width - 1) / width;

@@ -118,7 +118,8 @@ class CodedExperts {
   ///         if there are not E formats.
   CodedExperts(const char* where, const ExpertsConfig& its_config, bool gated,
                const std::vector<ExpertFormat>& formats)
-      : CodedExperts(where, its_config, gated, formats, {}, nullptr) {
+      : config(its_config), gated_(gated), layouts_(coded_layouts(where, config, gated, formats)) {
+    make_room();
     weights_ = std::make_shared<AlignedBuffer<std::byte>>(bytes_);
     const std::byte* at = weights_->data();
     for (const ExpertLayout& layout : layouts_) {
@@ -136,12 +137,9 @@ class CodedExperts {
         layouts_(coded_layouts(where, config, gated, formats)),
         experts_(std::move(experts)),
         owner_(std::move(owner)) {
-    if (owner_ != nullptr)
-      check_size(where, "experts.size()", config.num_experts, static_cast<Index>(experts_.size()));
-    for (const ExpertLayout& layout : layouts_) bytes_ += static_cast<std::size_t>(layout.bytes());
-    if (!config.biases) return;
-    up_bias.setZero(config.num_experts, layouts_[0].up.panels * kernels::panel_width);
-    down_bias.setZero(config.num_experts, layouts_[0].down.panels * kernels::panel_width);
+    check(owner_ != nullptr, where, "experts in somebody's memory need an owner");
+    check_size(where, "experts.size()", config.num_experts, static_cast<Index>(experts_.size()));
+    make_room();
   }
 
   std::size_t bytes() const noexcept { return bytes_; }
@@ -269,6 +267,14 @@ class CodedExperts {
   Matrix<float> down_bias;  // (E, columns of down), with biases only
 
  private:
+  /// Biases of zeros, and the count of the weights' bytes.
+  void make_room() {
+    for (const ExpertLayout& layout : layouts_) bytes_ += static_cast<std::size_t>(layout.bytes());
+    if (!config.biases) return;
+    up_bias.setZero(config.num_experts, layouts_[0].up.panels * kernels::panel_width);
+    down_bias.setZero(config.num_experts, layouts_[0].down.panels * kernels::panel_width);
+  }
+
   PanelRole up_role() const noexcept { return gated_ ? PanelRole::up : PanelRole::plain; }
   static const float* bias_of(const Matrix<float>& biases, Index e, Index panel) noexcept {
     return biases.size() == 0 ? nullptr : row_data(biases, e) + panel * kernels::panel_width;

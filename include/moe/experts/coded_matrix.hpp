@@ -4,7 +4,9 @@
 // Matrices of quantised weights: one output's codes, and where they lie.
 #pragma once
 
+#include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -61,7 +63,48 @@ inline float code_value(WeightCode code, std::uint16_t bits, std::uint8_t zero) 
   return 0;
 }
 
-/// Throws  ShapeError, beginning with `where`, if an output has not the sizes of the matrix.
+/// Whether the code of a floating-point format is a number; the others have no other codes.
+inline bool is_finite_code(WeightCode code, std::uint16_t bits) noexcept {
+  switch (code) {
+    case WeightCode::fp8_e4m3:
+      return (bits & 0x7fU) != 0x7fU;
+    case WeightCode::fp8_e5m2:
+      return (bits & 0x7cU) != 0x7cU;
+    case WeightCode::bfloat16:
+      return (bits & 0x7f80U) != 0x7f80U;
+    case WeightCode::half:
+      return (bits & 0x7c00U) != 0x7c00U;
+    default:
+      return true;
+  }
+}
+
+/// The scale of a group, times that of the output where it has one.
+inline float scale_of(const MatrixLayout& layout, const CodedOutput& output, Index g) noexcept {
+  const float scale = output.scales.empty() ? 1 : output.scales[static_cast<std::size_t>(g)];
+  return traits_of(layout.format).has_output_scale ? scale * output.output_scale : scale;
+}
+
+/// The first weight of an output that is not finite, by its code, its scale or both; `inner` if all
+/// are.
+inline Index first_not_finite(const MatrixLayout& layout, const CodedOutput& output) noexcept {
+  constexpr float harmless = 0x1p111F;  // times the largest value of any code, 57344
+  const WeightCode code = layout.format.code;
+  for (Index g = 0; g < layout.groups; ++g) {
+    const float scale = scale_of(layout, output, g);
+    const bool is_harmless = std::fabs(scale) <= harmless;
+    const Index end = std::min((g + 1) * layout.group, layout.inner);
+    for (Index k = g * layout.group; k < end; ++k) {
+      const std::uint16_t bits = output.codes[static_cast<std::size_t>(k)];
+      if (!is_finite_code(code, bits)) return k;
+      if (!is_harmless && !std::isfinite(code_value(code, bits, 0) * scale)) return k;
+    }
+  }
+  return layout.inner;
+}
+
+/// Throws  ShapeError, beginning with `where`, if an output has not the sizes of the matrix;
+///         std::invalid_argument if a weight is not finite.
 inline void check_output(const char* where, const MatrixLayout& layout, const CodedOutput& output) {
   const FormatTraits traits = traits_of(layout.format);
   check_size(where, "codes.size()", layout.inner, static_cast<Index>(output.codes.size()));
@@ -69,18 +112,18 @@ inline void check_output(const char* where, const MatrixLayout& layout, const Co
              static_cast<Index>(output.scales.size()));
   check_size(where, "zeros.size()", traits.has_zeros ? layout.groups : 0,
              static_cast<Index>(output.zeros.size()));
+  check(first_not_finite(layout, output) == layout.inner, where, "a weight is not finite");
 }
 
 /// The weights (inner) of an output: each code's value times its scale, rounded once.
 inline void decode_output(const MatrixLayout& layout, const CodedOutput& output,
                           float* weights) noexcept {
   for (Index k = 0; k < layout.inner; ++k) {
-    const auto g = static_cast<std::size_t>(k / layout.group);
-    float scale = output.scales.empty() ? 1 : output.scales[g];
-    if (traits_of(layout.format).has_output_scale) scale *= output.output_scale;
-    const std::uint8_t zero = output.zeros.empty() ? std::uint8_t{0} : output.zeros[g];
-    weights[k] =
-        code_value(layout.format.code, output.codes[static_cast<std::size_t>(k)], zero) * scale;
+    const Index g = k / layout.group;
+    const std::uint8_t zero =
+        output.zeros.empty() ? std::uint8_t{0} : output.zeros[static_cast<std::size_t>(g)];
+    weights[k] = code_value(layout.format.code, output.codes[static_cast<std::size_t>(k)], zero) *
+                 scale_of(layout, output, g);
   }
 }
 

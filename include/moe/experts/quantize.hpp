@@ -106,10 +106,16 @@ struct GroupScale {
   std::uint8_t zero = 0;
 };
 
+/// What weights are multiplied by for their codes. Where it would be infinite all weights are so
+/// small, below 1e-35, that they count as zeros.
+inline float inverse_of(GroupScale by) noexcept {
+  return std::fabs(by.scale) >= std::numeric_limits<float>::min() ? 1 / by.scale : 0;
+}
+
 /// Weighted squared error of a group with this scale.
 inline double group_error(WeightCode code, const GroupOfWeights& group, GroupScale by) noexcept {
   if (by.scale == 0) return std::numeric_limits<double>::infinity();
-  const float inverse = 1 / by.scale;
+  const float inverse = inverse_of(by);
   double error = 0;
   for (Index i = 0; i < group.count; ++i) {
     const std::uint16_t bits = nearest_code(code, group.weight[i] * inverse, by.zero);
@@ -123,7 +129,7 @@ inline double group_error(WeightCode code, const GroupOfWeights& group, GroupSca
 inline float fitted_scale(WeightCode code, const GroupOfWeights& group, GroupScale by) noexcept {
   double product = 0;
   double square = 0;
-  const float inverse = 1 / by.scale;
+  const float inverse = inverse_of(by);
   for (Index i = 0; i < group.count; ++i) {
     const std::uint16_t bits = nearest_code(code, group.weight[i] * inverse, by.zero);
     const auto value = static_cast<double>(code_value(code, bits, by.zero));
@@ -260,6 +266,7 @@ inline GroupScale find_scale(WeightCode code, ScaleKind kind, const GroupOfWeigh
 ///
 /// Shapes  weights (inner); importance (inner), what a squared error at each inner value counts,
 ///         such as the mean square of what it is multiplied by, or empty.
+/// Values  weights below 1e-35 may become zeros.
 /// Throws  ShapeError if sizes disagree; std::invalid_argument if a weight is not finite.
 inline CodedOutput quantize_output(const MatrixLayout& layout, std::span<const float> weights,
                                    std::span<const float> importance, ScaleSearch search) {
@@ -272,6 +279,11 @@ inline CodedOutput quantize_output(const MatrixLayout& layout, std::span<const f
                        static_cast<Index>(importance.size()));
   for (const float weight : weights)
     detail::check(std::isfinite(weight), where, "a weight is not finite");
+  const float largest = detail::GroupOfWeights{weights.data(), nullptr, layout.inner}.largest();
+  if (traits.bits < 16 && largest > 0 && largest < 1e-35F) {  // No scale is as small.
+    const std::vector<float> zeros(weights.size(), 0);
+    return quantize_output(layout, zeros, {}, search);
+  }
   CodedOutput output;
   output.codes.resize(weights.size());
   const auto group_at = [&](Index g) {
@@ -281,7 +293,7 @@ inline CodedOutput quantize_output(const MatrixLayout& layout, std::span<const f
                                   std::min(layout.group, layout.inner - begin)};
   };
   const auto code_group = [&](const detail::GroupOfWeights& group, Index g, detail::GroupScale by) {
-    const float inverse = by.scale != 0 ? 1 / by.scale : 0;
+    const float inverse = detail::inverse_of(by);
     for (Index i = 0; i < group.count; ++i)
       output.codes[static_cast<std::size_t>(g * layout.group + i)] =
           detail::nearest_code(code, group.weight[i] * inverse, by.zero);

@@ -68,7 +68,8 @@ class QuantizedExperts final : public detail::StagedBank<float> {
   /// experts[e], as `expert_bytes` says, at a multiple of 64 bytes; `owner` keeps it there. Whoever
   /// changes a weight makes a copy of all first.
   ///
-  /// Throws  as above; ShapeError, further, if there are not E experts.
+  /// Throws  as above; ShapeError, further, if there are not E experts, and std::invalid_argument
+  ///         if nobody owns them.
   QuantizedExperts(const ExpertsConfig& config, const std::vector<ExpertFormat>& formats,
                    std::vector<const std::byte*> experts, std::shared_ptr<const void> owner,
                    ActivationT activation = {})
@@ -112,8 +113,8 @@ class QuantizedExperts final : public detail::StagedBank<float> {
   /// Takes over one expert's matrices code by code, in the bank's formats, in parallel over
   /// outputs. Biases stay as they are.
   ///
-  /// Throws  std::invalid_argument if `expert` is out of range; ShapeError if an output has other
-  ///         sizes; what the source throws.
+  /// Throws  std::invalid_argument if `expert` is out of range or a weight is not finite;
+  ///         ShapeError if an output has other sizes; what the source throws.
   void set_expert_codes(Index expert, const CodedExpertSource& source) {
     weights_.set_codes("QuantizedExperts::set_expert_codes", expert, source);
   }

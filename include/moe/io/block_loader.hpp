@@ -129,10 +129,15 @@ class BlockReader {
                                    [&](Index o) { return fused.output(e, 2 * o + 1); },
                                    [&](Index o) { return down.output(e, o); }});
     }
+    const std::optional<WeightFormat> format = stored_format();
     const auto matrix = [&](std::string_view part, Index outputs, Index inner) {
       const std::string weight = expert_name(e, part, "weight");
       used_.insert(Fp8Matrix::scales_of(weight));
-      return Fp8Matrix(tensors_, weight, outputs, inner);
+      Fp8Matrix result(tensors_, weight, outputs, inner);
+      if (result.format() != format)
+        throw FormatError(tensors_.file_of(weight), weight, tensors_.tensor(weight).offset,
+                          "has another type than the first expert's");
+      return result;
     };
     const Fp8Matrix gate = matrix(traits_.gate, d_ff, d_model);
     const Fp8Matrix up = matrix(traits_.up, d_ff, d_model);

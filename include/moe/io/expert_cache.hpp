@@ -42,8 +42,7 @@ class CachedExperts {
   using Scalar = float;
 
   /// Throws  as PackedFile::bank; std::invalid_argument if the budget, in bytes, is smaller than
-  /// one
-  ///         expert.
+  ///         the largest expert.
   CachedExperts(const PackedFile& file, std::string_view bank, double budget)
       : state_(std::make_shared<State>(file.bank<ActivationT>(bank), file, bank, budget)) {}
 
@@ -54,11 +53,13 @@ class CachedExperts {
   CacheCounters counters() const { return state_->slots.counters(); }
 
   /// Experts that stay in memory, such as those that are chosen often; instead of earlier ones.
+  /// Waits for a forward that runs.
   ///
   /// Throws  std::invalid_argument if an expert is out of range, or there is no room left for
-  /// others.
+  ///         others.
   void pin(std::span<const Index> experts) {
     check_experts("CachedExperts::pin", experts);
+    const std::lock_guard lock(state_->forwards);
     state_->slots.pin(experts);
   }
 
@@ -122,7 +123,8 @@ class CachedExperts {
   struct State {
     State(QuantizedExperts<ActivationT> its_bank, const PackedFile& file, std::string_view name,
           double budget)
-        : bank(std::move(its_bank)), slots(file.path(), pieces(file, name, bank), budget) {}
+        : bank(std::move(its_bank)),
+          slots(file.file().mapped(), pieces(file, name, bank), budget) {}
 
     static std::vector<detail::ExpertSlots::Piece> pieces(
         const PackedFile& file, std::string_view name, const QuantizedExperts<ActivationT>& bank) {

@@ -5,21 +5,17 @@
 #pragma once
 
 #include <algorithm>
-#include <cerrno>
 #include <chrono>
+#include <cmath>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
 #include <exception>
-#include <fcntl.h>
 #include <mutex>
 #include <set>
 #include <span>
-#include <string>
-#include <system_error>
 #include <thread>
-#include <unistd.h>
 #include <utility>
 #include <vector>
 
@@ -27,6 +23,7 @@
 #include "moe/core/config.hpp"
 #include "moe/core/contracts.hpp"
 #include "moe/core/types.hpp"
+#include "moe/io/mapped_file.hpp"
 
 namespace moe::inline MOE_ABI::io {
 
@@ -49,22 +46,19 @@ class ExpertSlots {
     std::size_t bytes;
   };
 
-  /// Throws  std::invalid_argument if the budget is smaller than the largest expert;
-  ///         std::system_error if the file cannot be opened.
-  ExpertSlots(const std::string& path, std::vector<Piece> experts, double budget)
-      : path_(path),
+  /// Throws  std::invalid_argument if the budget is smaller than the largest expert, or no number.
+  ExpertSlots(MappedFile file, std::vector<Piece> experts, double budget)
+      : file_(std::move(file)),
         experts_(std::move(experts)),
         slot_of_(experts_.size(), none),
         failures_(experts_.size()) {
     std::size_t most = 0;
     for (const Piece& piece : experts_) most = std::max(most, piece.bytes);
-    const auto count =
-        std::min(static_cast<std::size_t>(budget / static_cast<double>(most)), experts_.size());
-    moe::detail::check(count > 0, "CachedExperts", "the budget is smaller than the largest expert");
-    slots_.resize(count);
+    const double slots = std::floor(budget / static_cast<double>(most));
+    moe::detail::check(slots >= 1, "CachedExperts",
+                       "the budget is smaller than the largest expert");
+    slots_.resize(static_cast<std::size_t>(std::min(slots, static_cast<double>(experts_.size()))));
     for (Slot& slot : slots_) slot.memory = AlignedBuffer<std::byte>(most);
-    descriptor_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    if (descriptor_ < 0) throw std::system_error(errno, std::generic_category(), path);
     loader_ = std::thread([this] { load(); });
   }
   ExpertSlots(const ExpertSlots&) = delete;
@@ -76,7 +70,6 @@ class ExpertSlots {
     }
     changed_.notify_all();
     loader_.join();
-    ::close(descriptor_);
   }
 
   std::size_t size() const noexcept { return slots_.size(); }
@@ -97,11 +90,11 @@ class ExpertSlots {
   }
 
   /// Asks for experts without waiting for them: as many of those that are not there as there is
-  /// room for.
+  /// room for beside those that are.
   void prefetch(std::span<const Index> experts) {
     std::unique_lock lock(mutex_);
-    wanted_.assign(experts.begin(), experts.end());
-    for (const Index e : experts) request(e);
+    wanted_ = std::set<Index>(experts.begin(), experts.end());
+    for (const Index e : experts) request(e, true);
   }
 
   /// As many of the experts as there is room for are there when it returns, and stay until
@@ -110,8 +103,9 @@ class ExpertSlots {
     std::unique_lock lock(mutex_);
     std::vector<Index> order = experts;
     std::stable_partition(order.begin(), order.end(), [&](Index e) { return slot(e) != none; });
-    if (order.size() > free_for_use()) order.resize(free_for_use());
+    leave_out_excess(order);
     held_.insert(order.begin(), order.end());
+    for (const Index e : order) wanted_.erase(e);  // Those that it wanted it has.
     for (const Index e : order) {
       const bool is_known = slot(e) != none;
       const bool is_there = is_known && slots_[slot(e)].is_loaded;
@@ -120,6 +114,7 @@ class ExpertSlots {
     for (const Index e : order) {
       failures_[static_cast<std::size_t>(e)] = nullptr;
       request(e);
+      hurry(e);
     }
     const auto start = std::chrono::steady_clock::now();
     for (const Index e : order) {
@@ -129,7 +124,7 @@ class ExpertSlots {
           std::rethrow_exception(failure);
         }
         request(e);
-        changed_.notify_all();
+        hurry(e);
         changed_.wait(lock);
       }
       slots_[slot(e)].used = ++clock_;
@@ -162,26 +157,32 @@ class ExpertSlots {
 
   std::size_t slot(Index e) const noexcept { return slot_of_[static_cast<std::size_t>(e)]; }
 
-  /// Slots that are not taken by pinned experts which are not asked for.
-  std::size_t free_for_use() const noexcept {
-    return slots_.size() == experts_.size() ? slots_.size() : slots_.size() - pinned_.size();
+  /// Pinned experts that are not asked for keep their slots.
+  void leave_out_excess(std::vector<Index>& order) const {
+    if (slots_.size() == experts_.size()) return;
+    std::size_t room = slots_.size() - pinned_.size();
+    std::erase_if(order, [&](Index e) {
+      if (pinned_.count(e) != 0) return false;
+      if (room == 0) return true;
+      --room;
+      return false;
+    });
   }
 
   /// Gives the expert a slot, if one can be had: the one whose expert was used least recently.
-  void request(Index e) {
+  /// What the next tokens want goes last, and not for others of them.
+  void request(Index e, bool is_prefetch = false) {
     if (slot(e) != none) return;
+    const auto rank = [&](const Slot& of) {
+      return std::pair(wanted_.count(of.expert) != 0, of.used);
+    };
     std::size_t best = none;
     for (std::size_t s = 0; s < slots_.size(); ++s) {
       const Slot& its = slots_[s];
       if (its.expert >= 0 &&
           (its.is_queued || pinned_.count(its.expert) != 0 || held_.count(its.expert) != 0))
         continue;
-      // What the next tokens want goes last.
-      const auto rank = [&](const Slot& of) {
-        const bool is_wanted =
-            std::find(wanted_.begin(), wanted_.end(), of.expert) != wanted_.end();
-        return std::pair(is_wanted && of.expert >= 0, of.used);
-      };
+      if (is_prefetch && wanted_.count(its.expert) != 0) continue;
       if (best == none || rank(its) < rank(slots_[best])) best = s;
     }
     if (best == none) return;
@@ -192,13 +193,18 @@ class ExpertSlots {
     chosen.is_queued = true;
     chosen.used = ++clock_;
     slot_of_[static_cast<std::size_t>(e)] = best;
-    // Whoever waits comes before who may be asked for.
-    if (held_.count(e) != 0) {
-      queue_.push_front(best);
-    } else {
-      queue_.push_back(best);
-    }
+    queue_.push_back(best);
     changed_.notify_all();
+  }
+
+  /// Whoever waits comes before who may be asked for.
+  void hurry(Index e) {
+    const auto at = std::find(queue_.begin(), queue_.end(), slot(e));
+    if (at == queue_.end()) return;
+    // Behind those that are waited for already.
+    const auto first = std::find_if(
+        queue_.begin(), at, [&](std::size_t s) { return held_.count(slots_[s].expert) == 0; });
+    std::rotate(first, at, at + 1);
   }
 
   void load() {
@@ -212,7 +218,7 @@ class ExpertSlots {
       lock.unlock();
       std::exception_ptr failure;
       try {
-        read(piece, slot.memory.data());
+        file_.read(piece.offset, {slot.memory.data(), piece.bytes});
       } catch (...) {
         failure = std::current_exception();
       }
@@ -230,32 +236,18 @@ class ExpertSlots {
     }
   }
 
-  void read(const Piece& piece, std::byte* to) const {
-    std::size_t done = 0;
-    while (done < piece.bytes) {
-      const ssize_t count = ::pread(descriptor_, to + done, piece.bytes - done,
-                                    static_cast<off_t>(piece.offset + done));
-      if (count < 0 && errno == EINTR) continue;
-      if (count < 0) throw std::system_error(errno, std::generic_category(), path_);
-      if (count == 0)
-        throw FormatError(path_, "", piece.offset + done, "the file was cut short meanwhile");
-      done += static_cast<std::size_t>(count);
-    }
-  }
-
-  std::string path_;
+  MappedFile file_;
   std::vector<Piece> experts_;
   std::vector<std::size_t> slot_of_;  // (E)
   std::vector<Slot> slots_;
   std::deque<std::size_t> queue_;  // slots to fill
   std::set<Index> pinned_;
-  std::set<Index> held_;  // by a forward
-  std::vector<Index> wanted_;
+  std::set<Index> held_;    // by a forward
+  std::set<Index> wanted_;  // by the next tokens
   std::uint64_t clock_ = 0;
   CacheCounters counters_;
   std::vector<std::exception_ptr> failures_;  // (E), of the last attempt to read
   bool stops_ = false;
-  int descriptor_ = -1;
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::thread loader_;

@@ -201,6 +201,8 @@ class GgufBlock {
         if (moe::detail::code_value(layout.format.code, output.codes[k], 0) != 0)
           fail_row(rows, row, "the scale of a weight is zero");
     }
+    if (moe::detail::first_not_finite(layout, output) < layout.inner)
+      fail_row(rows, row, "a weight is not finite");
   }
 
   /// All of an expert's codes are the file's.

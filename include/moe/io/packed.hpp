@@ -10,6 +10,7 @@
 //     moe.version    "1": what follows, and MatrixLayout
 //     moe.banks      a JSON object: of each bank its sizes, activation, formats, and the checksums
 //                    of its experts and biases
+//     moe.tensors    a JSON object: the checksums of the other tensors
 //     moe.header     the checksum of the header without this entry
 //
 // and its tensors are, for each bank, "<bank>.<e>" with the bytes of expert e, "<bank>.up_bias" and
@@ -129,6 +130,13 @@ class PackedFile {
       fail("", error.what());
     }
     for (const auto& [name, bank] : banks_) check_tensors(name, bank);
+    const nlohmann::json others = detail::parse_json(entry("moe.tensors"), path, 8);
+    try {
+      others_ = others.get<std::map<std::string, std::string>>();
+    } catch (const nlohmann::json::exception&) {
+      fail("", "moe.tensors is no list of checksums");
+    }
+    for (const auto& [name, checksum] : others_) tensor(name);
   }
 
   const std::string& path() const noexcept { return file_.path(); }
@@ -166,12 +174,10 @@ class PackedFile {
   void verify() const {
     for (const auto& [name, bank] : banks_) {
       std::size_t i = 0;
-      for (const std::string& tensor_name : tensor_names(name, bank)) {
-        const TensorView& found = tensor(tensor_name);
-        if (checksum_of(found.data) != bank.checksums[i++])
-          throw FormatError(path(), tensor_name, found.offset, "is not as it was written");
-      }
+      for (const std::string& of_bank : tensor_names(name, bank))
+        verify(of_bank, bank.checksums[i++]);
     }
+    for (const auto& [name, checksum] : others_) verify(name, checksum);
   }
 
   /// The tensors of a bank, in the order of their checksums.
@@ -192,6 +198,12 @@ class PackedFile {
 
   [[noreturn]] MOE_COLD void fail(const std::string& tensor, const std::string& problem) const {
     throw FormatError(path(), tensor, 0, problem);
+  }
+
+  void verify(const std::string& name, const std::string& checksum) const {
+    const TensorView& found = tensor(name);
+    if (checksum_of(found.data) != checksum)
+      throw FormatError(path(), name, found.offset, "is not as it was written");
   }
 
   const PackedBank& find(std::string_view name) const {
@@ -279,6 +291,7 @@ class PackedFile {
 
   SafetensorsFile file_;
   std::map<std::string, PackedBank, std::less<>> banks_;
+  std::map<std::string, std::string> others_;  // checksums of tensors beside the banks
 };
 
 }  // namespace moe::inline MOE_ABI::io

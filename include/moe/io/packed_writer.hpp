@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cerrno>
+#include <cmath>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -67,16 +68,20 @@ struct PackedTensor {
 class PackedWriter {
  public:
   /// Throws  std::system_error naming the path if the file cannot be made; std::invalid_argument if
-  ///         a bank's sizes or formats make no sense.
+  ///         a bank's sizes or formats make no sense, or a constant of its activation is not
+  ///         finite.
   PackedWriter(std::string path, std::map<std::string, PackedBank> banks,
                const std::vector<PackedTensor>& tensors = {},
                const std::map<std::string, std::string>& metadata = {})
-      : path_(std::move(path)), part_(path_ + ".part"), banks_(std::move(banks)) {
+      : path_(std::move(path)), part_{path_ + ".part"}, banks_(std::move(banks)) {
     for (const auto& [key, value] : metadata) header_["__metadata__"][key] = value;
     header_["__metadata__"]["moe.version"] = packed_version;
     for (auto& [name, bank] : banks_) {
       const std::vector<ExpertLayout> layouts =
           moe::detail::coded_layouts("PackedWriter", bank.config, bank.gated, bank.formats);
+      for (const double constant : {bank.clamp.alpha, bank.clamp.limit, bank.clamp.offset})
+        moe::detail::check(std::isfinite(constant), "PackedWriter",
+                           "a constant of the activation is not finite");
       const std::vector<std::string> names = PackedFile::tensor_names(name, bank);
       bank.checksums.assign(names.size(), std::string(16, '0'));
       for (Index e = 0; e < bank.config.num_experts; ++e) {
@@ -91,25 +96,21 @@ class PackedWriter {
               static_cast<std::size_t>(bank.config.num_experts * cols) * sizeof(float));
       }
     }
-    for (const PackedTensor& tensor : tensors)  // Behind the banks, which keep their alignment.
+    nlohmann::json checksums = nlohmann::json::object();
+    for (const PackedTensor& tensor : tensors) {  // Behind the banks, which keep their alignment.
       place(tensor.name, tensor.dtype.c_str(), tensor.shape, tensor.bytes.size());
-    descriptor_ = ::open(part_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    if (descriptor_ < 0) fail();
+      checksums[tensor.name] = checksum_of(std::as_bytes(std::span(tensor.bytes)));
+    }
+    header_["__metadata__"]["moe.tensors"] = checksums.dump();
+    part_.descriptor = ::open(part_.path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (part_.descriptor < 0) fail();
     data_offset_ = header_text().size();
     for (const PackedTensor& tensor : tensors)
       write(places_.at(tensor.name), std::as_bytes(std::span(tensor.bytes)));
   }
-  PackedWriter(const PackedWriter&) = delete;
-  PackedWriter& operator=(const PackedWriter&) = delete;
-  ~PackedWriter() {
-    if (descriptor_ < 0) return;
-    ::close(descriptor_);
-    ::unlink(part_.c_str());
-  }
 
   /// Throws  std::system_error if the disk is full; ShapeError if there are not as many bytes as
-  /// the
-  ///         expert takes; std::out_of_range if there is no such bank or expert.
+  ///         the expert takes; std::out_of_range if there is no such bank or expert.
   void write_expert(const std::string& bank, Index e, std::span<const std::byte> bytes) {
     write_tensor(bank, static_cast<std::size_t>(e), bytes);
   }
@@ -133,8 +134,7 @@ class PackedWriter {
   /// Completes the file and gives it its name.
   ///
   /// Throws  std::logic_error if an expert or bias was not written; std::system_error if the disk
-  /// is
-  ///         full.
+  ///         is full.
   void finish() {
     for (const auto& [name, bank] : banks_)
       for (const std::string& sum : bank.checksums)
@@ -144,14 +144,14 @@ class PackedWriter {
     const std::string header = header_text();
     write_at(0, std::as_bytes(std::span(header)));
     // Also where the last tensor is empty, the file ends where its data do.
-    if (::ftruncate(descriptor_, static_cast<off_t>(data_offset_ + size_)) != 0 ||
-        ::fsync(descriptor_) != 0)
+    if (::ftruncate(part_.descriptor, static_cast<off_t>(data_offset_ + size_)) != 0 ||
+        ::fsync(part_.descriptor) != 0)
       fail();
-    const int descriptor = std::exchange(descriptor_, -1);
+    const int descriptor = std::exchange(part_.descriptor, -1);
     const bool is_closed = ::close(descriptor) == 0;
-    if (!is_closed || std::rename(part_.c_str(), path_.c_str()) != 0) {
+    if (!is_closed || std::rename(part_.path.c_str(), path_.c_str()) != 0) {
       const int error = errno;
-      ::unlink(part_.c_str());
+      ::unlink(part_.path.c_str());
       throw std::system_error(error, std::generic_category(), path_);
     }
   }
@@ -162,7 +162,24 @@ class PackedWriter {
     std::size_t size;
   };
 
-  [[noreturn]] void fail() const { throw std::system_error(errno, std::generic_category(), part_); }
+  /// The file under its other name, which goes with the writer unless it is complete.
+  struct Part {
+    std::string path;
+    int descriptor = -1;
+
+    explicit Part(std::string its_path) : path(std::move(its_path)) {}
+    Part(const Part&) = delete;
+    Part& operator=(const Part&) = delete;
+    ~Part() {
+      if (descriptor < 0) return;
+      ::close(descriptor);
+      ::unlink(path.c_str());
+    }
+  };
+
+  [[noreturn]] void fail() const {
+    throw std::system_error(errno, std::generic_category(), part_.path);
+  }
 
   void place(const std::string& name, const char* dtype, const std::vector<Index>& shape,
              std::size_t bytes) {
@@ -201,7 +218,7 @@ class PackedWriter {
   void write_at(std::size_t offset, std::span<const std::byte> bytes) {
     while (!bytes.empty()) {
       const ssize_t written =
-          ::pwrite(descriptor_, bytes.data(), bytes.size(), static_cast<off_t>(offset));
+          ::pwrite(part_.descriptor, bytes.data(), bytes.size(), static_cast<off_t>(offset));
       if (written < 0 && errno == EINTR) continue;
       if (written <= 0) fail();
       offset += static_cast<std::size_t>(written);
@@ -210,13 +227,12 @@ class PackedWriter {
   }
 
   std::string path_;
-  std::string part_;
+  Part part_;
   std::map<std::string, PackedBank> banks_;
   nlohmann::json header_ = nlohmann::json::object();
   std::map<std::string, Place> places_;
   std::size_t size_ = 0;
   std::size_t data_offset_ = 0;
-  int descriptor_ = -1;
 };
 
 /// Writes one bank to a packed file of its own, under the name "experts".

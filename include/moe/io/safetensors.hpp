@@ -93,6 +93,7 @@ class SafetensorsFile {
   explicit SafetensorsFile(std::string path) : file_(std::move(path)) { parse(); }
 
   const std::string& path() const noexcept { return file_.path(); }
+  const MappedFile& mapped() const noexcept { return file_; }
   /// The header's `__metadata__`.
   const std::map<std::string, std::string>& metadata() const noexcept { return metadata_; }
   /// The header as it stands in the file.

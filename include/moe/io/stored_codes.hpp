@@ -48,19 +48,23 @@ class Fp8Matrix {
 
   static std::string scales_of(const std::string& name) { return name + "_scale_inv"; }
 
-  /// Throws  FormatError naming the tensor if one is missing or has another shape, a scale is not
-  ///         finite or negative, or is zero where a weight is not.
+  /// Throws  FormatError naming the tensor if one is missing or has another shape or type, or a
+  ///         scale is negative or not finite.
   Fp8Matrix(const Tensors& tensors, const std::string& name, Index outputs, Index inner)
       : tensors_(tensors), name_(name), inner_(inner), weights_(tensors.tensor(name)) {
     tensors.require(name, std::vector<Index>{outputs, inner});
+    if (!is_fp8(tensors, name))
+      throw FormatError(tensors.file_of(name), name, weights_.offset,
+                        "is not of eight bits, as other experts are");
     scales_ = tensors.matrix<float>(scales_of(name), (outputs + block - 1) / block,
                                     (inner + block - 1) / block);
     const TensorView& scales = tensors.tensor(scales_of(name));
     for (Index i = 0; i < scales_.size(); ++i)
       if (!std::isfinite(scales_.data()[i]) || scales_.data()[i] < 0)
-        throw FormatError(tensors.path(), scales_of(name),
-                          scales.offset + static_cast<std::uint64_t>(i) * sizeof(float),
-                          "a scale is negative or not finite");
+        throw FormatError(
+            tensors.file_of(scales_of(name)), scales_of(name),
+            scales.offset + static_cast<std::uint64_t>(i) * detail::info(scales.dtype).bytes,
+            "a scale is negative or not finite");
   }
 
   WeightFormat format() const noexcept {
@@ -73,18 +77,19 @@ class Fp8Matrix {
     CodedOutput result;
     for (Index g = 0; g < scales_.cols(); ++g) result.scales.push_back(scales_(o / block, g));
     result.codes.reserve(static_cast<std::size_t>(inner_));
-    const bool is_e4m3 = weights_.dtype == Dtype::f8_e4m3;
+    const auto fail = [&](Index k, const char* problem) {
+      throw FormatError(tensors_.file_of(name_), name_,
+                        weights_.offset + static_cast<std::uint64_t>(o * inner_ + k), problem);
+    };
     for (Index k = 0; k < inner_; ++k) {
       const auto code =
           static_cast<std::uint8_t>(weights_.data[static_cast<std::size_t>(o * inner_ + k)]);
-      const unsigned magnitude = code & 0x7fU;
-      const bool is_finite = is_e4m3 ? magnitude != 0x7fU : magnitude < 0x7cU;
-      if (!is_finite || (magnitude != 0 && scales_(o / block, k / block) == 0))
-        throw FormatError(tensors_.path(), name_,
-                          weights_.offset + static_cast<std::uint64_t>(o * inner_ + k),
-                          is_finite ? "the scale of a weight is zero" : "a weight is not finite");
+      if ((code & 0x7fU) != 0 && scales_(o / block, k / block) == 0)
+        fail(k, "the scale of a weight is zero");
       result.codes.push_back(code);
     }
+    const Index bad = moe::detail::first_not_finite(MatrixLayout(format(), 1, inner_), result);
+    if (bad < inner_) fail(bad, "a weight is not finite");
     return result;
   }
 
@@ -121,13 +126,13 @@ class Mxfp4Matrices {
       : tensors_(tensors), name_(std::move(name)), outputs_(outputs), groups_(inner / group) {
     const std::string blocks = blocks_of(name_);
     if (inner % group != 0)
-      throw FormatError(tensors.path(), blocks, 0,
+      throw FormatError(tensors.file_of(blocks), blocks, tensors.tensor(blocks).offset,
                         "the inner size is no multiple of 32, which mxfp4 needs");
     tensors.require(blocks, {experts, outputs, groups_, group / 2});
     tensors.require(scales_of(name_), {experts, outputs, groups_});
     for (const std::string& tensor : {blocks, scales_of(name_)})
       if (tensors.tensor(tensor).dtype != Dtype::u8)
-        throw FormatError(tensors.path(), tensor, tensors.tensor(tensor).offset,
+        throw FormatError(tensors.file_of(tensor), tensor, tensors.tensor(tensor).offset,
                           "expected dtype U8");
     blocks_ = tensors.tensor(blocks).data.data();
     scales_ = tensors.tensor(scales_of(name_)).data.data();
@@ -135,17 +140,17 @@ class Mxfp4Matrices {
 
   static constexpr WeightFormat format() noexcept { return {WeightCode::mxfp4, group}; }
 
-  /// Throws  FormatError naming tensor and offset if a scale is NaN.
+  /// Throws  FormatError naming tensor and offset if a scale is NaN or makes a weight infinite.
   CodedOutput output(Index e, Index o) const {
     CodedOutput result;
     const Index first = (e * outputs_ + o) * groups_;
+    const auto fail = [&](const std::string& tensor, Index at, const char* problem) {
+      throw FormatError(tensors_.file_of(tensor), tensor,
+                        tensors_.tensor(tensor).offset + static_cast<std::uint64_t>(at), problem);
+    };
     for (Index g = 0; g < groups_; ++g) {
       const auto scale = static_cast<std::uint8_t>(scales_[first + g]);
-      if (scale == 255)
-        throw FormatError(
-            tensors_.path(), scales_of(name_),
-            tensors_.tensor(scales_of(name_)).offset + static_cast<std::uint64_t>(first + g),
-            "a scale is NaN");
+      if (scale == 255) fail(scales_of(name_), first + g, "a scale is NaN");
       result.scales.push_back(e8m0_to_float(scale));
       const std::byte* const block = blocks_ + (first + g) * (group / 2);
       for (Index i = 0; i < group / 2; ++i) {
@@ -154,6 +159,9 @@ class Mxfp4Matrices {
         result.codes.push_back(static_cast<std::uint16_t>(byte >> 4U));
       }
     }
+    const Index inner = groups_ * group;
+    const Index bad = moe::detail::first_not_finite(MatrixLayout(format(), 1, inner), result);
+    if (bad < inner) fail(blocks_of(name_), (first * group + bad) / 2, "a weight is not finite");
     return result;
   }
 

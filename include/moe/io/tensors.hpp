@@ -137,6 +137,11 @@ class Tensors {
   /// Throws  FormatError naming the tensor if there is none of that name.
   const TensorView& tensor(std::string_view name) const { return *entry(name).tensor; }
 
+  /// The file that the tensor is in: what offsets count from.
+  ///
+  /// Throws  as `tensor`.
+  const std::string& file_of(std::string_view name) const { return entry(name).file->path(); }
+
   /// Throws  FormatError naming the tensor if it is missing or has too few dimensions.
   Index dimension(std::string_view name, std::size_t i) const {
     const Entry& found = entry(name);
