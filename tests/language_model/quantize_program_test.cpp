@@ -1,0 +1,123 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// The quantising program through its command line, where it is built.
+#if defined(MOE_QUANTIZE)
+#include <cstddef>
+#include <cstdlib>
+#include <string>
+#include <sys/wait.h>
+
+#include <gtest/gtest.h>
+
+#include <moe/core/random.hpp>
+#include <moe/io/packed.hpp>
+
+#include "language_model/bundled_model.hpp"
+#include "support/safetensors_writer.hpp"
+
+namespace language_model {
+namespace quantize_program_test {
+
+using moe::Index;
+using moe::Matrix;
+
+constexpr Index d_model = 64;
+
+Matrix<float> random(Index rows, Index cols, std::uint64_t seed) {
+  Matrix<float> m(rows, cols);
+  moe::detail::fill_uniform(m.data(), m.size(), cols, seed);
+  return m;
+}
+
+/// Tokens some of whose values are much larger than the others, from `first` on.
+Matrix<float> activations(Index first, std::uint64_t seed) {
+  Matrix<float> x = random(96, d_model, seed);
+  x.middleCols(first, 4) *= 30;
+  return x;
+}
+
+class QuantizeProgram : public testing::Test {
+ protected:
+  void SetUp() override {
+    test_support::SafetensorsWriter file;
+    std::uint64_t seed = 0;
+    for (const char* layer : {"0", "1"}) {
+      const std::string prefix = std::string("model.layers.") + layer + ".block_sparse_moe.";
+      file.add(prefix + "gate.weight", random(2, d_model, ++seed));
+      for (const char* e : {"0", "1"})
+        for (const char* part : {"w1", "w2", "w3"})
+          file.add(prefix + "experts." + e + "." + part + ".weight",
+                   random(d_model, d_model, ++seed));
+    }
+    file.metadata("config", R"({"model_type": "mixtral", "hidden_size": 64,
+      "intermediate_size": 64, "num_local_experts": 2, "num_experts_per_tok": 1})");
+    folder_.write("model.safetensors", file.bytes());
+  }
+
+  /// Runs the program on the model, and gives its exit status.
+  int run(const std::string& arguments) {
+    const std::string command = std::string(MOE_QUANTIZE) + " --model " +
+                                folder_.file("model.safetensors") + " --out " +
+                                folder_.file("packed") + " " + arguments + " >" +
+                                folder_.file("out") + " 2>" + folder_.file("error");
+    const int status = std::system(command.c_str());
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  }
+  std::string out() const { return read_file(folder_.file("out")); }
+  std::string error() const { return read_file(folder_.file("error")); }
+
+  /// The error of a layer's outputs, all experts together.
+  double output_error(Index layer) const {
+    const std::string label = "\n    " + std::to_string(layer) + "    all";
+    const std::string text = out();
+    const std::size_t at = text.find(label);
+    EXPECT_NE(at, std::string::npos) << text;
+    if (at == std::string::npos) return 0;
+    return std::strtod(text.c_str() + at + label.size() + 13, nullptr);
+  }
+
+  test_support::TemporaryFolder folder_;
+};
+
+TEST_F(QuantizeProgram, CalibratesEachLayerWithActivationsOfItsOwn) {
+  test_support::SafetensorsWriter tokens;
+  tokens.add("layers.0", activations(0, 50));
+  tokens.add("x", activations(32, 51));  // for all other layers
+  folder_.write("tokens.safetensors", tokens.bytes());
+  const std::string with = " --activations " + folder_.file("tokens.safetensors");
+  ASSERT_EQ(run(with), 0) << error();
+  const double plain[] = {output_error(0), output_error(1)};
+  ASSERT_EQ(run(with + " --calibrate"), 0) << error();
+  for (const Index layer : {0, 1}) {
+    EXPECT_GT(plain[layer], 0.01);
+    EXPECT_LT(output_error(layer), 0.9 * plain[layer]) << layer;
+  }
+  moe::io::PackedFile(folder_.file("packed")).verify();
+  // What is calibrated for one layer's tokens is of no use for another's.
+  test_support::SafetensorsWriter others;
+  others.add("layers.0", activations(32, 51));
+  others.add("layers.1", activations(0, 50));
+  folder_.write("others.safetensors", others.bytes());
+  ASSERT_EQ(run(" --activations " + folder_.file("others.safetensors") + " --calibrate"), 0);
+  const double calibrated = output_error(0);
+  ASSERT_EQ(run(" --activations " + folder_.file("others.safetensors")), 0);
+  EXPECT_LT(calibrated, 0.9 * output_error(0));
+}
+
+TEST_F(QuantizeProgram, SaysWhatIsWrong) {
+  EXPECT_NE(run("--calibrate"), 0) << "without activations";
+  test_support::SafetensorsWriter narrow;
+  narrow.add("x", random(8, d_model - 1, 3));
+  folder_.write("tokens.safetensors", narrow.bytes());
+  const std::string with = " --activations " + folder_.file("tokens.safetensors");
+  EXPECT_EQ(run(with), 1);
+  EXPECT_NE(error().find("tokens.safetensors"), std::string::npos) << error();
+  EXPECT_NE(error().find("expected shape"), std::string::npos) << error();
+  EXPECT_EQ(run("--weights int3"), 1);
+  EXPECT_NE(error().find("int3"), std::string::npos) << error();
+}
+
+}  // namespace quantize_program_test
+}  // namespace language_model
+#endif
