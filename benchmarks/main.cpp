@@ -38,11 +38,17 @@ int main(int argc, char** argv) {
   for (const benchmarks::Shape& shape : benchmarks::shapes) {
     benchmarks::register_layer(shape);
     benchmarks::register_quantized(shape);
+#if defined(MOE_BENCHMARK_PACKED)
+    benchmarks::register_packed(shape);
+#endif
     benchmarks::register_backward(shape);
     benchmarks::register_stages(shape);
     benchmarks::register_peers(shape);
   }
   benchmarks::register_deepseek();
+#if defined(MOE_BENCHMARK_PACKED)
+  benchmarks::register_whole_deepseek();
+#endif
   benchmarks::register_many_experts();
   benchmarks::register_many_stages();
   if (table) {

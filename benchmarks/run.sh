@@ -9,7 +9,7 @@
 set -euo pipefail
 # shellcheck source=cmake/setup.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../cmake/setup.sh"
-moe_need_build libbenchmark-dev
+moe_need_build libbenchmark-dev nlohmann-json3-dev
 peers=OFF
 name=benchmarks
 if [[ " $* " = *" --table "* ]]; then

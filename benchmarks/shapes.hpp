@@ -291,7 +291,9 @@ inline void add_benchmark(const std::string& name, benchmark::TimeUnit unit,
 
 void register_layer(const Shape& shape);
 void register_quantized(const Shape& shape);
+void register_packed(const Shape& shape);
 void register_deepseek();
+void register_whole_deepseek();
 void register_stages(const Shape& shape);
 void register_peers(const Shape& shape);
 void register_many_experts();

@@ -39,4 +39,20 @@ void relu(float* up, std::ptrdiff_t n) {
   h = h.max(0.0F);
 }
 
+void to_int8(const float* x, std::ptrdiff_t rows, std::ptrdiff_t inner, std::int8_t* codes,
+             float* scales) {
+  for (std::ptrdiff_t r = 0; r < rows; ++r) {
+    const float* const row = x + r * inner;
+    const float largest = Eigen::Map<const Eigen::ArrayXf>(row, inner).abs().maxCoeff();
+    const float inverse = largest > 0 ? 127 / largest : 0;
+    scales[r] = largest / 127;
+    for (std::ptrdiff_t i = 0; i < inner; ++i)
+      codes[r * inner + i] = static_cast<std::int8_t>(__builtin_rintf(row[i] * inverse));
+  }
+}
+
+void scale(float by, float* y, std::ptrdiff_t n) {
+  Eigen::Map<Eigen::ArrayXf>(y, n) *= by;
+}
+
 }  // namespace benchmarks::native

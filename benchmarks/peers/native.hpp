@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace benchmarks::native {
 
@@ -18,5 +19,13 @@ void eigen_threads(int threads);
 /// up = silu(gate) * up, and up = max(up, 0).
 void swiglu(const float* gate, float* up, std::ptrdiff_t n);
 void relu(float* up, std::ptrdiff_t n);
+
+/// Codes of rows, the largest of each 127, and their scales.
+///
+/// Shapes  x, codes (rows, inner), scales (rows).
+void to_int8(const float* x, std::ptrdiff_t rows, std::ptrdiff_t inner, std::int8_t* codes,
+             float* scales);
+/// y *= by.
+void scale(float by, float* y, std::ptrdiff_t n);
 
 }  // namespace benchmarks::native

@@ -54,6 +54,10 @@ class Peer {
 
   virtual std::string name() const = 0;
 
+  /// Its weights are of eight bits, with a scale for each output, and so are activations, with one
+  /// for each row.
+  virtual bool is_int8() const { return false; }
+
   /// A block of its own, or null where it is built from products.
   virtual std::unique_ptr<PeerBlock> block(const Shape& /*shape*/,
                                            const ExpertSource& /*experts*/) const {
@@ -75,6 +79,7 @@ std::vector<std::unique_ptr<Peer>> make_peers();
 std::unique_ptr<Peer> make_eigen();
 std::unique_ptr<Peer> make_openblas();
 std::unique_ptr<Peer> make_onednn();
+std::unique_ptr<Peer> make_onednn_int8();
 std::unique_ptr<Peer> make_torch();
 std::unique_ptr<Peer> make_ggml();
 std::unique_ptr<Peer> make_onnxruntime();

@@ -1,12 +1,12 @@
 // SPDX-FileCopyrightText: The moe authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// peer:<library>/<shape>/f32/T:<tokens>  the block of forward/<shape>/f32/T:<tokens> on another
-//                                        library's products, the faster of experts one after the
-//                                        other with all threads each, and side by side with one;
-//                                        or in the library's own block, where it has one; the
-//                                        counter times_ours is its time over our layer's, both in
-//                                        turn
+// peer:<library>/<shape>/<weights>/T:<tokens>  the block of forward/<shape>/<weights>/T:<tokens> on
+//                                              another library's products, the faster of experts
+//                                              one after the other with all threads each, and side
+//                                              by side with one; or in the library's own block,
+//                                              where it has one; the counter times_ours is its time
+//                                              over our layer's, both in turn
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -48,6 +48,24 @@ struct PeerRows {
   Matrix<float> hidden;
   Matrix<float> y;
 };
+
+/// Random weights, made expert by expert where the bank has others than floats.
+template <class Bank>
+Bank random_bank(const moe::ExpertsConfig& config, std::mt19937_64& rng) {
+  if constexpr (requires { Bank::random(config, rng); }) {
+    return Bank::random(config, rng);
+  } else {
+    Bank bank(config, moe::ExpertFormat{moe::format_of("int8"), moe::format_of("int8")});
+    moe::ExpertsConfig of_one = config;
+    of_one.num_experts = 1;
+    for (Index e = 0; e < config.num_experts; ++e) {
+      const moe::ExpertMatrices<float> matrices =
+          moe::SwiGluExperts<float>::random(of_one, rng).expert(0);
+      bank.set_expert(e, matrices.weights(), {.search = moe::ScaleSearch::nearest});
+    }
+    return bank;
+  }
+}
 
 /// The layer on a peer, with the weights of the bank of our own that the benchmarks make.
 template <class Bank>
@@ -103,7 +121,7 @@ class PeerLayer {
         {.d_model = shape.d_model, .num_experts = shape.num_experts, .top_k = shape.top_k}, rng);
     return {
         std::move(router),
-        Bank::random(
+        random_bank<Bank>(
             {.num_experts = shape.num_experts, .d_model = shape.d_model, .d_ff = shape.d_ff}, rng)};
   }
 
@@ -158,7 +176,9 @@ class PeerLayer {
     for (const bool side_by_side : {false, true}) {
       Matrix<float> y = Matrix<float>::Constant(tokens, shape_.d_model, std::nanf(""));
       forward(x, routing, y, side_by_side);
-      if (!((y - expected).norm() <= 1e-4 * expected.norm()))
+      // Both round activations to eight bits, at other places.
+      const float most = peer_->is_int8() ? 0.02F : 1e-4F;
+      if (!((y - expected).norm() <= most * expected.norm()))
         throw std::runtime_error(peer_->name() + " gives another result");
     }
   }
@@ -190,14 +210,14 @@ template <class Bank>
 void run_peer(benchmark::State& state, const std::string& name, const Peer& peer,
               const Shape& shape, Index tokens) {
   const auto weights = static_cast<double>(shape.weights_per_expert());
+  const double weight_bytes = peer.is_int8() ? 1 : sizeof(float);
   // As many copies as of our own layer, used in turn.
-  auto& layers =
-      Kept::get<std::deque<PeerLayer<Bank>>>("peer:" + peer.name() + "/" + shape.name, [&] {
-        std::deque<PeerLayer<Bank>> copies;
-        const double bytes = static_cast<double>(shape.num_experts) * weights * sizeof(float);
-        for (std::size_t i = 0; i < copies_needed(bytes); ++i) copies.emplace_back(peer, shape);
-        return copies;
-      });
+  auto& layers = Kept::get<std::deque<PeerLayer<Bank>>>(name.substr(0, name.rfind('/')), [&] {
+    std::deque<PeerLayer<Bank>> copies;
+    const double bytes = static_cast<double>(shape.num_experts) * weights * weight_bytes;
+    for (std::size_t i = 0; i < copies_needed(bytes); ++i) copies.emplace_back(peer, shape);
+    return copies;
+  });
   static std::map<std::string, Preparation> preparations;
   Preparation& prepared = preparations[name];
   const bool is_first = prepared.routings == 0;
@@ -236,7 +256,8 @@ void run_peer(benchmark::State& state, const std::string& name, const Peer& peer
   measure_against_limits(state,
                          {.tokens = static_cast<double>(tokens),
                           .flop = 2 * static_cast<double>(tokens * shape.top_k) * weights,
-                          .weight_bytes = set.mean_touched * weights * sizeof(float)},
+                          .weight_bytes = set.mean_touched * weights * weight_bytes,
+                          .is_integer = peer.is_int8() && vnni_limit().best() > 0},
                          [&] { theirs(turn++, prepared.side_by_side); });
   state.counters["times_ours"] = prepared.times_ours;
   state.SetLabel(layers[0].has_block()   ? "the library's own block"
@@ -245,11 +266,13 @@ void run_peer(benchmark::State& state, const std::string& name, const Peer& peer
 }
 
 template <class Bank>
-void register_with(const Shape& shape) {
+void register_with(const Shape& shape, bool is_int8 = false) {
   static const std::vector<std::unique_ptr<Peer>> peers = make_peers();
   for (const auto& peer : peers) {
+    if (peer->is_int8() != is_int8) continue;
     for (const Index tokens : token_counts) {
-      const std::string name = label("peer:" + peer->name(), shape, "f32", tokens);
+      const std::string name =
+          label("peer:" + peer->name(), shape, is_int8 ? "int8" : "f32", tokens);
       add_benchmark(name, benchmark::kMillisecond, [=, &peer = *peer](benchmark::State& state) {
         try {
           run_peer<Bank>(state, name, peer, shape, tokens);
@@ -271,6 +294,7 @@ std::vector<std::unique_ptr<Peer>> make_peers() {
 #endif
 #if defined(MOE_PEER_ONEDNN)
   peers.push_back(make_onednn());
+  peers.push_back(make_onednn_int8());
 #endif
 #if defined(MOE_PEER_TORCH)
   peers.push_back(make_torch());
@@ -287,6 +311,7 @@ std::vector<std::unique_ptr<Peer>> make_peers() {
 void register_peers(const Shape& shape) {
   if (shape.gating == Gating::gated) {
     register_with<moe::SwiGluExperts<float>>(shape);
+    register_with<moe::QuantizedExperts<moe::SwiGlu>>(shape, true);
   } else {
     register_with<moe::ReluExperts<float>>(shape);
   }

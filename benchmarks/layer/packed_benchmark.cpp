@@ -1,0 +1,253 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Banks in packed files, of int4-g32.
+//
+// ready/<shape>/<format>            from the path of a file that nobody has opened to a layer that
+//                                   runs; its header is checked, its pages are not read
+// cache/<shape>/<format>/T:<n>      steps of n tokens, routed by Zipf's law, with half of the
+//                                   experts in memory: loaded on demand, and asked for one step ahead; 16
+//                                   steps of each kind in turn. Counters: hit_rate, of experts that
+//                                   a step on demand needs; resident_ms, demand_ms and prefetch_ms,
+//                                   a step's medians; times_resident, of prefetch; waiting, the
+//                                   time that forwards waited with prefetch over that on demand
+// whole/deepseek-v3/<format>/T:<n>  a layer at full size with its router and shared expert, made
+//                                   expert by expert. Counter: peak_GiB, the most memory that the
+//                                   process had since the first was made
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <unistd.h>
+#include <utility>
+#include <vector>
+
+#include <benchmark/benchmark.h>
+
+#include <moe/io/expert_cache.hpp>
+#include <moe/io/packed_writer.hpp>
+#include <moe/moe.hpp>
+
+#include "shapes.hpp"
+
+namespace benchmarks {
+namespace {
+
+using moe::Index;
+using moe::Matrix;
+using Bank = moe::QuantizedExperts<moe::SwiGlu>;
+using Router = moe::TopKRouter<float>;
+
+constexpr const char* format_name = "int4-g32";
+
+moe::ExpertsConfig config_of(const Shape& shape) {
+  return {.num_experts = shape.num_experts, .d_model = shape.d_model, .d_ff = shape.d_ff};
+}
+
+Router router_of(const Shape& shape) {
+  std::mt19937_64 rng(1);
+  return Router::random(
+      {.d_model = shape.d_model, .num_experts = shape.num_experts, .top_k = shape.top_k}, rng);
+}
+
+/// Quantises random weights for expert e.
+void set_random(Bank& bank, Index e) {
+  moe::ExpertsConfig of_one = bank.config();
+  of_one.num_experts = 1;
+  std::mt19937_64 rng(static_cast<std::uint64_t>(e) + 1);
+  const auto matrices = moe::SwiGluExperts<float>::random(of_one, rng).expert(0);
+  bank.set_expert(e, matrices.weights(), {.search = moe::ScaleSearch::nearest});
+}
+
+/// A packed file in the folder for temporary ones, gone with this object. All experts have the
+/// weights of the first.
+struct PackedExample {
+  std::string path;
+
+  explicit PackedExample(const Shape& shape)
+      : path((std::filesystem::temp_directory_path() /
+              ("moe_benchmark_" + std::to_string(::getpid()) + ".safetensors"))
+                 .string()) {
+    const moe::ExpertFormat format{moe::format_of(format_name), moe::format_of(format_name)};
+    moe::ExpertsConfig of_one = config_of(shape);
+    of_one.num_experts = 1;
+    Bank bank(of_one, format);
+    set_random(bank, 0);
+    const std::vector<moe::ExpertFormat> formats(static_cast<std::size_t>(shape.num_experts),
+                                                 format);
+    moe::io::PackedWriter writer(
+        path, {{"experts", moe::io::describe(config_of(shape), formats, moe::SwiGlu{})}});
+    for (Index e = 0; e < shape.num_experts; ++e)
+      writer.write_expert("experts", e, bank.expert_bytes(0));
+    writer.finish();
+  }
+  PackedExample(const PackedExample&) = delete;
+  PackedExample& operator=(const PackedExample&) = delete;
+  ~PackedExample() { std::filesystem::remove(path); }
+};
+
+const PackedExample& example_of(const Shape& shape) {
+  return Kept::get<PackedExample>(std::string("packed/") + shape.name, [&] { return shape; });
+}
+
+void ready(benchmark::State& state, const Shape& shape) {
+  const std::string& path = example_of(shape).path;
+  const Router router = router_of(shape);
+  std::vector<double> times;
+  for (auto _ : state) {
+    const Clock::time_point start = Clock::now();
+    const moe::SparseMoe layer{router, moe::io::PackedFile(path).bank<moe::SwiGlu>("experts")};
+    times.push_back(seconds_since(start));
+    benchmark::DoNotOptimize(layer.d_model());
+  }
+  state.counters["median_ms"] = median(times) * 1e3;
+}
+
+/// The experts of one routing, then those of the next: what a step needs, and what comes.
+std::vector<Index> experts_of(const moe::Routing<float>& now, const moe::Routing<float>& next) {
+  std::vector<Index> experts;
+  for (const moe::Routing<float>* const routing : {&now, &next}) {
+    const std::vector<Index> load = moe::metrics::expert_load(*routing);
+    for (Index e = 0; e < routing->num_experts; ++e)
+      if (load[static_cast<std::size_t>(e)] > 0 &&
+          std::find(experts.begin(), experts.end(), e) == experts.end())
+        experts.push_back(e);
+  }
+  return experts;
+}
+
+void cached(benchmark::State& state, const Shape& shape, Index tokens) {
+  constexpr std::size_t steps = 16;
+  constexpr std::size_t least_rounds = 5;
+  const moe::io::PackedFile file(example_of(shape).path);
+  const moe::SparseMoe resident{router_of(shape), file.bank<moe::SwiGlu>("experts")};
+  using Cached = moe::io::CachedExperts<moe::SwiGlu>;
+  const double budget = resident.experts().weight_bytes() / 2;
+  const moe::SparseMoe on_demand{router_of(shape), Cached(file, "experts", budget)};
+  const moe::SparseMoe ahead{router_of(shape), Cached(file, "experts", budget)};
+  const RoutingSet set(shape, tokens, Skew::zipf, 64);
+  const Matrix<float> x = Matrix<float>::Random(tokens, shape.d_model);  // (T, D)
+  Matrix<float> y(tokens, shape.d_model);                                // (T, D)
+  moe::Workspace<float> workspace;
+  std::vector<double> times[3];
+  double waiting[3] = {};
+  const auto run = [&](const auto& layer, std::size_t round, std::vector<double>& to) {
+    for (std::size_t i = 0; i < steps; ++i) {
+      const std::size_t turn = round * steps + i;
+      const Clock::time_point start = Clock::now();
+      if (static_cast<const void*>(&layer) == &ahead)
+        ahead.experts().prefetch(experts_of(set.at(turn), set.at(turn + 1)));
+      layer.forward(x, set.at(turn), y, workspace);
+      to.push_back(seconds_since(start));
+    }
+  };
+  std::size_t round = 0;
+  const auto once = [&] {
+    run(resident, round, times[0]);
+    run(on_demand, round, times[1]);
+    run(ahead, round, times[2]);
+    ++round;
+  };
+  once();  // Fills the caches.
+  const moe::io::CacheCounters before = on_demand.experts().counters();
+  const moe::io::CacheCounters before_ahead = ahead.experts().counters();
+  for (std::vector<double>& of : times) of.clear();
+  for (auto _ : state) once();
+  while (round < 1 + least_rounds) once();
+  const moe::io::CacheCounters after = on_demand.experts().counters();
+  waiting[1] = after.waiting_seconds - before.waiting_seconds;
+  waiting[2] = ahead.experts().counters().waiting_seconds - before_ahead.waiting_seconds;
+  const auto hits = static_cast<double>(after.hits - before.hits);
+  const auto misses = static_cast<double>(after.misses - before.misses);
+  state.counters["hit_rate"] = hits / (hits + misses);
+  state.counters["resident_ms"] = median(times[0]) * 1e3;
+  state.counters["demand_ms"] = median(times[1]) * 1e3;
+  state.counters["prefetch_ms"] = median(times[2]) * 1e3;
+  state.counters["times_resident"] = median(times[2]) / median(times[0]);
+  state.counters["waiting"] = waiting[2] / waiting[1];
+}
+
+/// The most memory that this process has had since `reset_peak`, in GiB; 0 where nobody says.
+double peak_gib() {
+  std::ifstream status("/proc/self/status");
+  for (std::string word; status >> word;) {
+    if (word != "VmHWM:") continue;
+    double kib = 0;
+    status >> kib;
+    return kib / (1 << 20);
+  }
+  return 0;
+}
+void reset_peak() {
+  std::ofstream("/proc/self/clear_refs") << 5;
+}
+
+using Whole = moe::SparseMoe<Router, Bank, Bank>;
+
+void whole(benchmark::State& state, const Shape& shape, Index tokens) {
+  const moe::WeightFormat format = moe::format_of(format_name);
+  auto& layer = Kept::get<Whole>(std::string("whole/") + shape.name, [&] {
+    reset_peak();
+    Bank bank(config_of(shape), moe::ExpertFormat{format, format});
+    for (Index e = 0; e < shape.num_experts; ++e) set_random(bank, e);
+    moe::ExpertsConfig of_shared = config_of(shape);
+    of_shared.num_experts = 1;
+    Bank shared(of_shared, moe::ExpertFormat{format, format});
+    set_random(shared, 0);
+    moe::RouterWeights<float> weights;
+    weights.weight = Matrix<float>::Random(shape.num_experts, shape.d_model) * 0.02F;
+    weights.selection_bias = moe::Vector<float>::Random(shape.num_experts) * 0.01F;
+    Router router(
+        {.d_model = shape.d_model,
+         .num_experts = shape.num_experts,
+         .top_k = shape.top_k,
+         .rule = moe::presets::deepseek_v3({.groups = 8, .groups_kept = 4, .scale = 2.5})},
+        std::move(weights));
+    return Whole(std::move(router), std::move(bank), moe::SharedExperts<Bank>(std::move(shared)));
+  });
+  const Matrix<float> x = Matrix<float>::Random(tokens, shape.d_model);  // (T, D)
+  Matrix<float> y(tokens, shape.d_model);                                // (T, D)
+  moe::Workspace<float> workspace;
+  const auto run = [&] { layer.forward(x, y, workspace); };
+  run();
+  const double flop =
+      2 * static_cast<double>(tokens * (shape.top_k + 1) * shape.weights_per_expert());
+  moe::Routing<float> routing;
+  layer.router().route(x, {}, routing);
+  const double bytes = static_cast<double>(touched_experts(routing) + 1) *
+                       static_cast<double>(layer.experts().expert_bytes(0).size());
+  measure_against_limits(state,
+                         {.tokens = static_cast<double>(tokens),
+                          .flop = flop,
+                          .weight_bytes = bytes,
+                          .is_integer = vnni_limit().best() > 0},
+                         run);
+  state.counters["peak_GiB"] = peak_gib();
+}
+
+}  // namespace
+
+void register_packed(const Shape& shape) {
+  if (shape.gating != Gating::gated) return;
+  const auto name = [&](const char* what) {
+    return std::string(what) + "/" + shape.name + "/" + format_name;
+  };
+  add_benchmark(name("ready"), benchmark::kMillisecond,
+                [=](benchmark::State& state) { ready(state, shape); });
+  for (const Index tokens : {1, 4})
+    add_benchmark(name("cache") + "/T:" + std::to_string(tokens), benchmark::kMillisecond,
+                  [=](benchmark::State& state) { cached(state, shape, tokens); });
+}
+
+void register_whole_deepseek() {
+  for (const Index tokens : {1, 4, 16, 64, 256})
+    add_benchmark(label("whole", deepseek_v3, format_name, tokens), benchmark::kMillisecond,
+                  [=](benchmark::State& state) { whole(state, deepseek_v3, tokens); });
+}
+
+}  // namespace benchmarks
