@@ -6,11 +6,12 @@
 // ready/<shape>/<format>            from the path of a file that nobody has opened to a layer that
 //                                   runs; its header is checked, its pages are not read
 // cache/<shape>/<format>/T:<n>      steps of n tokens, routed by Zipf's law, with half of the
-//                                   experts in memory: loaded on demand, and asked for one step ahead; 16
-//                                   steps of each kind in turn. Counters: hit_rate, of experts that
-//                                   a step on demand needs; resident_ms, demand_ms and prefetch_ms,
-//                                   a step's medians; times_resident, of prefetch; waiting, the
-//                                   time that forwards waited with prefetch over that on demand
+//                                   experts in memory: loaded on demand, and asked for one step
+//                                   ahead; 16 steps of each kind in turn. Counters: hit_rate, of
+//                                   experts that a step on demand needs; resident_ms, demand_ms and
+//                                   prefetch_ms, a step's medians; times_resident, of prefetch;
+//                                   waiting, the time that forwards waited with prefetch over that
+//                                   on demand
 // whole/deepseek-v3/<format>/T:<n>  a layer at full size with its router and shared expert, made
 //                                   expert by expert. Counter: peak_GiB, the most memory that the
 //                                   process had since the first was made
