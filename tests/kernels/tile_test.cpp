@@ -110,6 +110,33 @@ void check_bits() {
   }
 }
 
+/// Several panels side by side give what each of them does alone.
+template <class Storage>
+void check_side_by_side() {
+  const auto& tiles = moe::kernels::tile_kernels<float, Storage>();
+  for (int rows = 1; rows <= moe::kernels::most_tile_rows; ++rows) {
+    const int panels = tiles.side_panels[rows - 1];
+    ASSERT_EQ(panels > 0, tiles.side_by_side[rows - 1] != nullptr);
+    ASSERT_LE(panels, moe::kernels::most_side_panels);
+    if (panels == 0) continue;
+    for (const std::ptrdiff_t inner : {0, 1, 67}) {
+      const Case<float, Storage> c(rows, panels * inner);  // one panel behind the other
+      const std::ptrdiff_t size = rows * panel_width;
+      AlignedBuffer<float> together(static_cast<std::size_t>(panels * size));
+      tiles.side_by_side[rows - 1](c.a.data() + 1, c.panel.data(), inner, together.data());
+      AlignedBuffer<float> alone(static_cast<std::size_t>(size));
+      for (int p = 0; p < panels; ++p) {
+        const Storage* const panel = c.panel.data() + p * inner * panel_width;
+        tiles.of_rows[rows - 1](c.a.data() + 1, panel, inner, alone.data(), false,
+                                reinterpret_cast<const char*>(panel), 0);
+        for (std::ptrdiff_t i = 0; i < size; ++i)
+          ASSERT_EQ(together.data()[p * size + i], alone.data()[i])
+              << rows << " rows, panel " << p << ", inner " << inner;
+      }
+    }
+  }
+}
+
 class Tile : public test_support::EachLevel {};
 MOE_FOR_EACH_LEVEL(Tile);
 
@@ -130,6 +157,12 @@ TEST_P(Tile, GivesTheSameBitsForEveryNumberOfRowsAndInSlices) {
   check_bits<float>();
   check_bits<moe::bfloat16>();
   check_bits<moe::half>();
+}
+
+TEST_P(Tile, GivesTheSameBitsForPanelsSideBySide) {
+  check_side_by_side<float>();
+  check_side_by_side<moe::bfloat16>();
+  check_side_by_side<moe::half>();
 }
 
 TEST_P(Tile, WidensStoredWeightsExactly) {

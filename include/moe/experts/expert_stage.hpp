@@ -270,10 +270,16 @@ class ExpertStage {
     const Index panel_splits = std::clamp<Index>(wanted, 1, std::max<Index>(1, panels / 4));
     const Index row_splits =
         std::clamp<Index>((wanted + panel_splits - 1) / panel_splits, 1, (job.blocks + 3) / 4);
+    // Long tasks in whole groups of panels that are streamed side by side.
+    constexpr Index group = kernels::most_side_panels;
+    const Index unit = panels >= 2 * group * panel_splits ? group : 1;
+    const auto cut = [&](Index p) {
+      return p == panel_splits ? panels : panels * p / panel_splits / unit * unit;
+    };
     for (Index p = 0; p < panel_splits; ++p)
       for (Index r = 0; r < row_splits; ++r)
-        tasks_.push_back({step, j, panels * p / panel_splits, panels * (p + 1) / panel_splits,
-                          job.blocks * r / row_splits, job.blocks * (r + 1) / row_splits});
+        tasks_.push_back({step, j, cut(p), cut(p + 1), job.blocks * r / row_splits,
+                          job.blocks * (r + 1) / row_splits});
     return static_cast<std::int32_t>(panel_splits * row_splits);
   }
 

@@ -30,6 +30,25 @@ inline Index chunk_values() noexcept {
   return kernels::second_level_cache() / 4;
 }
 
+/// Where memory wants several streams: the tiles of a slice's only block, a group of panels at a
+/// time. Returns the first panel that is left.
+template <class Scalar, class Storage, class Finish>
+Index finish_side_by_side(const StageSlice<Scalar>& work, const PackedMatrices<Storage>& weights,
+                          const Scalar* a, Finish& finish) {
+  const auto& kernels = kernels::tile_kernels<Scalar, Storage>();
+  const Index at = work.block_row(work.first_block);
+  const Index rows = work.block_row(work.last_block) - at;
+  const Index group = kernels.side_panels[rows - 1];
+  Index p = work.first_panel;
+  if (group == 0 || !kernels::fetches_side_by_side()) return p;
+  for (; p + group <= work.last_panel; p += group) {
+    kernels.side_by_side[rows - 1](a, weights.panel(work.expert, p), weights.inner(), work.sums);
+    for (Index i = 0; i < group; ++i)
+      finish(p + i, at, rows, work.sums + i * rows * kernels::panel_width);
+  }
+  return p;
+}
+
 /// Calls finish(panel, first row, count, sums) for every tile of a slice of the work, where sums
 /// (count, 32) are the products of rows first row .. of the expert with the panel's weights.
 ///
@@ -70,7 +89,10 @@ void for_each_tile(const StageSlice<Scalar>& work, const PackedMatrices<Storage>
                                       next, step);
     };
     if (slices == 1) {
-      for (Index p = work.first_panel; p < work.last_panel; ++p) {
+      const Index first = is_single
+                              ? finish_side_by_side(work, weights, a + first_row * row_size, finish)
+                              : work.first_panel;
+      for (Index p = first; p < work.last_panel; ++p) {
         for (Index b = begin; b < end; ++b) {
           tile(p, b, 0, inner, work.sums);
           const Index at = work.block_row(b);

@@ -16,6 +16,9 @@ namespace moe::inline MOE_ABI::kernels {
 /// Rows that no level's tile exceeds.
 inline constexpr int most_tile_rows = 14;
 
+/// Panels that no level streams side by side more of.
+inline constexpr int most_side_panels = 8;
+
 /// The activations that have a kernel; `clamped` is gated only.
 enum class ActivationKind { relu, silu, gelu, gelu_tanh, clamped };
 
@@ -42,13 +45,21 @@ struct ActivationRule {
 ///         are the accumulators that an earlier slice of k left.
 /// Memory  asks for the lines from `next` on to come to the second-level cache, `step` bytes
 ///         further for every k: a part of the panel that comes next.
+///
+/// `side_by_side` gives the sums of several panels, which follow each other in memory, with few
+/// rows: sums (panels, rows, 32), the same bits.
 template <class Scalar, class Storage>
 struct TileKernels {
   using Tile = void (*)(const Scalar* a, const Storage* panel, std::ptrdiff_t inner, Scalar* sums,
                         bool resume, const char* next, std::ptrdiff_t step) noexcept;
 
+  using SideTiles = void (*)(const Scalar* a, const Storage* panel, std::ptrdiff_t inner,
+                             Scalar* sums) noexcept;
+
   int most_rows = 0;
   Tile of_rows[most_tile_rows] = {};  // of_rows[r - 1] for r rows
+  int side_panels[most_tile_rows] = {};
+  SideTiles side_by_side[most_tile_rows] = {};  // of side_panels[r - 1] panels, or null
 };
 
 /// The activation of a tile's sums. A program has those that it names, since each of them for each

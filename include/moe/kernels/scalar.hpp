@@ -98,6 +98,7 @@ template <class Scalar>
 MOE_ALWAYS_INLINE void transpose(Lane<Scalar> (&/*m*/)[1]) noexcept {}
 
 inline constexpr int most_rows = 3;
+inline constexpr int side_sums = 0;
 constexpr std::ptrdiff_t pass_width(int /*rows*/) noexcept {
   return 4;
 }

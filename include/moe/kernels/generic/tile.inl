@@ -4,7 +4,8 @@
 // Products of a tile of rows with a panel of packed weights.
 //
 // Uses: Scalar, Vec, `pass_width(rows)`, the outputs that one pass over the panel accumulates in
-// registers, and for storage that `widens_in_pairs`: widen, interleave, deinterleave.
+// registers, `side_sums`, the registers for sums of panels side by side, and for storage that
+// `widens_in_pairs`: widen, interleave, deinterleave.
 
 /// Tiles of many rows compute while they wait for no weights; tiles of few rows stream them.
 template <int rows>
@@ -13,9 +14,11 @@ inline constexpr bool of_many_rows = 2 * rows > most_rows;
 /// How far ahead lines of the panel are asked for. Whoever computes must get past the end of the
 /// page, where the hardware's prefetcher stops: 2 KiB. Whoever streams wants to have more lines
 /// under way, 4 KiB: for 3 to most_rows / 2 rows that gave 0.93 of what memory reads, 2 KiB and
-/// nothing gave 0.78. One or two rows are best left to the hardware: any distance or hint cost 5 to
-/// 10 % of 60 GB/s and gave nothing at 34 GB/s. Neither did the first 1 to 4 KiB of the panel after
-/// this one; two panels at a time were as fast or, where they are short, 14 % slower.
+/// nothing gave 0.78. One or two rows are best left to the hardware of AMD: any distance or hint
+/// cost 5 to 10 % of 60 GB/s and gave nothing at 34 GB/s. Neither did the first 1 to 4 KiB of the
+/// panel after this one; two panels at a time were as fast or, where they are short, 14 % slower.
+/// Intel's wants several panels (`tiles_side_by_side`). A single tile of many rows gained nothing
+/// there by asking for lines 8 KiB ahead into the second-level cache.
 template <int rows>
 constexpr std::ptrdiff_t bytes_ahead() noexcept {
   if (of_many_rows<rows>) return 2048;
@@ -34,6 +37,17 @@ MOE_ALWAYS_INLINE void load_column(const Storage* panel, Vec (&column)[vectors])
     MOE_UNROLL
     for (int v = 0; v < vectors; ++v) column[v] = Vec::load(panel + v * Vec::lanes);
   }
+}
+
+/// A row's sums, in the order of its outputs.
+template <class Storage, int vectors>
+MOE_ALWAYS_INLINE void store_sums(Vec (&sum)[vectors], Scalar* sums) noexcept {
+  if constexpr (widens_in_pairs<Storage>) {
+    MOE_UNROLL
+    for (int v = 0; v < vectors; v += 2) interleave(sum[v], sum[v + 1]);
+  }
+  MOE_UNROLL
+  for (int v = 0; v < vectors; ++v) sum[v].store(sums + v * Vec::lanes);
 }
 
 /// One pass over a panel, of outputs from `panel` and `sums` on.
@@ -79,14 +93,7 @@ MOE_ALWAYS_INLINE void tile_pass(const Scalar* a, const Storage* panel, std::ptr
     panel += panel_width;
   }
   MOE_UNROLL
-  for (int r = 0; r < rows; ++r) {
-    if constexpr (widens_in_pairs<Storage>) {
-      MOE_UNROLL
-      for (int v = 0; v < vectors; v += 2) interleave(sum[r][v], sum[r][v + 1]);
-    }
-    MOE_UNROLL
-    for (int v = 0; v < vectors; ++v) sum[r][v].store(sums + r * panel_width + v * Vec::lanes);
-  }
+  for (int r = 0; r < rows; ++r) store_sums<Storage>(sum[r], sums + r * panel_width);
 }
 
 template <int rows, class Storage>
@@ -96,9 +103,62 @@ void tile(const Scalar* a, const Storage* panel, std::ptrdiff_t inner, Scalar* s
     tile_pass<rows>(a, panel + first, inner, sums + first, resume, next, step);
 }
 
+/// Panels that few rows stream side by side: as many as there are registers for their sums, in
+/// groups that divide each other.
+template <int rows>
+constexpr int side_panels() noexcept {
+  constexpr int fit = side_sums / (rows * static_cast<int>(panel_width / Vec::lanes));
+  return fit >= 8 ? 8 : fit >= 4 ? 4 : fit >= 2 ? 2 : 0;
+}
+
+/// Where the hardware fetches several streams faster than one (see `fetches_side_by_side`): decode
+/// with one stream reached 0.74 of what memory reads (0.51 in bfloat16), with one asked for 8 KiB
+/// ahead 0.84, with 4 streams asked for 2 KiB ahead 0.87, with 8 left to the hardware 0.90 to 0.95
+/// (0.85); 2 to 7 rows went from 0.73 to 0.93.
+template <int rows, int panels, class Storage>
+void tiles_side_by_side(const Scalar* a, const Storage* panel, std::ptrdiff_t inner,
+                        Scalar* sums) noexcept {
+  constexpr int vectors = static_cast<int>(panel_width / Vec::lanes);
+  const std::ptrdiff_t stride = inner * panel_width;
+  Vec sum[panels][rows][vectors];
+  MOE_UNROLL
+  for (int p = 0; p < panels; ++p) {
+    MOE_UNROLL
+    for (int r = 0; r < rows; ++r) {
+      MOE_UNROLL
+      for (int v = 0; v < vectors; ++v) sum[p][r][v] = Vec::zero();
+    }
+  }
+  for (std::ptrdiff_t k = 0; k < inner; ++k) {
+    MOE_UNROLL
+    for (int p = 0; p < panels; ++p) {
+      Vec column[vectors];
+      load_column(panel + p * stride, column);
+      MOE_UNROLL
+      for (int r = 0; r < rows; ++r) {
+        const Vec x = Vec::broadcast(a[r]);
+        MOE_UNROLL
+        for (int v = 0; v < vectors; ++v) sum[p][r][v] = multiply_add(x, column[v], sum[p][r][v]);
+      }
+    }
+    a += rows;
+    panel += panel_width;
+  }
+  MOE_UNROLL
+  for (int p = 0; p < panels; ++p) {
+    MOE_UNROLL
+    for (int r = 0; r < rows; ++r)
+      store_sums<Storage>(sum[p][r], sums + (p * rows + r) * panel_width);
+  }
+}
+
 template <int rows, class Storage>
 constexpr void add_tiles(TileKernels<Scalar, Storage>& table) noexcept {
   table.of_rows[rows - 1] = &tile<rows, Storage>;
+  if constexpr (side_panels<rows>() > 0) {
+    table.side_panels[rows - 1] = side_panels<rows>();
+    table.side_by_side[rows - 1] = &tiles_side_by_side<rows, side_panels<rows>(), Storage>;
+  }
   if constexpr (rows > 1) add_tiles<rows - 1>(table);
 }
 
