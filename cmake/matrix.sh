@@ -95,6 +95,9 @@ aarch64() {
     $gtest/src/gtest-all.cc $gtest/src/gtest_main.cc -o "$dir/test_kernels" &&
     "${compile[@]}" tests/conformance/{main,run_case,run_in_double,run_in_float}.cpp \
       -o "$dir/conformance" || return 1
+  # A program with features that the region of a level lacks.
+  "${compile[@]}" -march=armv8-a+crypto -isystem $gtest/include -c tests/kernels/coded_test.cpp \
+    -o "$dir/coded_test.o" || return 1
   local program
   for program in test_kernels conformance; do
     OMP_NUM_THREADS=2 qemu-aarch64 "$dir/$program" || return 1

@@ -1,9 +1,11 @@
 // SPDX-FileCopyrightText: The moe authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// Products with a storage that is no array of weights: two of them share a byte.
+// Products with a storage that is no array of weights, two of which share a byte; panels side by
+// side.
 #include <cstddef>
 #include <cstdint>
+#include <random>
 #include <utility>
 #include <vector>
 
@@ -12,9 +14,14 @@
 #include <moe/core/packed_matrices.hpp>
 #include <moe/core/types.hpp>
 #include <moe/core/view.hpp>
+#include <moe/experts/feed_forward.hpp>
 #include <moe/experts/panel_product.hpp>
+#include <moe/experts/quantized_experts.hpp>
 #include <moe/experts/staged_bank.hpp>
+#include <moe/kernels/cache.hpp>
 #include <moe/kernels/dispatch.hpp>
+#include <moe/layer/sparse_moe.hpp>
+#include <moe/routing/topk_router.hpp>
 
 namespace panel_product_test {
 
@@ -141,6 +148,53 @@ void expect_products(Index rows, Index blocks) {
         }
       });
   EXPECT_EQ(finished, rows * panels);
+}
+
+/// Sets whether panels are streamed side by side, until it goes out of scope.
+class SideBySide {
+ public:
+  explicit SideBySide(bool choice)
+      : before_(moe::kernels::side_by_side_choice().exchange(choice)) {}
+  SideBySide(const SideBySide&) = delete;
+  SideBySide& operator=(const SideBySide&) = delete;
+  ~SideBySide() { moe::kernels::side_by_side_choice() = before_; }
+
+ private:
+  bool before_;
+};
+
+/// What a layer gives for one token and more, with as many panels as fill no whole groups.
+template <class Bank, class... Format>
+void expect_same_bits_side_by_side(const Format&... format) {
+  std::mt19937_64 rng(1);
+  const moe::ExpertsConfig config{.num_experts = 3, .d_model = 19 * 32 + 5, .d_ff = 19 * 16};
+  const auto floats = moe::SwiGluExperts<float>::random(config, rng);
+  Bank bank(config, format...);
+  for (Index e = 0; e < config.num_experts; ++e) bank.set_expert(e, floats.expert(e).weights());
+  const moe::SparseMoe layer{moe::TopKRouter<float>::random(
+                                 {.d_model = config.d_model, .num_experts = 3, .top_k = 3}, rng),
+                             std::move(bank)};
+  for (const Index tokens : {1, 2, 3, 7, 15}) {
+    const Matrix<float> x = Matrix<float>::Random(tokens, config.d_model);
+    Matrix<float> y[2];
+    for (const bool choice : {false, true}) {
+      const SideBySide side_by_side(choice);
+      moe::Workspace<float> workspace;
+      y[choice].resize(tokens, config.d_model);
+      layer.forward(x, y[choice], workspace);
+    }
+    EXPECT_EQ(y[0], y[1]) << tokens << " tokens";
+  }
+}
+
+TEST(PanelProduct, PanelsSideBySideGiveTheSameBits) {
+  expect_same_bits_side_by_side<moe::SwiGluExperts<float>>();
+  expect_same_bits_side_by_side<moe::FeedForwardExperts<float, moe::SwiGlu, moe::bfloat16>>();
+  for (const char* const format : {"int8", "int8-g32", "int4-g32", "mxfp4", "fp8"}) {
+    SCOPED_TRACE(format);
+    const moe::WeightFormat its = moe::format_of(format);
+    expect_same_bits_side_by_side<moe::QuantizedExperts<moe::SwiGlu>>(moe::ExpertFormat{its, its});
+  }
 }
 
 TEST(PanelProduct, TakesAStorageOfSeveralWeightsAByte) {

@@ -223,6 +223,67 @@ TEST_P(Coded, ProductsAreExactIntegerSumsTimesScales) {
   }
 }
 
+TEST_P(Coded, TheLongestSumOfTheLargestCodesFits) {
+  const MatrixLayout layout(moe::format_of("int8"), width, MatrixLayout::most_in_group);
+  const auto& kernels = moe::kernels::coded_kernels(layout.format);
+  AlignedBuffer<std::byte> bytes(static_cast<std::size_t>(layout.bytes()));
+  for (Index o = 0; o < width; ++o) {
+    const int code = o % 2 == 0 ? -128 : 127;
+    const CodedOutput output{
+        .codes = std::vector<std::uint16_t>(static_cast<std::size_t>(layout.inner),
+                                            static_cast<std::uint8_t>(code)),
+        .scales = {},
+        .zeros = {}};
+    moe::detail::put_output(layout, o, output, bytes.data());
+  }
+  for (const float value : {1.0F, -1.0F}) {  // Their codes are 127 and -127.
+    const std::vector<float> x(static_cast<std::size_t>(layout.inner), value);
+    AlignedBuffer<float> memory(static_cast<std::size_t>(moe::detail::coded_row_size(layout)));
+    const moe::detail::CodedBlock block(layout, memory.data(), 1);
+    block.put(kernels, layout, 0, x.data(), 1, layout.inner);
+    AlignedBuffer<float> sums(width);
+    kernels.of_rows[0](block.rows(), bytes.data(), layout.groups, layout.group / 4, sums.data(),
+                       reinterpret_cast<const char*>(bytes.data()), 0);
+    for (Index o = 0; o < width; ++o) {
+      const double expected = (o % 2 == 0 ? -128.0 : 127.0) * static_cast<double>(value) *
+                              static_cast<double>(layout.inner);
+      ASSERT_NEAR(sums.data()[o], expected, 4e-7 * std::fabs(expected)) << "output " << o;
+    }
+  }
+}
+
+TEST_P(Coded, PanelsSideBySideGiveTheBitsOfEachAlone) {
+  for (const WeightFormat format : moe::weight_formats) {
+    if (!moe::has_integer_products(format)) continue;
+    const auto& kernels = moe::kernels::coded_kernels(format);
+    ASSERT_EQ(kernels.side_panels > 0, kernels.side_by_side != nullptr);
+    if (kernels.side_panels == 0) continue;
+    constexpr Index inner = 270;
+    const Index panels = kernels.side_panels;
+    const MatrixLayout layout(format, panels * width, inner);
+    AlignedBuffer<std::byte> bytes(static_cast<std::size_t>(layout.bytes()));
+    Draw draw(9);
+    for (Index o = 0; o < panels * width; ++o)
+      moe::detail::put_output(layout, o, draw_output(layout, draw), bytes.data());
+    const std::vector<float> x = activations(1, inner, 10);
+    AlignedBuffer<float> memory(static_cast<std::size_t>(moe::detail::coded_row_size(layout)));
+    const moe::detail::CodedBlock block(layout, memory.data(), 1);
+    block.put(kernels, layout, 0, x.data(), 1, inner);
+    AlignedBuffer<float> together(static_cast<std::size_t>(panels * width));
+    kernels.side_by_side(block.rows(), bytes.data(), layout.panel_bytes, layout.groups,
+                         layout.group / 4, together.data());
+    AlignedBuffer<float> alone(width);
+    for (Index p = 0; p < panels; ++p) {
+      const std::byte* const panel = bytes.data() + layout.panel_offset(p);
+      kernels.of_rows[0](block.rows(), panel, layout.groups, layout.group / 4, alone.data(),
+                         reinterpret_cast<const char*>(panel), 0);
+      for (Index o = 0; o < width; ++o)
+        ASSERT_EQ(together.data()[p * width + o], alone.data()[o])
+            << moe::format_name(format) << ", panel " << p << ", output " << o;
+    }
+  }
+}
+
 TEST_P(Coded, ARowsBitsDoNotDependOnTheOtherRows) {
   for (const WeightFormat format : moe::weight_formats) {
     if (!moe::has_integer_products(format)) continue;

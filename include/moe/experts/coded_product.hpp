@@ -80,7 +80,19 @@ void for_each_integer_tile(const StageSlice<float>& work, const MatrixLayout& la
     Index end = begin + 1;
     const Index first_row = work.block_row(begin);
     while (end < work.last_block && work.block_row(end + 1) - first_row <= chunk) ++end;
-    for (Index p = work.first_panel; p < work.last_panel; ++p) {
+    Index first_panel = work.first_panel;
+    const bool is_one_row = end - begin == 1 && work.block_row(end) - first_row == 1;
+    if (is_one_row && kernels.side_panels > 0 && kernels::fetches_side_by_side()) {
+      const CodedBlock block(layout, a + first_row * row_size + lead, 1);
+      const Index group = kernels.side_panels;
+      for (; first_panel + group <= work.last_panel; first_panel += group) {
+        kernels.side_by_side(block.rows(), matrix + layout.panel_offset(first_panel),
+                             layout.panel_bytes, layout.groups, quads, work.sums);
+        for (Index i = 0; i < group; ++i)
+          finish(first_panel + i, first_row, Index{1}, work.sums + i * kernels::panel_width);
+      }
+    }
+    for (Index p = first_panel; p < work.last_panel; ++p) {
       const std::byte* const panel = matrix + layout.panel_offset(p);
       const char* next = reinterpret_cast<const char*>(panel);
       const Index blocks = end - begin;

@@ -20,6 +20,7 @@
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
 #include "moe/experts/staged_bank.hpp"
+#include "moe/kernels/cache.hpp"
 #include "moe/kernels/dispatch.hpp"
 #include "moe/parallel/parallel_for.hpp"
 
@@ -264,15 +265,17 @@ class ExpertStage {
   }
 
   /// Cuts a step along the panels, at least 4 a task, and along the rows where that is not enough.
+  /// Panels that are streamed side by side stay together.
   std::int32_t add_slices(Step step, Index j, Index panels) {
     const Job& job = jobs_[static_cast<std::size_t>(j)];
     const Index wanted = splits(job);
-    const Index panel_splits = std::clamp<Index>(wanted, 1, std::max<Index>(1, panels / 4));
+    const bool in_groups = job.blocks == 1 && kernels::fetches_side_by_side();
+    constexpr Index group = kernels::most_side_panels;
+    const Index panel_splits =
+        std::clamp<Index>(wanted, 1, std::max<Index>(1, panels / (in_groups ? group : 4)));
     const Index row_splits =
         std::clamp<Index>((wanted + panel_splits - 1) / panel_splits, 1, (job.blocks + 3) / 4);
-    // Long tasks in whole groups of panels that are streamed side by side.
-    constexpr Index group = kernels::most_side_panels;
-    const Index unit = panels >= 2 * group * panel_splits ? group : 1;
+    const Index unit = in_groups && panels >= 2 * group * panel_splits ? group : 1;
     const auto cut = [&](Index p) {
       return p == panel_splits ? panels : panels * p / panel_splits / unit * unit;
     };

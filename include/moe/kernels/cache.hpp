@@ -4,6 +4,7 @@
 // The caches for which products are blocked, and how they are filled.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 
 #include "moe/core/config.hpp"
@@ -68,21 +69,24 @@ inline std::ptrdiff_t third_level_cache() noexcept {
 
 /// Whether a core reads memory faster as several streams than as one: Intel's do, by 1.2 (4th and
 /// 5th generation of Xeon); AMD's (4th and 5th generation of Zen) are as fast with one, and slower
-/// with several short ones. Asked once.
-inline bool fetches_side_by_side() noexcept {
+/// with several short ones. Tests set it.
+inline std::atomic<bool>& side_by_side_choice() noexcept {
+  static std::atomic<bool> choice = [] {
 #if MOE_ARCH_X86_64
-  static const bool is_intel = [] {
     unsigned a = 0;
     unsigned b = 0;
     unsigned c = 0;
     unsigned d = 0;
     return __get_cpuid(0, &a, &b, &c, &d) != 0 && b == signature_INTEL_ebx &&
            c == signature_INTEL_ecx && d == signature_INTEL_edx;
-  }();
-  return is_intel;
 #else
-  return false;
+    return false;
 #endif
+  }();
+  return choice;
+}
+inline bool fetches_side_by_side() noexcept {
+  return side_by_side_choice().load(std::memory_order_relaxed);
 }
 
 }  // namespace moe::inline MOE_ABI::kernels

@@ -126,6 +126,7 @@ MOE_ALWAYS_INLINE IntVec store_codes(const float* x, Vec by, Vec up, std::ptrdif
 
 inline constexpr int few_coded_rows = 1;
 inline constexpr std::ptrdiff_t coded_bytes_ahead = 2048;
+inline constexpr int coded_side_panels = 1;
 /// Of 16 registers, one row takes a whole panel, two or three take half of one.
 constexpr int coded_pass(int tile_rows) noexcept {
   return tile_rows == 1 ? 4 : 2;
@@ -155,6 +156,7 @@ MOE_ALWAYS_INLINE IntVec dot(IntVec sum, Operand w, const std::int8_t* x) noexce
   return {_mm256_add_epi32(sum.value, _mm256_madd_epi16(two, _mm256_set1_epi16(1)))};
 }
 
+#include "moe/kernels/generic/as_floats.inl"
 #include "moe/kernels/generic/coded.inl"
 
 }  // namespace moe::inline MOE_ABI::kernels::avx2

@@ -141,9 +141,12 @@ MOE_ALWAYS_INLINE IntVec store_codes(const float* x, Vec by, Vec up, std::ptrdif
 
 inline constexpr int few_coded_rows = 2;
 inline constexpr std::ptrdiff_t coded_bytes_ahead = 2048;
+inline constexpr int coded_side_panels = 8;
 constexpr int coded_pass(int /*tile_rows*/) noexcept {
   return 2;
 }
+#include "moe/kernels/generic/as_floats.inl"
+
 /// Products by the sign trick: pairs of products, whose sums stay within 16 bits.
 namespace pairs {
 
@@ -212,7 +215,9 @@ MOE_ALWAYS_INLINE Operand load_quads(const std::byte* p, std::ptrdiff_t v) noexc
 MOE_ALWAYS_INLINE IntVec dot(IntVec sum, Operand w, const std::int8_t* x) noexcept {
   std::int32_t four;
   std::memcpy(&four, x, 4);
-  __asm__("vpdpbusd %2, %1, %0" : "+v"(sum.value) : "v"(w.value), "v"(_mm512_set1_epi32(four)));
+  __asm__("{vpdpbusd %2, %1, %0|vpdpbusd %0, %1, %2}"
+          : "+v"(sum.value)
+          : "v"(w.value), "v"(_mm512_set1_epi32(four)));
   return sum;
 }
 

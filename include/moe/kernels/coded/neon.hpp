@@ -130,6 +130,7 @@ MOE_ALWAYS_INLINE IntVec store_codes(const float* x, Vec by, Vec up, std::ptrdif
 
 inline constexpr int few_coded_rows = 1;
 inline constexpr std::ptrdiff_t coded_bytes_ahead = 1024;
+inline constexpr int coded_side_panels = 1;
 /// Of 32 registers, one row takes a whole panel, two or three take half of one.
 constexpr int coded_pass(int tile_rows) noexcept {
   return tile_rows == 1 ? 8 : 4;
@@ -140,6 +141,8 @@ constexpr int most_coded_rows(WeightCode /*code*/, bool grouped) noexcept {
 constexpr std::int32_t start_of(WeightCode /*code*/) noexcept {
   return 0;
 }
+
+#include "moe/kernels/generic/as_floats.inl"
 
 namespace products {
 
@@ -156,23 +159,35 @@ MOE_ALWAYS_INLINE IntVec dot(IntVec sum, Operand w, const std::int8_t* x) noexce
 }  // namespace moe::inline MOE_ABI::kernels::neon
 
 #if MOE_ARM_DOTPROD
-#if !defined(__ARM_FEATURE_DOTPROD)
-#if defined(__clang__)
+// clang has the intrinsic in a region of higher target. g++ has it, too, but the region replaces
+// the program's own features there and cannot inline what was compiled with them, and its assembler
+// takes the instruction from ARMv8.2 on alone: its code, with the numbers of its registers.
+#if defined(__clang__) && !defined(__ARM_FEATURE_DOTPROD)
+#define MOE_DOTPROD_REGION 1
 MOE_TARGET_BEGIN("dotprod")
-#else
-MOE_TARGET_BEGIN("arch=armv8.2-a+dotprod")
-#endif
 #endif
 namespace moe::inline MOE_ABI::kernels::neon::dotprod {
 
 MOE_ALWAYS_INLINE IntVec dot(IntVec sum, Operand w, const std::int8_t* x) noexcept {
+#if defined(__clang__) || defined(__ARM_FEATURE_DOTPROD)
   return {vdotq_s32(sum.value, w.value, repeat_quad(x))};
+#else
+  __asm__(
+      ".irp n, "
+      "0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31"
+      "\n\t.equ .Lmoe_v\\n, \\n\n\t.endr\n\t"
+      ".inst 0x4e809400 | (.Lmoe_%2 << 16) | (.Lmoe_%1 << 5) | .Lmoe_%0"
+      : "+w"(sum.value)
+      : "w"(w.value), "w"(repeat_quad(x)));
+  return sum;
+#endif
 }
 
 #include "moe/kernels/generic/coded.inl"
 
 }  // namespace moe::inline MOE_ABI::kernels::neon::dotprod
-#if !defined(__ARM_FEATURE_DOTPROD)
+#if defined(MOE_DOTPROD_REGION)
+#undef MOE_DOTPROD_REGION
 MOE_TARGET_END
 #endif
 #endif

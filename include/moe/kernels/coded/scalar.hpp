@@ -110,6 +110,7 @@ MOE_ALWAYS_INLINE IntVec store_codes(const float* x, Vec by, Vec up, std::ptrdif
 
 inline constexpr int few_coded_rows = 0;
 inline constexpr std::ptrdiff_t coded_bytes_ahead = 0;
+inline constexpr int coded_side_panels = 1;
 constexpr int coded_pass(int /*tile_rows*/) noexcept {
   return 4;
 }
@@ -120,6 +121,7 @@ constexpr std::int32_t start_of(WeightCode /*code*/) noexcept {
   return 0;
 }
 
+#include "moe/kernels/generic/as_floats.inl"
 #include "moe/kernels/generic/coded.inl"
 
 }  // namespace moe::inline MOE_ABI::kernels::scalar::of_float

@@ -45,6 +45,11 @@ using CodedProduct = void (*)(const CodedRows& rows, const std::byte* panel, std
                               std::ptrdiff_t quads, float* sums, const char* next,
                               std::ptrdiff_t step) noexcept;
 
+/// The same of one row with several panels, `stride` bytes apart: sums (panels, 32), the same bits.
+using SideCodedProduct = void (*)(const CodedRows& rows, const std::byte* panel,
+                                  std::ptrdiff_t stride, std::ptrdiff_t groups,
+                                  std::ptrdiff_t quads, float* sums) noexcept;
+
 /// The weights of some groups of a panel as floats: codes times scales, rounded once.
 ///
 /// Shapes  record: that of the first group; outputs (32), scales of outputs, or null; to (groups *
@@ -80,6 +85,8 @@ struct CodedKernels {
   std::int32_t start = 0;                     // of products, for each unit of a group's sum
   std::ptrdiff_t most_rows = 0;               // of a tile
   CodedProduct of_rows[most_tile_rows] = {};  // of_rows[r - 1] for r rows
+  std::ptrdiff_t side_panels = 0;
+  SideCodedProduct side_by_side = nullptr;  // of side_panels panels, or null
 };
 
 }  // namespace moe::inline MOE_ABI::kernels

@@ -1,0 +1,203 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Quantised weights as floats, and products with them.
+//
+// Uses: Vec and its functions; IntVec with load_bytes, power_of_byte and to_float;
+// load_signed<code>(p, v), the codes of vector v of a panel at four inner values each, as signed
+// numbers; widen_quad(codes, quad), the numbers at each of the four; load_e4m3_as_half and
+// load_e5m2_as_half.
+
+using moe::detail::FormatTraits;
+using moe::detail::scale_bytes;
+using moe::detail::ScaleKind;
+using moe::detail::traits_of;
+
+/// Codes of four bits lie in the low halves of bytes for the first half of a panel's outputs.
+constexpr std::ptrdiff_t quad_bytes(WeightCode code) noexcept {
+  return code == WeightCode::int8 ? 4 * panel_width : 2 * panel_width;
+}
+
+inline constexpr std::ptrdiff_t coded_vectors = panel_width / Vec::lanes;
+
+/// The scales of vector v of a group.
+template <ScaleKind kind>
+MOE_ALWAYS_INLINE Vec load_scales(const std::byte* record, std::ptrdiff_t v) noexcept {
+  if constexpr (kind == ScaleKind::half) {
+    return Vec::load(reinterpret_cast<const half*>(record) + v * Vec::lanes);
+  } else if constexpr (kind == ScaleKind::single) {
+    return Vec::load(reinterpret_cast<const float*>(record) + v * Vec::lanes);
+  } else {
+    const IntVec bytes = load_bytes(reinterpret_cast<const std::uint8_t*>(record) + v * Vec::lanes);
+    return kind == ScaleKind::exponent ? power_of_byte(bytes) : to_float(bytes);
+  }
+}
+
+/// The value of vector v of a panel at one inner value, of codes that do not lie in quads. Those of
+/// e4m3 are 256 times too small: with one more bit of exponent they are halves, subnormal ones,
+/// too.
+template <WeightCode code>
+MOE_ALWAYS_INLINE Vec load_single(const std::byte* row, std::ptrdiff_t v) noexcept {
+  const std::ptrdiff_t first = v * Vec::lanes;
+  if constexpr (code == WeightCode::bfloat16) {
+    return Vec::load(reinterpret_cast<const bfloat16*>(row) + first);
+  } else if constexpr (code == WeightCode::half) {
+    return Vec::load(reinterpret_cast<const half*>(row) + first);
+  } else if constexpr (code == WeightCode::fp8_e4m3) {
+    return load_e4m3_as_half(reinterpret_cast<const std::uint8_t*>(row) + first);
+  } else {
+    return load_e5m2_as_half(reinterpret_cast<const std::uint8_t*>(row) + first);
+  }
+}
+
+/// How far ahead codes are asked for while others are widened: further than the page, where the
+/// hardware's prefetcher stops while the product is busy.
+inline constexpr std::ptrdiff_t decoded_bytes_ahead = 4096;
+inline constexpr std::ptrdiff_t widened_bytes_ahead = 2048;
+
+/// What the codes of a group are multiplied by, and their zero points, where there are any.
+template <WeightCode code, bool grouped>
+MOE_ALWAYS_INLINE void load_group(const std::byte* record, const float* outputs,
+                                  Vec (&scale)[coded_vectors],
+                                  Vec (&zero)[coded_vectors]) noexcept {
+  constexpr FormatTraits traits = traits_of(code, grouped);
+  constexpr std::ptrdiff_t scale_size = panel_width * scale_bytes(traits.scale);
+  MOE_UNROLL_8
+  for (std::ptrdiff_t v = 0; v < coded_vectors; ++v) {
+    scale[v] = Vec::broadcast(1);
+    if constexpr (traits.scale != ScaleKind::none) scale[v] = load_scales<traits.scale>(record, v);
+    if constexpr (traits.has_output_scale)
+      scale[v] = multiply(scale[v], Vec::load(outputs + v * Vec::lanes));
+    if constexpr (code == WeightCode::mxfp4)  // Its values are halves.
+      scale[v] = multiply(scale[v], Vec::broadcast(0.5F));
+    if constexpr (code == WeightCode::fp8_e4m3) scale[v] = multiply(scale[v], Vec::broadcast(256));
+    zero[v] = Vec::zero();
+    if constexpr (traits.has_zeros)
+      zero[v] = to_float(
+          load_bytes(reinterpret_cast<const std::uint8_t*>(record) + scale_size + v * Vec::lanes));
+  }
+}
+
+/// Four weights of each output of vector v.
+template <WeightCode code>
+MOE_ALWAYS_INLINE void load_weights(const std::byte* codes, std::ptrdiff_t v, Vec scale, Vec zero,
+                                    Vec (&quad)[4]) noexcept {
+  widen_quad(load_signed<code>(codes, v), quad);
+  MOE_UNROLL
+  for (Vec& weight : quad) {
+    if constexpr (traits_of(code, true).has_zeros) weight = subtract(weight, zero);
+    weight = multiply(weight, scale);
+  }
+}
+
+template <WeightCode code, bool grouped>
+void decode(const std::byte* record, const float* outputs, std::ptrdiff_t groups,
+            std::ptrdiff_t group, float* to) noexcept {
+  constexpr FormatTraits traits = traits_of(code, grouped);
+  constexpr std::ptrdiff_t scale_size = panel_width * scale_bytes(traits.scale);
+  constexpr std::ptrdiff_t zero_size = traits.has_zeros ? panel_width : 0;
+  constexpr bool is_scaled = traits.scale != ScaleKind::none || traits.has_output_scale;
+  for (std::ptrdiff_t g = 0; g < groups; ++g) {
+    Vec scale[coded_vectors];
+    Vec zero[coded_vectors];
+    load_group<code, grouped>(record, outputs, scale, zero);
+    const std::byte* codes = record + scale_size + zero_size;
+    if constexpr (traits.in_quads) {
+      for (std::ptrdiff_t k = 0; k < group; k += 4) {
+        __builtin_prefetch(codes + decoded_bytes_ahead);
+        if constexpr (quad_bytes(code) > 64) __builtin_prefetch(codes + decoded_bytes_ahead + 64);
+        MOE_UNROLL_8
+        for (std::ptrdiff_t v = 0; v < coded_vectors; ++v) {
+          Vec quad[4];
+          load_weights<code>(codes, v, scale[v], zero[v], quad);
+          MOE_UNROLL
+          for (int j = 0; j < 4; ++j) quad[j].store(to + j * panel_width + v * Vec::lanes);
+        }
+        codes += quad_bytes(code);
+        to += 4 * panel_width;
+      }
+    } else {
+      constexpr std::ptrdiff_t row_bytes = panel_width * traits.bits / 8;
+      for (std::ptrdiff_t k = 0; k < group; ++k) {
+        __builtin_prefetch(codes + decoded_bytes_ahead);
+        MOE_UNROLL_8
+        for (std::ptrdiff_t v = 0; v < coded_vectors; ++v) {
+          Vec value = load_single<code>(codes, v);
+          if constexpr (is_scaled) value = multiply(value, scale[v]);
+          value.store(to + v * Vec::lanes);
+        }
+        codes += row_bytes;
+        to += panel_width;
+      }
+    }
+    record = codes;
+  }
+}
+
+/// Products of one or two rows with a panel, without the detour by memory: the same sums, in the
+/// same order, as of the widened weights.
+template <WeightCode code, bool grouped, int rows>
+void widened_product(const float* a, const std::byte* record, const float* outputs,
+                     std::ptrdiff_t inner, std::ptrdiff_t group, float* sums) noexcept {
+  constexpr FormatTraits traits = traits_of(code, grouped);
+  constexpr std::ptrdiff_t scale_size = panel_width * scale_bytes(traits.scale);
+  constexpr std::ptrdiff_t zero_size = traits.has_zeros ? panel_width : 0;
+  constexpr bool is_scaled = traits.scale != ScaleKind::none || traits.has_output_scale;
+  Vec sum[rows][coded_vectors];
+  MOE_UNROLL
+  for (int r = 0; r < rows; ++r) {
+    MOE_UNROLL_8
+    for (std::ptrdiff_t v = 0; v < coded_vectors; ++v) sum[r][v] = Vec::zero();
+  }
+  for (std::ptrdiff_t begin = 0; begin < inner; begin += group) {
+    const std::ptrdiff_t count = inner - begin < group ? inner - begin : group;
+    Vec scale[coded_vectors];
+    Vec zero[coded_vectors];
+    load_group<code, grouped>(record, outputs, scale, zero);
+    const std::byte* codes = record + scale_size + zero_size;
+    if constexpr (traits.in_quads) {
+      for (std::ptrdiff_t k = 0; k < count; k += 4) {
+        __builtin_prefetch(codes + widened_bytes_ahead);
+        if constexpr (quad_bytes(code) > 64) __builtin_prefetch(codes + widened_bytes_ahead + 64);
+        const std::ptrdiff_t left = count - k < 4 ? count - k : 4;
+        MOE_UNROLL_8
+        for (std::ptrdiff_t v = 0; v < coded_vectors; ++v) {
+          Vec quad[4];
+          load_weights<code>(codes, v, scale[v], zero[v], quad);
+          MOE_UNROLL
+          for (int j = 0; j < 4; ++j) {
+            if (j >= left) break;
+            MOE_UNROLL
+            for (int r = 0; r < rows; ++r)
+              sum[r][v] = multiply_add(Vec::broadcast(a[j * rows + r]), quad[j], sum[r][v]);
+          }
+        }
+        a += left * rows;
+        codes += quad_bytes(code);
+      }
+      record += scale_size + zero_size + group / 4 * quad_bytes(code);
+    } else {
+      constexpr std::ptrdiff_t row_bytes = panel_width * traits.bits / 8;
+      for (std::ptrdiff_t k = 0; k < count; ++k) {
+        __builtin_prefetch(codes + widened_bytes_ahead);
+        MOE_UNROLL_8
+        for (std::ptrdiff_t v = 0; v < coded_vectors; ++v) {
+          Vec value = load_single<code>(codes, v);
+          if constexpr (is_scaled) value = multiply(value, scale[v]);
+          MOE_UNROLL
+          for (int r = 0; r < rows; ++r)
+            sum[r][v] = multiply_add(Vec::broadcast(a[r]), value, sum[r][v]);
+        }
+        a += rows;
+        codes += row_bytes;
+      }
+      record = codes;
+    }
+  }
+  MOE_UNROLL
+  for (int r = 0; r < rows; ++r) {
+    MOE_UNROLL_8
+    for (std::ptrdiff_t v = 0; v < coded_vectors; ++v)
+      sum[r][v].store(sums + r * panel_width + v * Vec::lanes);
+  }
+}
