@@ -12,6 +12,7 @@
 #include <new>
 #include <numeric>
 #include <string>
+#include <system_error>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -285,6 +286,8 @@ inline void add_benchmark(const std::string& name, benchmark::TimeUnit unit,
       run(state);
     } catch (const std::bad_alloc&) {
       state.SkipWithError("not enough memory");
+    } catch (const std::system_error& error) {  // Such as a full disk.
+      state.SkipWithError(error.what());
     }
   })->Unit(unit);
 }

@@ -1,10 +1,11 @@
 // SPDX-FileCopyrightText: The moe authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// Banks in packed files, of int4-g32.
+// Banks in packed files, of int4-g32. Files are in the system's page cache: what a disk needs
+// beside that is not counted.
 //
-// ready/<shape>/<format>            from the path of a file that nobody has opened to a layer that
-//                                   runs; its header is checked, its pages are not read
+// ready/<shape>/<format>            from the path of a file to a layer that can run; the header is
+//                                   checked, pages of weights are not read
 // cache/<shape>/<format>/T:<n>      steps of n tokens, routed by Zipf's law, with half of the
 //                                   experts in memory: loaded on demand, and asked for one step
 //                                   ahead; 16 steps of each kind in turn. Counters: hit_rate, of
@@ -12,9 +13,10 @@
 //                                   prefetch_ms, a step's medians; times_resident, of prefetch;
 //                                   waiting, the time that forwards waited with prefetch over that
 //                                   on demand
-// whole/deepseek-v3/<format>/T:<n>  a layer at full size with its router and shared expert, made
-//                                   expert by expert. Counter: peak_GiB, the most memory that the
-//                                   process had since the first was made
+// whole/deepseek-v3/<format>/T:<n>  a layer at full size with its router and shared expert, whose
+//                                   experts all have the weights of the first; 16 inputs in turn.
+//                                   Counter: peak_GiB, the most memory that the process had since
+//                                   the layer was made
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -56,13 +58,16 @@ Router router_of(const Shape& shape) {
       {.d_model = shape.d_model, .num_experts = shape.num_experts, .top_k = shape.top_k}, rng);
 }
 
-/// Quantises random weights for expert e.
-void set_random(Bank& bank, Index e) {
-  moe::ExpertsConfig of_one = bank.config();
-  of_one.num_experts = 1;
-  std::mt19937_64 rng(static_cast<std::uint64_t>(e) + 1);
-  const auto matrices = moe::SwiGluExperts<float>::random(of_one, rng).expert(0);
-  bank.set_expert(e, matrices.weights(), {.search = moe::ScaleSearch::nearest});
+/// A bank of one expert of that shape, random weights that are quantised.
+Bank random_expert(const Shape& shape) {
+  moe::ExpertsConfig config = config_of(shape);
+  config.num_experts = 1;
+  std::mt19937_64 rng(1);
+  const auto matrices = moe::SwiGluExperts<float>::random(config, rng).expert(0);
+  const moe::WeightFormat format = moe::format_of(format_name);
+  Bank bank(config, moe::ExpertFormat{format, format});
+  bank.set_expert(0, matrices.weights(), {.search = moe::ScaleSearch::nearest});
+  return bank;
 }
 
 /// A packed file in the folder for temporary ones, gone with this object. All experts have the
@@ -75,10 +80,7 @@ struct PackedExample {
               ("moe_benchmark_" + std::to_string(::getpid()) + ".safetensors"))
                  .string()) {
     const moe::ExpertFormat format{moe::format_of(format_name), moe::format_of(format_name)};
-    moe::ExpertsConfig of_one = config_of(shape);
-    of_one.num_experts = 1;
-    Bank bank(of_one, format);
-    set_random(bank, 0);
+    const Bank bank = random_expert(shape);
     const std::vector<moe::ExpertFormat> formats(static_cast<std::size_t>(shape.num_experts),
                                                  format);
     moe::io::PackedWriter writer(
@@ -137,21 +139,21 @@ void cached(benchmark::State& state, const Shape& shape, Index tokens) {
   moe::Workspace<float> workspace;
   std::vector<double> times[3];
   double waiting[3] = {};
-  const auto run = [&](const auto& layer, std::size_t round, std::vector<double>& to) {
+  const auto run = [&](const auto& layer, bool asks_ahead, std::size_t round,
+                       std::vector<double>& to) {
     for (std::size_t i = 0; i < steps; ++i) {
       const std::size_t turn = round * steps + i;
       const Clock::time_point start = Clock::now();
-      if (static_cast<const void*>(&layer) == &ahead)
-        ahead.experts().prefetch(experts_of(set.at(turn), set.at(turn + 1)));
+      if (asks_ahead) ahead.experts().prefetch(experts_of(set.at(turn), set.at(turn + 1)));
       layer.forward(x, set.at(turn), y, workspace);
       to.push_back(seconds_since(start));
     }
   };
   std::size_t round = 0;
   const auto once = [&] {
-    run(resident, round, times[0]);
-    run(on_demand, round, times[1]);
-    run(ahead, round, times[2]);
+    run(resident, false, round, times[0]);
+    run(on_demand, false, round, times[1]);
+    run(ahead, true, round, times[2]);
     ++round;
   };
   once();  // Fills the caches.
@@ -194,12 +196,9 @@ void whole(benchmark::State& state, const Shape& shape, Index tokens) {
   const moe::WeightFormat format = moe::format_of(format_name);
   auto& layer = Kept::get<Whole>(std::string("whole/") + shape.name, [&] {
     reset_peak();
+    Bank shared = random_expert(shape);
     Bank bank(config_of(shape), moe::ExpertFormat{format, format});
-    for (Index e = 0; e < shape.num_experts; ++e) set_random(bank, e);
-    moe::ExpertsConfig of_shared = config_of(shape);
-    of_shared.num_experts = 1;
-    Bank shared(of_shared, moe::ExpertFormat{format, format});
-    set_random(shared, 0);
+    for (Index e = 0; e < shape.num_experts; ++e) bank.set_expert_bytes(e, shared.expert_bytes(0));
     moe::RouterWeights<float> weights;
     weights.weight = Matrix<float>::Random(shape.num_experts, shape.d_model) * 0.02F;
     weights.selection_bias = moe::Vector<float>::Random(shape.num_experts) * 0.01F;
@@ -211,17 +210,25 @@ void whole(benchmark::State& state, const Shape& shape, Index tokens) {
         std::move(weights));
     return Whole(std::move(router), std::move(bank), moe::SharedExperts<Bank>(std::move(shared)));
   });
-  const Matrix<float> x = Matrix<float>::Random(tokens, shape.d_model);  // (T, D)
-  Matrix<float> y(tokens, shape.d_model);                                // (T, D)
+  // Several inputs, since the experts of a single one would stay in a large cache.
+  constexpr std::size_t inputs = 16;
+  std::vector<Matrix<float>> x;  // (T, D) each
+  double touched = 0;
+  moe::Routing<float> routing;
+  for (std::size_t i = 0; i < inputs; ++i) {
+    x.push_back(Matrix<float>::Random(tokens, shape.d_model));
+    layer.router().route(x.back(), {}, routing);
+    touched += static_cast<double>(touched_experts(routing)) / static_cast<double>(inputs);
+  }
+  Matrix<float> y(tokens, shape.d_model);  // (T, D)
   moe::Workspace<float> workspace;
-  const auto run = [&] { layer.forward(x, y, workspace); };
+  std::size_t turn = 0;
+  const auto run = [&] { layer.forward(x[turn++ % inputs], y, workspace); };
   run();
   const double flop =
       2 * static_cast<double>(tokens * (shape.top_k + 1) * shape.weights_per_expert());
-  moe::Routing<float> routing;
-  layer.router().route(x, {}, routing);
-  const double bytes = static_cast<double>(touched_experts(routing) + 1) *
-                       static_cast<double>(layer.experts().expert_bytes(0).size());
+  const double bytes = (touched + 1) * static_cast<double>(layer.experts().expert_bytes(0).size()) +
+                       static_cast<double>(shape.num_experts * shape.d_model) * sizeof(float);
   measure_against_limits(state,
                          {.tokens = static_cast<double>(tokens),
                           .flop = flop,

@@ -118,6 +118,8 @@ struct Codes {
   }
 };
 
+/// Rows are quantised for each product: gate and up do the same work twice, which takes them less
+/// than a hundredth of their products' time.
 class OneDnnInt8Product final : public PeerProduct {
  public:
   explicit OneDnnInt8Product(const moe::Matrix<float>& weights)

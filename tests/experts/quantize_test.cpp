@@ -184,6 +184,22 @@ TEST(Quantize, WeightsTooSmallForAScaleAreZeros) {
   }
 }
 
+TEST(Quantize, SmallWeightsKeepTheirValuesWhileAScaleHasThem) {
+  struct Case {
+    const char* format;
+    float size;
+  };
+  for (const Case& at : {Case{"fp8-e5m2", 1e-32F}, Case{"fp8", 1e-33F}, Case{"int8", 1e-33F},
+                         Case{"nl4-g32", 1e-32F}, Case{"mxfp4", 1e-35F}, Case{"int8-g32", 3e-4F},
+                         Case{"int4-g32", 1e-4F}}) {
+    std::vector<float> weights = weights_of(3);
+    for (float& weight : weights) weight *= at.size;
+    const std::vector<float> back = rounded(at.format, weights, ScaleSearch::nearest);
+    const double all = squared_error(weights, std::vector<float>(weights.size(), 0));
+    EXPECT_LE(squared_error(weights, back), 0.03 * all) << at.format;
+  }
+}
+
 TEST(Quantize, RefusesWhatDoesNotFit) {
   const MatrixLayout layout(moe::format_of("int8"), 32, 8);
   const std::vector<float> weights(8, 1);

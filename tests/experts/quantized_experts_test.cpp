@@ -239,14 +239,31 @@ TEST(QuantizedBank, RefusesCodesAndScalesThatAreNoNumbers) {
     bool is_right;
   };
   const float infinity = std::numeric_limits<float>::infinity();
-  for (const Case& at :
-       {Case{"fp8", 0x7e, 1, true}, Case{"fp8", 0x7f, 1, false}, Case{"fp8", 0xff, 1, false},
-        Case{"fp8", 0x7e, 0x1p120F, false}, Case{"fp8", 0, infinity, false},
-        Case{"fp8-e5m2", 0x7b, 1, true}, Case{"fp8-e5m2", 0x7c, 1, false},
-        Case{"fp8-e5m2", 0xfe, 1, false}, Case{"bf16", 0x7f7f, 1, true},
-        Case{"bf16", 0x7f80, 1, false}, Case{"f16", 0x7bff, 1, true}, Case{"f16", 0xfe00, 1, false},
-        Case{"mxfp4", 1, 0x1p127F, true}, Case{"mxfp4", 7, 0x1p127F, false},
-        Case{"int8-g32", 1, -infinity, false}, Case{"int4-g32", 8, NAN, false}}) {
+  for (const Case& at : {Case{"fp8", 0x7e, 1, true},
+                         Case{"fp8", 0x7f, 1, false},
+                         Case{"fp8", 0xff, 1, false},
+                         Case{"fp8", 0x7e, 0x1p120F, false},
+                         Case{"fp8", 0x38, 0x1p119F, true},
+                         Case{"fp8", 0x38, 0x1p120F, false},
+                         Case{"fp8", 0, infinity, false},
+                         Case{"fp8-e5m2", 0x7b, 1, true},
+                         Case{"fp8-e5m2", 0x7c, 1, false},
+                         Case{"fp8-e5m2", 0xfe, 1, false},
+                         Case{"bf16", 0x7f7f, 1, true},
+                         Case{"bf16", 0x7f80, 1, false},
+                         Case{"f16", 0x7bff, 1, true},
+                         Case{"f16", 0xfe00, 1, false},
+                         Case{"mxfp4", 1, 0x1p127F, true},
+                         Case{"mxfp4", 7, 0x1p127F, false},
+                         Case{"mxfp4", 1, 0.75F, false},
+                         Case{"mxfp4", 1, -1, false},
+                         Case{"int8-g32", 1, -infinity, false},
+                         Case{"int8-g32", 1, 65504, true},
+                         Case{"int8-g32", 1, 1e6F, false},
+                         Case{"int4-g32", 8, NAN, false},
+                         Case{"nl4-g32", 8, 255, true},
+                         Case{"nl4-g32", 8, 256, false},
+                         Case{"nl4-g32", 8, -1, false}}) {
     const WeightFormat format = moe::format_of(at.format);
     Quantized bank({.num_experts = 1, .d_model = 40, .d_ff = 32},
                    moe::ExpertFormat{format, format});

@@ -38,8 +38,10 @@ class File {
                   .string()) {
     // Anew, since what is mapped of an earlier one must not be cut short.
     std::filesystem::remove(path_);
-    std::ofstream(path_, std::ios::binary)
-        .write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+    std::ofstream file(path_, std::ios::binary);
+    file.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+    file.close();
+    if (!file) throw std::logic_error(path_ + " cannot be written");
   }
   File(const File&) = delete;
   File& operator=(const File&) = delete;

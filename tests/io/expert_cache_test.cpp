@@ -163,6 +163,36 @@ TEST_F(ExpertCache, WhatWasWantedAndUsedIsWantedNoMore) {
   EXPECT_EQ(cached.counters().misses, 4U);
 }
 
+TEST_F(ExpertCache, WhatWasWantedInVainIsWantedNoMoreAfterTwoForwards) {
+  const Matrix<float> x = test_support::random_matrix<float>(4, 64, 5);
+  const Cached cached = cache(4);
+  cached.prefetch(std::vector<Index>{0, 1, 2});
+  run(cached, x, {3, 3});
+  run(cached, x, {4, 4});  // in place of 3
+  run(cached, x, {5, 5});  // in place of 0, which nobody wants any more
+  run(cached, x, {4, 5});
+  EXPECT_EQ(cached.counters().misses, 3U);
+  const Cached in_time = cache(4);
+  in_time.prefetch(std::vector<Index>{0, 1, 2});
+  run(in_time, x, {3, 3});
+  EXPECT_TRUE(reads(in_time, bytes_of({0, 1, 2, 3})));
+  run(in_time, x, {4, 4});
+  run(in_time, x, {0, 1});
+  EXPECT_EQ(in_time.counters().misses, 2U);
+}
+
+TEST_F(ExpertCache, PinnedExpertsThatFoundNoSlotGetOneLater) {
+  const std::vector<moe::io::detail::ExpertSlots::Piece> pieces(8, {0, 64});
+  moe::io::detail::ExpertSlots slots(moe::io::MappedFile(path_), pieces, 3 * 64);
+  EXPECT_EQ(slots.acquire({0, 1, 2}).size(), 3U);
+  slots.pin(std::vector<Index>{6});  // All slots are held.
+  slots.release();
+  slots.begin_forward();
+  EXPECT_EQ(slots.acquire({6}).size(), 1U);
+  slots.release();
+  EXPECT_EQ(slots.counters().misses, 3U) << "6 was on its way or there";
+}
+
 TEST_F(ExpertCache, PinnedExpertsThatAreAskedForTakeNoRoomFromOthers) {
   const std::vector<moe::io::detail::ExpertSlots::Piece> pieces(8, {0, 64});
   moe::io::detail::ExpertSlots slots(moe::io::MappedFile(path_), pieces, 3 * 64);

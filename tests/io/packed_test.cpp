@@ -212,16 +212,17 @@ TEST_F(Packed, RefusesWhatIsNoPackedFileOfThisVersion) {
     EXPECT_THROW(PackedFile{path()}, moe::FormatError) << size;
   }
   std::string other = whole;
-  const std::string entry = "\"moe.version\":\"1\"";
+  const std::string entry =
+      moe::detail::text_of("\"moe.version\":\"", moe::io::packed_version, '"');
   const std::size_t at = other.find(entry);
   ASSERT_NE(at, std::string::npos);
-  other[at + entry.size() - 2] = '2';
+  other[at + entry.size() - 2] = '9';
   write(other);
   try {
     const PackedFile file(path());
     ADD_FAILURE() << "another version was read";
   } catch (const moe::FormatError& error) {
-    EXPECT_NE(std::string(error.what()).find("version 2"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("version 9"), std::string::npos) << error.what();
   }
 }
 

@@ -140,11 +140,11 @@ struct MatrixLayout {
 
   MatrixLayout() = default;
 
+  /// Integer products count up to this many inner values of a group in 32 bits: 128 * 127 each.
+  static constexpr Index most_in_group = ((Index{1} << 31) - 1) / (128 * 127) / 4 * 4;
+
   /// `columns` counts outputs, with those that fill up panels.
   ///
-  /// Integer products count up to this many inner values of a group in 32 bits: 127 * 127 each.
-  static constexpr Index most_in_group = ((Index{1} << 31) - 1) / (127 * 127) / 4 * 4;
-
   /// Throws  std::invalid_argument if there is no such format, a size is not positive, or inner is
   ///         above `most_in_group` in int8 without groups.
   MatrixLayout(WeightFormat its_format, Index columns, Index its_inner)

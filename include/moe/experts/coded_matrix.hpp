@@ -86,13 +86,14 @@ inline float scale_of(const MatrixLayout& layout, const CodedOutput& output, Ind
 }
 
 /// The first weight of an output that is not finite, by its code, its scale or both; `inner` if all
-/// are.
+/// are. Kernels multiply scales of e4m3 by 256 first, so that must be finite, too.
 inline Index first_not_finite(const MatrixLayout& layout, const CodedOutput& output) noexcept {
   constexpr float harmless = 0x1p111F;  // times the largest value of any code, 57344
   const WeightCode code = layout.format.code;
   for (Index g = 0; g < layout.groups; ++g) {
     const float scale = scale_of(layout, output, g);
     const bool is_harmless = std::fabs(scale) <= harmless;
+    if (code == WeightCode::fp8_e4m3 && !std::isfinite(scale * 256)) return g * layout.group;
     const Index end = std::min((g + 1) * layout.group, layout.inner);
     for (Index k = g * layout.group; k < end; ++k) {
       const std::uint16_t bits = output.codes[static_cast<std::size_t>(k)];
@@ -103,8 +104,25 @@ inline Index first_not_finite(const MatrixLayout& layout, const CodedOutput& out
   return layout.inner;
 }
 
+/// Whether a group's scale is a finite number in this form; halves may be rounded.
+inline bool can_store(ScaleKind kind, float scale) noexcept {
+  switch (kind) {
+    case ScaleKind::half:
+      return std::isfinite(half_to_float(float_to_half(scale)));
+    case ScaleKind::byte:
+      return scale >= 0 && scale <= 255 && scale == std::nearbyint(scale);
+    case ScaleKind::exponent:
+      return scale == e8m0_to_float(static_cast<std::uint8_t>(
+                          (std::bit_cast<std::uint32_t>(scale) >> 23) & 255U));
+    case ScaleKind::none:
+    case ScaleKind::single:
+      break;
+  }
+  return std::isfinite(scale);
+}
+
 /// Throws  ShapeError, beginning with `where`, if an output has not the sizes of the matrix;
-///         std::invalid_argument if a weight is not finite.
+///         std::invalid_argument if a weight is not finite, or a scale none of the format's.
 inline void check_output(const char* where, const MatrixLayout& layout, const CodedOutput& output) {
   const FormatTraits traits = traits_of(layout.format);
   check_size(where, "codes.size()", layout.inner, static_cast<Index>(output.codes.size()));
@@ -113,6 +131,8 @@ inline void check_output(const char* where, const MatrixLayout& layout, const Co
   check_size(where, "zeros.size()", traits.has_zeros ? layout.groups : 0,
              static_cast<Index>(output.zeros.size()));
   check(first_not_finite(layout, output) == layout.inner, where, "a weight is not finite");
+  for (const float scale : output.scales)
+    check(can_store(traits.scale, scale), where, "a scale is none that the format stores");
 }
 
 /// The weights (inner) of an output: each code's value times its scale, rounded once.

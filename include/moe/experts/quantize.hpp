@@ -106,8 +106,8 @@ struct GroupScale {
   std::uint8_t zero = 0;
 };
 
-/// What weights are multiplied by for their codes. Where it would be infinite all weights are so
-/// small, below 1e-35, that they count as zeros.
+/// What weights are multiplied by for their codes. By a scale that is no normal number they all
+/// count as zeros.
 inline float inverse_of(GroupScale by) noexcept {
   return std::fabs(by.scale) >= std::numeric_limits<float>::min() ? 1 / by.scale : 0;
 }
@@ -266,7 +266,9 @@ inline GroupScale find_scale(WeightCode code, ScaleKind kind, const GroupOfWeigh
 ///
 /// Shapes  weights (inner); importance (inner), what a squared error at each inner value counts,
 ///         such as the mean square of what it is multiplied by, or empty.
-/// Values  weights below 1e-35 may become zeros.
+/// Values  weights become zeros where the scale of their group would be too small: where scales are
+///         halves those below 3e-8; in mxfp4 all of a group below 5e-38; in e5m2 all of one below
+///         7e-34, elsewhere all of an output below 1e-35.
 /// Throws  ShapeError if sizes disagree; std::invalid_argument if a weight is not finite.
 inline CodedOutput quantize_output(const MatrixLayout& layout, std::span<const float> weights,
                                    std::span<const float> importance, ScaleSearch search) {
@@ -280,7 +282,8 @@ inline CodedOutput quantize_output(const MatrixLayout& layout, std::span<const f
   for (const float weight : weights)
     detail::check(std::isfinite(weight), where, "a weight is not finite");
   const float largest = detail::GroupOfWeights{weights.data(), nullptr, layout.inner}.largest();
-  if (traits.bits < 16 && largest > 0 && largest < 1e-35F) {  // No scale is as small.
+  const bool has_large_scales = traits.bits < 16 && code != WeightCode::mxfp4;
+  if (has_large_scales && largest > 0 && largest < 1e-35F) {
     const std::vector<float> zeros(weights.size(), 0);
     return quantize_output(layout, zeros, {}, search);
   }

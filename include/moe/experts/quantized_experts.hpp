@@ -113,8 +113,9 @@ class QuantizedExperts final : public detail::StagedBank<float> {
   /// Takes over one expert's matrices code by code, in the bank's formats, in parallel over
   /// outputs. Biases stay as they are.
   ///
-  /// Throws  std::invalid_argument if `expert` is out of range or a weight is not finite;
-  ///         ShapeError if an output has other sizes; what the source throws.
+  /// Throws  std::invalid_argument if `expert` is out of range, a weight is not finite or a scale
+  ///         is none that the format stores; ShapeError if an output has other sizes; what the
+  ///         source throws. The expert's weights are unspecified then.
   void set_expert_codes(Index expert, const CodedExpertSource& source) {
     weights_.set_codes("QuantizedExperts::set_expert_codes", expert, source);
   }

@@ -114,7 +114,7 @@ class BlockReader {
     if (is_mxfp4()) return Mxfp4Matrices::format();
     const std::string first = moe::detail::text_of(prefix_, "experts.0.", traits_.up, ".weight");
     if (traits_.layout != ExpertLayout::gated || !is_fp8(tensors_, first)) return std::nullopt;
-    return Fp8Matrix(tensors_, first, config_.d_ff, config_.d_model).format();
+    return Fp8Matrix::format_of(tensors_.tensor(first).dtype);
   }
 
   /// Calls use(source) with the codes of an expert that is stored in such a format.
@@ -172,7 +172,7 @@ class BlockReader {
     for (const std::string& tensor : tensors_.names_below(prefix_))
       if (!used_.contains(tensor))
         throw FormatError(
-            tensors_.path(), tensor, tensors_.tensor(tensor).offset,
+            tensors_.file_of(tensor), tensor, tensors_.tensor(tensor).offset,
             moe::detail::text_of("is no part of a block of the family ", traits_.model_type));
   }
 

@@ -64,7 +64,8 @@ class CachedExperts {
   }
 
   /// Begins to read experts that a forward will ask for, such as those of the next tokens once
-  /// their routing is known, and returns at once.
+  /// their routing is known, and returns at once. They stay until they are used, or until the
+  /// third forward that begins after the call.
   ///
   /// Throws  std::invalid_argument if an expert is out of range.
   void prefetch(std::span<const Index> experts) const {
@@ -95,6 +96,7 @@ class CachedExperts {
     State& state = *state_;
     moe::detail::check_bank_call("CachedExperts::forward", input, rows, num_experts(), d_model());
     const std::lock_guard lock(state.forwards);
+    state.slots.begin_forward();
     std::vector<Index> left;
     for (Index e = 0; e < num_experts(); ++e)
       if (input.plan.rows_of(e) > 0) left.push_back(e);

@@ -94,6 +94,7 @@ class ExpertSlots {
   void prefetch(std::span<const Index> experts) {
     std::unique_lock lock(mutex_);
     wanted_ = std::set<Index>(experts.begin(), experts.end());
+    forwards_wanted_ = 2;
     for (const Index e : experts) request(e, true);
   }
 
@@ -139,9 +140,20 @@ class ExpertSlots {
     return slots_[slot(e)].memory.data();
   }
 
-  void release() {
+  /// Lets go of what was acquired.
+  void release() noexcept {
     const std::lock_guard lock(mutex_);
     held_.clear();
+  }
+
+  /// Pinned experts that found no slot get one now. What was prefetched and not used is wanted for
+  /// the next two forwards: the first may be one of tokens before those that it is for.
+  void begin_forward() {
+    const std::lock_guard lock(mutex_);
+    for (const Index e : pinned_)
+      if (failures_[static_cast<std::size_t>(e)] == nullptr) request(e);
+    if (forwards_wanted_ == 0) wanted_.clear();
+    if (forwards_wanted_ > 0) --forwards_wanted_;
   }
 
  private:
@@ -242,8 +254,9 @@ class ExpertSlots {
   std::vector<Slot> slots_;
   std::deque<std::size_t> queue_;  // slots to fill
   std::set<Index> pinned_;
-  std::set<Index> held_;    // by a forward
-  std::set<Index> wanted_;  // by the next tokens
+  std::set<Index> held_;     // by a forward
+  std::set<Index> wanted_;   // by the next tokens
+  int forwards_wanted_ = 0;  // that may still begin before it ends
   std::uint64_t clock_ = 0;
   CacheCounters counters_;
   std::vector<std::exception_ptr> failures_;  // (E), of the last attempt to read

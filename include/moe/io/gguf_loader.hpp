@@ -338,8 +338,8 @@ inline LayerConfig layer_config(const GgufFile& file) {
 /// the type defines it, and quantised to the format that must be named then.
 ///
 /// Throws  FormatError naming the tensor that is missing or has another shape, and the offset of a
-///         row with a scale that is not finite, or is zero where a weight is not; what
-///         expert_moments throws.
+///         row with a scale that is not finite, or is zero where a weight is not, or of a weight
+///         that is not finite; what expert_moments throws.
 inline CheckpointLayer<float> load_gguf_block(const GgufFile& file, const LayerConfig& config,
                                               Index layer, const QuantizedLoading& loading = {}) {
   const detail::GgufBlock block(file, config, layer);

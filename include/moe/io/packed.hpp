@@ -7,7 +7,7 @@
 // A packed file is a safetensors file whose header is filled up with spaces to a multiple of 64
 // bytes. Its metadata has
 //
-//     moe.version    "1": what follows, and MatrixLayout
+//     moe.version    "2": what follows, and MatrixLayout
 //     moe.banks      a JSON object: of each bank its sizes, activation, formats, and the checksums
 //                    of its experts and biases
 //     moe.tensors    a JSON object: the checksums of the other tensors
@@ -46,7 +46,7 @@
 
 namespace moe::inline MOE_ABI::io {
 
-inline constexpr const char* packed_version = "1";
+inline constexpr const char* packed_version = "2";
 
 /// What a packed file says of a bank.
 struct PackedBank {

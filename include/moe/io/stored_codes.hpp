@@ -67,9 +67,10 @@ class Fp8Matrix {
             "a scale is negative or not finite");
   }
 
-  WeightFormat format() const noexcept {
-    return {weights_.dtype == Dtype::f8_e4m3 ? WeightCode::fp8_e4m3 : WeightCode::fp8_e5m2, block};
+  static WeightFormat format_of(Dtype dtype) noexcept {
+    return {dtype == Dtype::f8_e4m3 ? WeightCode::fp8_e4m3 : WeightCode::fp8_e5m2, block};
   }
+  WeightFormat format() const noexcept { return format_of(weights_.dtype); }
 
   /// Throws  FormatError naming tensor and offset if a weight is not finite, or its scale is zero
   ///         and it is not.
