@@ -30,6 +30,7 @@ namespace allocation_test {
 std::atomic<bool> counting{false};
 std::atomic<int> count{0};
 std::atomic<std::size_t> counted_bytes{0};
+std::atomic<std::size_t> mappings{0};
 
 void note(std::size_t bytes) {
   if (!counting.load(std::memory_order_relaxed)) return;
@@ -64,8 +65,14 @@ void* aligned_alloc(std::size_t alignment, std::size_t size) {
 }
 void* mmap(void* address, std::size_t length, int protection, int flags, int file, off_t offset) {
   allocation_test::note(length);
+  if (allocation_test::counting) ++allocation_test::mappings;
   return reinterpret_cast<void*>(
       syscall(SYS_mmap, address, length, protection, flags, file, offset));
+}
+int munmap(void* address, std::size_t length) {
+  // What was cut off a mapping, to begin and end it at a huge page.
+  if (allocation_test::counting) allocation_test::counted_bytes -= length;
+  return static_cast<int>(syscall(SYS_munmap, address, length));
 }
 }
 
@@ -79,6 +86,7 @@ template <class Function>
 int allocations_of(const Function& function) {
   count = 0;
   counted_bytes = 0;
+  mappings = 0;
   counting = true;
   function();
   counting = false;
@@ -133,7 +141,6 @@ void expect_none_when_warm(Layer& layer, Index tokens) {
 /// A first forward takes what the layer said, but for some objects of fixed size.
 template <class Layer>
 void expect_bytes(const Layer& layer, Index tokens) {
-  // What more threads work on exceeds 2 MiB, and takes whole huge pages.
   const test_support::ScopedThreads scoped(2);
   const auto x = random_matrix<float>(tokens, layer.d_model(), 1);
   Matrix<float> y(tokens, layer.d_model());  // (T, D)
@@ -143,7 +150,9 @@ void expect_bytes(const Layer& layer, Index tokens) {
   allocations_of([&] { layer.forward(x, y, workspace); });
   const double said = layer.workspace_bytes(tokens);
   EXPECT_GE(static_cast<double>(counted_bytes), said);
-  EXPECT_LE(static_cast<double>(counted_bytes), said + 4096);
+  // Large buffers, as threads have with a large second-level cache, take whole huge pages.
+  const double rounding = static_cast<double>(mappings) * (1 << 21);
+  EXPECT_LE(static_cast<double>(counted_bytes), said + 4096 + rounding);
 }
 
 TEST(Allocations, OfManyExpertsAreWhatTheLayerSays) {

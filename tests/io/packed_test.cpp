@@ -213,7 +213,7 @@ TEST_F(Packed, RefusesWhatIsNoPackedFileOfThisVersion) {
   }
   std::string other = whole;
   const std::string entry =
-      moe::detail::text_of("\"moe.version\":\"", moe::io::packed_version, '"');
+      moe::detail::text_of("\"moe.version\":\"", moe::io::packed_version, "\"");
   const std::size_t at = other.find(entry);
   ASSERT_NE(at, std::string::npos);
   other[at + entry.size() - 2] = '9';

@@ -271,8 +271,7 @@ class ExpertStage {
     const Index wanted = splits(job);
     const bool in_groups = job.blocks == 1 && kernels::fetches_side_by_side();
     constexpr Index group = kernels::most_side_panels;
-    const Index panel_splits =
-        std::clamp<Index>(wanted, 1, std::max<Index>(1, panels / (in_groups ? group : 4)));
+    const Index panel_splits = std::clamp<Index>(wanted, 1, std::max<Index>(1, panels / 4));
     const Index row_splits =
         std::clamp<Index>((wanted + panel_splits - 1) / panel_splits, 1, (job.blocks + 3) / 4);
     const Index unit = in_groups && panels >= 2 * group * panel_splits ? group : 1;

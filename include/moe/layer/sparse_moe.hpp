@@ -217,7 +217,8 @@ class SparseMoe {
   /// Bytes that a workspace takes for a forward of so many tokens, whatever their routing: the
   /// routing with its logits and scores, the plan, packed rows, hidden values, results, lists of
   /// experts and tasks, and what each thread works on. What a capacity, jitter or noise need comes
-  /// on top, and a bank of the caller's own.
+  /// on top, a bank of the caller's own, and what fills buffers beyond 2 MiB up to whole huge
+  /// pages.
   double workspace_bytes(Index tokens) const {
     return detail::workspace_bytes(experts_, shared_, router_.top_k(), tokens);
   }
