@@ -168,7 +168,7 @@ template <class Bank, class... Format>
 void expect_same_bits_side_by_side(const Format&... format) {
   std::mt19937_64 rng(1);
   const moe::ExpertsConfig config{.num_experts = 3, .d_model = 19 * 32 + 5, .d_ff = 19 * 16};
-  const auto floats = moe::SwiGluExperts<float>::random(config, rng);
+  const auto floats = moe::FeedForwardExperts<float, moe::SwiGlu>::random(config, rng);
   Bank bank(config, format...);
   for (Index e = 0; e < config.num_experts; ++e) bank.set_expert(e, floats.expert(e).weights());
   const moe::SparseMoe layer{moe::TopKRouter<float>::random(
@@ -188,7 +188,7 @@ void expect_same_bits_side_by_side(const Format&... format) {
 }
 
 TEST(PanelProduct, PanelsSideBySideGiveTheSameBits) {
-  expect_same_bits_side_by_side<moe::SwiGluExperts<float>>();
+  expect_same_bits_side_by_side<moe::FeedForwardExperts<float, moe::SwiGlu>>();
   expect_same_bits_side_by_side<moe::FeedForwardExperts<float, moe::SwiGlu, moe::bfloat16>>();
   for (const char* const format : {"int8", "int8-g32", "int4-g32", "mxfp4", "fp8"}) {
     SCOPED_TRACE(format);
