@@ -256,7 +256,7 @@ class ExpertSlots {
   std::set<Index> pinned_;
   std::set<Index> held_;     // by a forward
   std::set<Index> wanted_;   // by the next tokens
-  int forwards_wanted_ = 0;  // that may still begin before it ends
+  int forwards_wanted_ = 0;  // forwards until wanted_ is forgotten
   std::uint64_t clock_ = 0;
   CacheCounters counters_;
   std::vector<std::exception_ptr> failures_;  // (E), of the last attempt to read

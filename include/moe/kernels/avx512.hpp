@@ -128,7 +128,7 @@ inline constexpr float infinity = __builtin_inff();
 inline constexpr float lowest = -3.40282347e+38F;
 inline constexpr float second_lowest = -3.40282326e+38F;
 inline constexpr int most_rows = most_tile_rows;
-inline constexpr int side_sums = 28;
+inline constexpr int side_sums = 28;  // As the tile of 14 rows has.
 
 constexpr std::ptrdiff_t pass_width(int /*rows*/) noexcept {
   return panel_width;

@@ -57,8 +57,8 @@ struct TileKernels {
                              Scalar* sums) noexcept;
 
   int most_rows = 0;
-  Tile of_rows[most_tile_rows] = {};  // of_rows[r - 1] for r rows
-  int side_panels[most_tile_rows] = {};
+  Tile of_rows[most_tile_rows] = {};            // of_rows[r - 1] for r rows
+  int side_panels[most_tile_rows] = {};         // with r rows side_panels[r - 1], or none
   SideTiles side_by_side[most_tile_rows] = {};  // of side_panels[r - 1] panels, or null
 };
 

@@ -47,6 +47,7 @@ MOE_ALWAYS_INLINE void coded_pass_of(const CodedRows& a, const std::byte* panel,
     const std::byte* codes = panel + scale_size + zero_size;
     for (std::ptrdiff_t q = 0; q < quads; ++q) {
       if constexpr (panels > 1) {
+        // Several streams are best left to the hardware.
       } else if constexpr (rows <= few_coded_rows) {
         __builtin_prefetch(codes + coded_bytes_ahead);
         if constexpr (quad_bytes(code) > 64) __builtin_prefetch(codes + coded_bytes_ahead + 64);
