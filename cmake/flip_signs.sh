@@ -22,7 +22,7 @@ cd include/moe
 formulas=(core/renormalization.hpp losses/*.hpp routing/{rule_gradient,router_backward,router_logits}.hpp
   routing/{linear_map,scores,gshard_router,noisy_topk_router,sparse_mixer_router}.hpp
   routing/{expert_choice_router,base_router,group_router,modality_router,part_backward,noise}.hpp
-  experts/{feed_forward_backward,bank_backward,transposed_product}.hpp
+  experts/{feed_forward_backward,bank_backward,column_product}.hpp
   experts/{activation,hidden_dropout,zero_cost_experts}.hpp
   layer/{dense_mixture,soft_moe,mixture_of_depths,sparse_moe_backward,run_layer,shared_experts}.hpp
   kernels/generic/{rows,scores,slopes}.inl)

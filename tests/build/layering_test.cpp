@@ -126,7 +126,7 @@ TEST(Regions, BodiesCallNothingFromOutside) {
     for (std::sregex_iterator at(text.begin(), text.end(), name), end; at != end; ++at)
       EXPECT_EQ(types.count((*at)[1]), 1U) << header << ": " << (*at)[1];
   }
-  EXPECT_EQ(bodies, 7);
+  EXPECT_EQ(bodies, 9);
 }
 
 TEST(Parallel, IsTheOnlyFolderThatStartsThreads) {

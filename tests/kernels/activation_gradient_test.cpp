@@ -33,15 +33,14 @@ constexpr std::ptrdiff_t rows = 5;
 /// Gates and ups from -9 to 9, no two alike, and gradients from -1 to 1.
 template <class Scalar, class ActivationT, bool gated>
 Tile<Scalar> run(const ActivationT& activation) {
-  constexpr std::ptrdiff_t width = gated ? gated_width : panel_width;
   Tile<Scalar> tile;
   for (std::ptrdiff_t i = 0; i < rows * panel_width; ++i) {
     const double place = static_cast<double>((i * 67) % (rows * panel_width));
     tile.sums.push_back(static_cast<Scalar>(-9 + 18 * (place + 0.5) / (rows * panel_width)));
   }
-  for (std::ptrdiff_t i = 0; i < rows * width; ++i)
+  for (std::ptrdiff_t i = 0; i < rows * panel_width; ++i)
     tile.d_hidden.push_back(static_cast<Scalar>(std::sin(static_cast<double>(i))));
-  tile.hidden.resize(static_cast<std::size_t>(rows * width));
+  tile.hidden.resize(static_cast<std::size_t>(rows * panel_width));
   tile.d_sums.resize(static_cast<std::size_t>(rows * panel_width));
   moe::kernels::activation_gradient_kernel<Scalar, moe::detail::KernelOf<ActivationT>::kind,
                                            gated>()(moe::detail::kernel_rule<Scalar>(activation),
@@ -66,12 +65,11 @@ double loss(const ActivationT& activation, const double* sums, const double* d_h
 
 template <class ActivationT, bool gated>
 void check(const ActivationT& activation = {}) {
-  constexpr std::ptrdiff_t width = gated ? gated_width : panel_width;
   Tile<double> exact = run<double, ActivationT, gated>(activation);
   constexpr double h = 1e-6;
   for (std::ptrdiff_t r = 0; r < rows; ++r) {
     double* const sums = exact.sums.data() + r * panel_width;
-    const double* const d_hidden = exact.d_hidden.data() + r * width;
+    const double* const d_hidden = exact.d_hidden.data() + r * panel_width;
     for (std::ptrdiff_t o = 0; o < panel_width; ++o) {
       const double kept = sums[o];
       sums[o] = kept + h;
@@ -122,13 +120,17 @@ TEST(ActivationGradient, OfClampedActivations) {
 TEST(Transposition, IsThatOfABlock) {
   for (const moe::Isa isa : moe::available_isas()) {
     const moe::ScopedIsa level(isa);
-    std::vector<float> from(panel_width * panel_width);
-    std::vector<float> to(from.size());
-    for (std::size_t i = 0; i < from.size(); ++i) from[i] = static_cast<float>(i);
-    moe::kernels::transpose_kernel<float>()(from.data(), to.data());
-    for (std::size_t i = 0; i < panel_width; ++i)
-      for (std::size_t j = 0; j < panel_width; ++j)
-        ASSERT_EQ(to[i * panel_width + j], from[j * panel_width + i]) << moe::isa_name(isa);
+    for (const std::ptrdiff_t stride : {panel_width, panel_width + 1}) {
+      std::vector<float> from(panel_width * panel_width);
+      std::vector<float> to(static_cast<std::size_t>(panel_width * stride), -1);
+      for (std::size_t i = 0; i < from.size(); ++i) from[i] = static_cast<float>(i);
+      moe::kernels::transpose_kernel<float>()(from.data(), to.data(), stride);
+      for (std::ptrdiff_t i = 0; i < panel_width; ++i)
+        for (std::ptrdiff_t j = 0; j < stride; ++j)
+          ASSERT_EQ(to[static_cast<std::size_t>(i * stride + j)],
+                    j < panel_width ? from[static_cast<std::size_t>(j * panel_width + i)] : -1)
+              << moe::isa_name(isa);
+    }
   }
 }
 

@@ -121,55 +121,63 @@ struct BackwardSizes {
         up_panels(weights.up.panels()),
         down_panels(weights.down.panels()),
         sums(up_panels * kernels::panel_width),
-        filled(down_panels * kernels::panel_width) {}
+        filled(down_panels * kernels::panel_width),
+        hidden_blocks((d_ff + kernels::panel_width - 1) / kernels::panel_width) {}
 
   Index d_model;
   Index d_ff;
   Index up_panels;
   Index down_panels;
-  Index sums;    // of a row, before the activation: whole panels
-  Index filled;  // of a row of dy in panels
+  Index sums;           // of a row, before the activation: whole panels
+  Index filled;         // of a row of dy in panels
+  Index hidden_blocks;  // of 32 hidden values
 };
 
-/// Rows begin .. begin + rows - 1 of an expert, in blocks of a tile's rows.
+/// Rows begin .. begin + rows - 1 of an expert, in panels of 32, the last with what is left.
 struct RowPiece {
   Index expert;
   Index first_row;  // of the expert in the plan
   Index begin;      // among the expert's rows
   Index rows;
   Index expert_rows;
-  Index blocks;
-  Index at;  // rows of the pieces before it in the group
+  Index first_panel;  // panels of the pieces before it in the group
 
-  Index block_row(Index b) const noexcept { return rows * b / blocks; }
+  Index panels() const noexcept { return (rows + kernels::panel_width - 1) / kernels::panel_width; }
+  Index panel_rows(Index n) const noexcept {
+    return std::min(kernels::panel_width, rows - n * kernels::panel_width);
+  }
+  /// Rows, with those that fill the panels, of the pieces before it.
+  Index at() const noexcept { return first_panel * kernels::panel_width; }
   Index plan_row(Index r) const noexcept { return first_row + begin + r; }
 };
 
-/// Cuts a plan's rows into pieces of at most `most_piece`, and calls body(rows) for groups of them,
-/// each complete at `most_group` rows or more. Pieces of one expert stand in different groups, so
-/// that they add to its gradients one after another.
+/// Cuts a plan's rows into pieces of at most `most_piece`, and calls body(panels) for groups of
+/// them, each complete at `most_group` rows or more. Pieces of one expert stand in different
+/// groups, so that they add to its gradients one after another.
 template <class Body>
-void for_each_group(const DispatchPlan& plan, Index tile_rows, Index most_piece, Index most_group,
+void for_each_group(const DispatchPlan& plan, Index most_piece, Index most_group,
                     std::vector<RowPiece>& pieces, const Body& body) {
   Index expert = 0;
   Index begin = 0;
   while (expert < plan.num_experts) {
     pieces.clear();
     Index rows = 0;
+    Index panels = 0;
     while (expert < plan.num_experts && rows < most_group) {
       const Index left = plan.rows_of(expert) - begin;
       const Index take = std::min(left, most_piece);
       if (take > 0) {
-        pieces.push_back({expert, plan.first_row(expert), begin, take, plan.rows_of(expert),
-                          (take + tile_rows - 1) / tile_rows, rows});
+        pieces.push_back(
+            {expert, plan.first_row(expert), begin, take, plan.rows_of(expert), panels});
         rows += take;
+        panels += pieces.back().panels();
       }
       begin += take;
       if (begin < plan.rows_of(expert)) break;
       ++expert;
       begin = 0;
     }
-    if (!pieces.empty()) body(rows);
+    if (!pieces.empty()) body(panels);
   }
 }
 

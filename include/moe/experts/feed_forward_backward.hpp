@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <type_traits>
 #include <vector>
 
 #include "moe/core/aligned_buffer.hpp"
@@ -19,11 +20,12 @@
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
 #include "moe/experts/activation.hpp"
+#include "moe/experts/backward_memory.hpp"
 #include "moe/experts/bank_backward.hpp"
+#include "moe/experts/column_product.hpp"
 #include "moe/experts/hidden_dropout.hpp"
 #include "moe/experts/packed_experts.hpp"
 #include "moe/experts/panel_product.hpp"
-#include "moe/experts/transposed_product.hpp"
 #include "moe/kernels/dispatch.hpp"
 #include "moe/parallel/parallel_for.hpp"
 
@@ -33,70 +35,62 @@ namespace moe::inline MOE_ABI::detail {
 ///
 /// With A = act(Z), weight w and dA' = dy W_down of a row: dw = <dA', A>, so that no output is
 /// needed; dZ = w dA' act'(Z); dx = dZ W_up; dW_down = sum (w dy) A^T, dW_up = sum dZ x^T.
-/// dA' and dx need panels of the transposed weights, which a task makes in its thread's cache from
-/// blocks of 32 by 32, which lie together. A product of a weight's gradient has its rows for inner
-/// dimension and adds a tile onto the packed gradient where it lies. Sums run over the rows in
-/// order, by one task each: the bits do not depend on the number of threads.
+/// All four products are of columns that keep 32 inner values together: the panels of the weights
+/// as they lie, for dA' and dx, whose outputs are the rows; and x and A, transposed 32 rows at a
+/// time, for the weights' gradients, which add a tile onto the packed gradient where it lies. Sums
+/// run over the rows in order, by one task each: the bits do not depend on the number of threads.
+///
+/// Panels of the transposed weights, made in the cache for products as in the forward, took dA' and
+/// dx 2 to 10 % longer with 64 to 256 rows an expert, and as long with 512.
 template <class Scalar>
 class FeedForwardBackward {
  public:
   template <bool gated, class Storage, class ActivationT>
   void run(const PackedExperts<Scalar, gated, Storage>& weights, const ActivationT& activation,
            const BankBackward<Scalar>& call, PackedExperts<Scalar, gated>& gradients) {
-    tile_rows_ = kernels::tile_kernels<Scalar, Scalar>().most_rows;
     const BackwardSizes sizes(weights);
-    for_each_group(
-        call.input.plan, tile_rows_, most_piece_rows, most_group_rows, pieces_,
-        [&](Index rows) { run_group(weights, activation, call, gradients, sizes, rows); });
+    for_each_group(call.input.plan, most_piece_rows, most_group_rows, pieces_, [&](Index panels) {
+      run_group(weights, activation, call, gradients, sizes, panels);
+    });
   }
 
  private:
-  // As many rows as keep a tile's sums in the cache beside a slice of a transposed panel, and give
-  // the products of the weights' gradients a long inner dimension.
-  static constexpr Index most_piece_rows = 512;
+  static constexpr Index most_piece_rows = BackwardMemory<Scalar>::most_piece_rows;
   static constexpr Index most_group_rows = 1024;
   static constexpr Index width = kernels::panel_width;
+  static constexpr Index block_size = width * width;
+  // Panels of a weight's gradient in one task, which read the other factor's columns together.
+  static constexpr Index outer_panels = 4;
 
   enum class Step { pack, hidden, input, up, down, weight };
 
   struct Task {
     Step step;
     Index piece;
-    Index index;  // of the block or panel
+    Index index;  // of the row panel, the columns or the panels
   };
 
   template <bool gated, class Storage, class ActivationT>
   void run_group(const PackedExperts<Scalar, gated, Storage>& weights,
                  const ActivationT& activation, const BankBackward<Scalar>& call,
-                 PackedExperts<Scalar, gated>& gradients, const BackwardSizes& sizes, Index rows) {
-    const auto grow = [&](AlignedBuffer<Scalar>& buffer, Index values) {
-      buffer.grow(static_cast<std::size_t>(rows * values));
-    };
-    grow(dy_, sizes.d_model);
-    grow(dy_panels_, sizes.filled);
-    grow(x_, sizes.d_model);
-    grow(hidden_, sizes.d_ff);
-    grow(d_sums_, sizes.sums);
-    grow(d_sums_panels_, sizes.sums);
-    grow(products_, sizes.up_panels);
-    grow(weight_, 1);
+                 PackedExperts<Scalar, gated>& gradients, const BackwardSizes& sizes,
+                 Index panels) {
     num_threads_ = parallel::available_threads();
-    threads_.grow(static_cast<std::size_t>(num_threads_) * thread_size());
+    memory_.grow(sizes, panels, num_threads_);
 
     tasks_.clear();
-    add_tasks(Step::pack, [](const RowPiece& piece) { return piece.blocks; });
+    add_tasks(Step::pack, [](const RowPiece& piece) { return piece.panels(); });
     run_tasks([&](const Task& task, int) { pack(call, sizes, piece_of(task), task.index); });
     tasks_.clear();
-    const Index hidden_panels = (sizes.d_ff + width - 1) / width;
-    add_tasks(Step::hidden, [&](const RowPiece&) { return hidden_panels; });
+    add_column_tasks(Step::hidden, sizes.d_ff);
     run_tasks([&](const Task& task, int thread) {
       find_hidden(weights, activation, call, sizes, piece_of(task), task.index, thread);
     });
     tasks_.clear();
-    add_tasks(Step::input, [&](const RowPiece&) { return sizes.down_panels; });
+    add_column_tasks(Step::input, sizes.d_model);
     const auto unless_frozen = [&](Index count) {
       return [&call, count](const RowPiece& piece) {
-        return call.is_frozen(piece.expert) ? Index{0} : count;
+        return call.is_frozen(piece.expert) ? Index{0} : (count + outer_panels - 1) / outer_panels;
       };
     };
     add_tasks(Step::up, unless_frozen(sizes.up_panels));
@@ -107,9 +101,9 @@ class FeedForwardBackward {
       if (task.step == Step::input) {
         find_input(weights, call, sizes, piece, task.index, thread);
       } else if (task.step == Step::up) {
-        find_up(gradients, sizes, piece, task.index);
+        find_up(gradients, sizes, piece, task.index * outer_panels);
       } else if (task.step == Step::down) {
-        find_down(gradients, call, sizes, piece, task.index);
+        find_down(gradients, call, sizes, piece, task.index * outer_panels);
       } else {
         find_weights(weights, call, sizes, piece);
       }
@@ -127,6 +121,21 @@ class FeedForwardBackward {
         tasks_.push_back({step, static_cast<Index>(p), i});
   }
 
+  /// Tasks of so many columns each, in whole blocks of 32, that every thread gets some.
+  void add_column_tasks(Step step, Index columns) {
+    const auto pieces = static_cast<Index>(pieces_.size());
+    task_columns_ = ColumnProduct::most_columns;
+    while (task_columns_ > 2 * width &&
+           pieces * ((columns + task_columns_ - 1) / task_columns_) < 4 * num_threads_)
+      task_columns_ /= 2;
+    add_tasks(step, [&](const RowPiece&) { return (columns + task_columns_ - 1) / task_columns_; });
+  }
+  ColumnProduct columns_of(Index task, Index columns) const noexcept {
+    const Index from = task * task_columns_;
+    const Index next = from + task_columns_ * num_threads_;
+    return {from, std::min(task_columns_, columns - from), next < columns ? next : -1};
+  }
+
   template <class Body>
   void run_tasks(const Body& body) {
     parallel::for_each_task(static_cast<Index>(tasks_.size()), [&](Index task, int thread) {
@@ -134,180 +143,168 @@ class FeedForwardBackward {
     });
   }
 
-  static constexpr Index tile_size = kernels::most_tile_rows * width;
-  static constexpr std::size_t thread_size() noexcept {
-    return static_cast<std::size_t>(most_piece_rows * width + TransposedPanel<Scalar>::size +
-                                    3 * tile_size);
-  }
-
-  /// Parts of a thread's `thread_size` values.
-  struct ThreadMemory {
-    Scalar* sums;  // of a piece's rows with one panel
-    TransposedPanel<Scalar> panel;
-    Scalar* weighted;  // w dA' of a tile
-    Scalar* hidden;    // A of a tile
-    Scalar* factors;   // of dropout, of a tile
-  };
-  ThreadMemory memory_of(int thread) noexcept {
-    Scalar* const sums = threads_.data() + static_cast<std::size_t>(thread) * thread_size();
-    Scalar* const panel = sums + most_piece_rows * width;
-    Scalar* const weighted = panel + TransposedPanel<Scalar>::size;
-    return {sums, {panel}, weighted, weighted + tile_size, weighted + 2 * tile_size};
-  }
-
-  /// Where row `row` of column block c of a matrix stands that is kept by columns, tile_rows_ of
-  /// them together: (columns of the block) for each of a piece's rows.
-  Scalar* in_columns(Scalar* matrix, Index cols, const RowPiece& piece, Index c, Index row) const {
-    const Index first = c * tile_rows_;
-    return matrix + piece.at * cols + first * piece.rows +
-           row * std::min<Index>(tile_rows_, cols - first);
-  }
-
-  /// A block of rows: dy for products with dW's transposed panels, w dy in panels, x by columns.
+  /// 32 rows: dy and x by columns, w dy in panels.
   void pack(const BankBackward<Scalar>& call, const BackwardSizes& sizes, const RowPiece& piece,
-            Index block) {
+            Index n) {
     const ExpertInput<Scalar>& input = call.input;
-    const Scalar* dy[kernels::most_tile_rows];
-    const Index first = piece.block_row(block);
-    const Index count = piece.block_row(block + 1) - first;
+    const auto transpose = kernels::transpose_kernel<Scalar>();
+    const Index first = n * width;
+    const Index count = piece.panel_rows(n);
+    const Scalar* dy[width];
+    const Scalar* x[width];
+    Scalar weight[width];
+    Scalar scale[width];
     for (Index r = 0; r < count; ++r) {
-      const TokenSlot choice = input.plan.rows[static_cast<std::size_t>(piece.plan_row(first + r))];
-      dy[r] = call.dy_row(piece.plan_row(first + r));
-      const Scalar weight =
-          call.weights.empty() ? Scalar(1) : call.weights(choice.token, choice.slot);
-      weight_.data()[piece.at + first + r] = weight;
-      for (Index p = 0; p < sizes.down_panels; ++p) {
-        const Index columns = std::min(width, sizes.d_model - p * width);
-        Scalar* const to =
-            dy_panels_.data() + piece.at * sizes.filled + (p * piece.rows + first + r) * width;
-        for (Index i = 0; i < columns; ++i) to[i] = weight * dy[r][p * width + i];
-        std::fill(to + columns, to + width, Scalar(0));
-      }
-      const Scalar scale =
-          input.factor *
-          (input.scales.empty() ? Scalar(1) : input.scales(choice.token, choice.slot));
-      const Scalar* const x = input.x.row(choice.token);
-      for (Index c = 0; c * tile_rows_ < sizes.d_model; ++c) {
-        const Index from = c * tile_rows_;
-        const Index columns = std::min<Index>(tile_rows_, sizes.d_model - from);
-        Scalar* const to = in_columns(x_.data(), sizes.d_model, piece, c, first + r);
-        for (Index i = 0; i < columns; ++i) to[i] = scale * x[from + i];
-      }
+      const Index row = piece.plan_row(first + r);
+      const TokenSlot choice = input.plan.rows[static_cast<std::size_t>(row)];
+      dy[r] = call.dy_row(row);
+      x[r] = input.x.row(choice.token);
+      weight[r] = call.weights.empty() ? Scalar(1) : call.weights(choice.token, choice.slot);
+      scale[r] = input.factor *
+                 (input.scales.empty() ? Scalar(1) : input.scales(choice.token, choice.slot));
     }
-    kernels::row_kernels<Scalar>().pack(dy, nullptr, count, sizes.d_model,
-                                        dy_.data() + (piece.at + first) * sizes.d_model);
+    std::copy_n(weight, count, memory_.weights(piece) + first);
+    alignas(AlignedBuffer<Scalar>::alignment) Scalar block[block_size] = {};
+    for (Index p = 0; p < sizes.down_panels; ++p) {
+      const Index from = p * width;
+      const Index columns = std::min(width, sizes.d_model - from);
+      const auto gather = [&](const Scalar* const* rows, const Scalar* factors, Scalar* to) {
+        for (Index r = 0; r < count; ++r) {
+          Scalar* const row = to + r * width;
+          if (columns == width) {
+            std::copy_n(rows[r] + from, width, row);
+          } else {
+            std::fill(std::copy_n(rows[r] + from, columns, row), row + width, Scalar(0));
+          }
+          if (factors == nullptr) continue;
+          const Scalar factor = factors[r];
+          for (Index i = 0; i < width; ++i) row[i] *= factor;
+        }
+      };
+      gather(dy, nullptr, block);
+      transpose(block, memory_.dy_of(sizes, piece, n) + from * width, width);
+      gather(x, scale, block);
+      transpose(block, memory_.x_of(sizes, piece, n) + from * kernels::column_stride,
+                kernels::column_stride);
+      gather(dy, weight, memory_.dy_panels(sizes, piece) + (p * piece.rows + first) * width);
+    }
   }
 
-  /// 32 hidden values of every row: dA', from it dw's share, dZ, and A again.
+  /// Some hidden values of every row: dA', from it dw's share, dZ, and A again.
   template <bool gated, class Storage, class ActivationT>
   void find_hidden(const PackedExperts<Scalar, gated, Storage>& weights,
                    const ActivationT& activation, const BankBackward<Scalar>& call,
-                   const BackwardSizes& sizes, const RowPiece& piece, Index hidden_panel,
-                   int thread) {
-    static_assert(KernelOf<ActivationT>::exists, "the activation has no gradient");
-    const auto gradient_of =
-        kernels::activation_gradient_kernel<Scalar, KernelOf<ActivationT>::kind, gated>();
-    constexpr Index hidden_width = PackedExperts<Scalar, gated, Storage>::hidden_width;
-    const Index from = hidden_panel * width;
-    const ThreadMemory memory = memory_of(thread);
-    const Scalar* const d_hidden = memory.sums;
-    multiply_transposed<Storage>(
-        piece, dy_.data() + piece.at * sizes.d_model, sizes.d_model, {from, sizes.d_ff},
-        num_threads_,
-        [&](Index panel, Index k) { return weights.down.panel(piece.expert, panel, k); },
-        memory.panel, memory.sums);
-    for (Index b = 0; b < piece.blocks; ++b) {
-      const Index first = piece.block_row(b);
-      const Index count = piece.block_row(b + 1) - first;
-      for (Index part = 0; part < width / hidden_width; ++part) {
-        const Index p = from / hidden_width + part;
-        if (p >= sizes.up_panels) break;
-        const auto d_activated = [&](Index r) {
-          return d_hidden + (first + r) * width + part * hidden_width;
-        };
-        for (Index r = 0; r < count; ++r)
-          for (Index i = 0; i < hidden_width; ++i)
-            memory.weighted[r * hidden_width + i] =
-                weight_.data()[piece.at + first + r] * d_activated(r)[i];
-        const bool drops = call.input.dropout.rate > 0;
-        for (Index r = 0; r < count && drops; ++r)
-          dropout_factors(call.input.dropout,
-                          call.input.plan.rows[static_cast<std::size_t>(piece.plan_row(first + r))],
-                          call.input.plan.top_k, sizes.d_ff, p * hidden_width, hidden_width,
-                          memory.factors + r * hidden_width);
-        for (Index i = 0; i < count * hidden_width && drops; ++i)
-          memory.weighted[i] *= memory.factors[i];
-        const Scalar* const sums =
-            call.sums.data() +
-            (piece.first_row * sizes.up_panels + p * piece.expert_rows + piece.begin + first) *
-                width;
-        Scalar* const d_sums =
-            d_sums_panels_.data() + piece.at * sizes.sums + (p * piece.rows + first) * width;
-        gradient_of(kernel_rule<Scalar>(activation), sums, memory.weighted, count, memory.hidden,
-                    d_sums);
-        for (Index i = 0; i < count * hidden_width && drops; ++i)
-          memory.hidden[i] *= memory.factors[i];
-        const Scalar* row[kernels::most_tile_rows];
-        for (Index r = 0; r < count; ++r) {
-          row[r] = d_sums + r * width;
-          Scalar product = 0;
-          for (Index i = 0; i < hidden_width; ++i)
-            product += d_activated(r)[i] * memory.hidden[r * hidden_width + i];
-          products_.data()[piece.at * sizes.up_panels + p * piece.rows + first + r] = product;
-          keep_hidden(sizes, piece, first + r, p * hidden_width,
-                      std::min(hidden_width, sizes.d_ff - p * hidden_width),
-                      memory.hidden + r * hidden_width);
-        }
-        kernels::row_kernels<Scalar>().pack(
-            row, nullptr, count, width,
-            d_sums_.data() + (piece.at + first) * sizes.sums + p * width * count);
+                   const BackwardSizes& sizes, const RowPiece& piece, Index task, int thread) {
+    const ColumnProduct work = columns_of(task, sizes.d_ff);
+    const auto memory = memory_.of_thread(thread);
+    multiply_columns(piece, memory_.dy_of(sizes, piece, 0), sizes.filled * width, sizes.d_model,
+                     work, weights.down.panel(piece.expert, 0), weights.down.inner() * width,
+                     memory.copy, memory.sums);
+    for (Index n = 0; n < piece.panels(); ++n) {
+      Scalar* const sums = memory.sums + n * ColumnProduct::most_columns * width;
+      for (Index from = 0; from < work.count; from += width) {
+        const Index columns = std::min(width, work.count - from);
+        std::fill_n(sums + (from + columns) * width, (width - columns) * width, Scalar(0));
+        find_hidden_block<gated>(activation, call, sizes, piece, n, work.from + from, memory,
+                                 sums + from * width);
       }
     }
   }
 
-  /// Hidden values of a row from `from` on, by columns.
-  void keep_hidden(const BackwardSizes& sizes, const RowPiece& piece, Index row, Index from,
-                   Index count, const Scalar* hidden) {
-    for (Index i = 0; i < count;) {
-      const Index c = (from + i) / tile_rows_;
-      const Index place = (from + i) % tile_rows_;
-      const Index run = std::min<Index>(count - i, tile_rows_ - place);
-      std::copy_n(hidden + i, run, in_columns(hidden_.data(), sizes.d_ff, piece, c, row) + place);
-      i += run;
+  /// The same for 32 of them and 32 rows, of which d_hidden (32 values, 32 rows) is dA'.
+  template <bool gated, class ActivationT>
+  void find_hidden_block(const ActivationT& activation, const BankBackward<Scalar>& call,
+                         const BackwardSizes& sizes, const RowPiece& piece, Index n, Index from,
+                         const typename BackwardMemory<Scalar>::OfThread& memory,
+                         const Scalar* d_hidden) {
+    static_assert(KernelOf<ActivationT>::exists, "the activation has no gradient");
+    const auto gradient_of =
+        kernels::activation_gradient_kernel<Scalar, KernelOf<ActivationT>::kind, gated>();
+    const auto transpose = kernels::transpose_kernel<Scalar>();
+    constexpr Index hidden_width = gated ? kernels::gated_width : width;
+    const Index first = n * width;
+    const Index count = piece.panel_rows(n);
+    const bool drops = call.input.dropout.rate > 0;
+    transpose(d_hidden, memory.d_hidden, width);
+    for (Index r = 0; r < count; ++r) {
+      Scalar* const row = memory.d_hidden + r * width;
+      const Scalar weight = memory_.weights(piece)[first + r];
+      for (Index i = 0; i < width; ++i) row[i] *= weight;
+      if (!drops) continue;
+      dropout_factors(call.input.dropout,
+                      call.input.plan.rows[static_cast<std::size_t>(piece.plan_row(first + r))],
+                      call.input.plan.top_k, sizes.d_ff, from, width, memory.factors + r * width);
+      for (Index i = 0; i < width; ++i) row[i] *= memory.factors[r * width + i];
     }
+    for (Index at = 0; at < width; at += hidden_width) {
+      const Index p = (from + at) / hidden_width;
+      if (p >= sizes.up_panels) break;
+      const Scalar* const sums =
+          call.sums.data() +
+          (piece.first_row * sizes.up_panels + p * piece.expert_rows + piece.begin + first) * width;
+      Scalar* d_sums = memory_.d_sums_panels(sizes, piece) + (p * piece.rows + first) * width;
+      gradient_of(kernel_rule<Scalar>(activation), sums, memory.d_hidden + at, count,
+                  memory.hidden + at, d_sums);
+      alignas(AlignedBuffer<Scalar>::alignment) Scalar filled[block_size];
+      if (count < width) {
+        std::fill(std::copy_n(d_sums, count * width, filled), filled + block_size, Scalar(0));
+        d_sums = filled;
+      }
+      transpose(d_sums, memory_.d_sums_of(sizes, piece, n) + p * block_size, width);
+    }
+    for (Index i = 0; i < count * width && drops; ++i) memory.hidden[i] *= memory.factors[i];
+    Scalar* const hidden = memory_.hidden_of(sizes, piece, n) + from * kernels::column_stride;
+    transpose(memory.hidden, hidden, kernels::column_stride);
+    Scalar products[width] = {};
+    for (Index i = 0; i < std::min(width, sizes.d_ff - from); ++i)
+      for (Index r = 0; r < width; ++r)
+        products[r] += d_hidden[i * width + r] * hidden[i * kernels::column_stride + r];
+    std::copy_n(products, count,
+                memory_.products(sizes, piece) + (from / width * piece.panels() + n) * width);
   }
 
-  /// 32 columns of dx.
+  /// Some columns of dx.
   template <bool gated, class Storage>
   void find_input(const PackedExperts<Scalar, gated, Storage>& weights,
                   const BankBackward<Scalar>& call, const BackwardSizes& sizes,
-                  const RowPiece& piece, Index panel, int thread) {
-    const Index from = panel * width;
-    const Index columns = std::min(width, sizes.d_model - from);
-    const ThreadMemory memory = memory_of(thread);
-    multiply_transposed<Storage>(
-        piece, d_sums_.data() + piece.at * sizes.sums, sizes.sums, {from, sizes.d_model},
-        num_threads_, [&](Index p, Index k) { return weights.up.panel(piece.expert, p, k); },
-        memory.panel, memory.sums);
-    kernels::row_kernels<Scalar>().finish(memory.sums, nullptr, nullptr, piece.rows, columns,
-                                          call.rows.row(piece.plan_row(0)) + from,
-                                          call.rows.row_stride());
+                  const RowPiece& piece, Index task, int thread) {
+    const ColumnProduct work = columns_of(task, sizes.d_model);
+    const auto memory = memory_.of_thread(thread);
+    multiply_columns(piece, memory_.d_sums_of(sizes, piece, 0), sizes.sums * width, sizes.sums,
+                     work, weights.up.panel(piece.expert, 0), weights.up.inner() * width,
+                     memory.copy, memory.sums);
+    const auto transpose = kernels::transpose_kernel<Scalar>();
+    for (Index n = 0; n < piece.panels(); ++n) {
+      for (Index from = 0; from < work.count; from += width) {
+        transpose(memory.sums + (n * ColumnProduct::most_columns + from) * width, memory.hidden,
+                  width);
+        kernels::row_kernels<Scalar>().finish(
+            memory.hidden, nullptr, nullptr, piece.panel_rows(n),
+            std::min(width, work.count - from),
+            call.rows.row(piece.plan_row(n * width)) + work.from + from, call.rows.row_stride());
+      }
+    }
   }
 
-  /// Adds sum over the rows of (row's columns)^T (row's 32 values) to a panel (columns, 32).
-  void add_outer(const RowPiece& piece, Scalar* by_columns, Index cols, const Scalar* values,
-                 Scalar* panel) {
-    const auto& tiles = kernels::tile_kernels<Scalar, Scalar>();
-    for (Index c = 0; c * tile_rows_ < cols; ++c) {
-      const Index first = c * tile_rows_;
-      const Index tile_rows = std::min<Index>(tile_rows_, cols - first);
-      // The gradient that the next tile adds to is asked for meanwhile.
-      Scalar* const sums = panel + first * width;
-      const Scalar* const next = sums + tile_rows * width;
-      const Index bytes = tile_rows * width * static_cast<Index>(sizeof(Scalar));
-      tiles.of_rows[tile_rows - 1](in_columns(by_columns, cols, piece, c, 0), values, piece.rows,
-                                   sums, true, reinterpret_cast<const char*>(next),
-                                   (bytes + piece.rows - 1) / piece.rows);
+  /// Adds sum over the rows of (row's columns)^T (row's 32 values) to each of `count` panels
+  /// (columns, 32), `stride` apart.
+  static void add_outer(const RowPiece& piece, const Scalar* by_columns, Index rows_stride,
+                        Index columns, const Scalar* values, Scalar* panel, Index stride,
+                        Index count) {
+    const auto& tiles = kernels::column_kernels<Scalar>();
+    for (Index first = 0; first < columns; first += tiles.most_columns) {
+      const Index tile = std::min<Index>(tiles.most_columns, columns - first);
+      for (Index p = 0; p < count; ++p) {
+        Scalar* const sums = panel + p * stride + first * width;
+        // The gradient that the next tile adds to is asked for meanwhile.
+        const Scalar* const next =
+            p + 1 < count ? sums + stride : panel + (first + tiles.most_columns) * width;
+        const Index bytes = tile * width * static_cast<Index>(sizeof(Scalar));
+        const Index step = (bytes + piece.rows - 1) / piece.rows;
+        tiles.of_columns[tile - 1](by_columns + first * kernels::column_stride, rows_stride,
+                                   values + p * piece.rows * width, piece.rows, sums, true, width,
+                                   {reinterpret_cast<const char*>(next), step, step * width});
+      }
     }
   }
 
@@ -318,26 +315,35 @@ class FeedForwardBackward {
 
   template <bool gated>
   void find_up(PackedExperts<Scalar, gated>& gradients, const BackwardSizes& sizes,
-               const RowPiece& piece, Index p) {
-    const Scalar* const values =
-        d_sums_panels_.data() + piece.at * sizes.sums + p * piece.rows * width;
-    add_outer(piece, x_.data(), sizes.d_model, values, gradients.up.panel(piece.expert, p));
-    if (gradients.config.biases)
-      add_rows(values, piece.rows, row_data(gradients.up_bias, piece.expert) + p * width);
+               const RowPiece& piece, Index first) {
+    const Scalar* const values = memory_.d_sums_panels(sizes, piece) + first * piece.rows * width;
+    const Index count = std::min(outer_panels, sizes.up_panels - first);
+    add_outer(piece, memory_.x_of(sizes, piece, 0), memory_.x_stride(sizes), sizes.d_model, values,
+              gradients.up.panel(piece.expert, first), gradients.up.inner() * width, count);
+    for (Index p = 0; p < count && gradients.config.biases; ++p)
+      add_rows(values + p * piece.rows * width, piece.rows,
+               row_data(gradients.up_bias, piece.expert) + (first + p) * width);
   }
 
   template <bool gated>
   void find_down(PackedExperts<Scalar, gated>& gradients, const BankBackward<Scalar>& call,
-                 const BackwardSizes& sizes, const RowPiece& piece, Index p) {
-    const Scalar* const values =
-        dy_panels_.data() + piece.at * sizes.filled + p * piece.rows * width;
-    add_outer(piece, hidden_.data(), sizes.d_ff, values, gradients.down.panel(piece.expert, p));
-    if (!gradients.config.biases) return;
-    Scalar* const bias = row_data(gradients.down_bias, piece.expert) + p * width;
-    if (gradients.config.down_bias == DownBias::weighted) return add_rows(values, piece.rows, bias);
-    for (Index r = 0; r < piece.rows; ++r) {
-      const Scalar* const dy = call.dy_row(piece.plan_row(r)) + p * width;
-      for (Index i = 0; i < std::min(width, sizes.d_model - p * width); ++i) bias[i] += dy[i];
+                 const BackwardSizes& sizes, const RowPiece& piece, Index first) {
+    const Scalar* const values = memory_.dy_panels(sizes, piece) + first * piece.rows * width;
+    const Index count = std::min(outer_panels, sizes.down_panels - first);
+    add_outer(piece, memory_.hidden_of(sizes, piece, 0), memory_.hidden_stride(sizes), sizes.d_ff,
+              values, gradients.down.panel(piece.expert, first), gradients.down.inner() * width,
+              count);
+    for (Index p = 0; p < count && gradients.config.biases; ++p) {
+      const Index from = (first + p) * width;
+      Scalar* const bias = row_data(gradients.down_bias, piece.expert) + from;
+      if (gradients.config.down_bias == DownBias::weighted) {
+        add_rows(values + p * piece.rows * width, piece.rows, bias);
+        continue;
+      }
+      for (Index r = 0; r < piece.rows; ++r) {
+        const Scalar* const dy = call.dy_row(piece.plan_row(r)) + from;
+        for (Index i = 0; i < std::min(width, sizes.d_model - from); ++i) bias[i] += dy[i];
+      }
     }
   }
 
@@ -346,11 +352,12 @@ class FeedForwardBackward {
   void find_weights(const PackedExperts<Scalar, gated, Storage>& weights,
                     const BankBackward<Scalar>& call, const BackwardSizes& sizes,
                     const RowPiece& piece) {
-    const Scalar* const products = products_.data() + piece.at * sizes.up_panels;
+    const Scalar* const products = memory_.products(sizes, piece);
     for (Index r = 0; r < piece.rows; ++r) {
       const TokenSlot choice = call.input.plan.rows[static_cast<std::size_t>(piece.plan_row(r))];
       Scalar sum = 0;
-      for (Index p = 0; p < sizes.up_panels; ++p) sum += products[p * piece.rows + r];
+      for (Index b = 0; b < sizes.hidden_blocks; ++b)
+        sum += products[b * piece.panels() * width + r];
       if (weights.config.biases && weights.config.down_bias == DownBias::weighted) {
         const Scalar* const bias = weights.down_bias_of(piece.expert, 0);
         const Scalar* const dy = call.dy_row(piece.plan_row(r));
@@ -360,19 +367,11 @@ class FeedForwardBackward {
     }
   }
 
-  Index tile_rows_ = 1;
   Index num_threads_ = 1;
+  Index task_columns_ = 1;
   std::vector<RowPiece> pieces_;
   std::vector<Task> tasks_;
-  AlignedBuffer<Scalar> dy_;             // (D, rows) by block
-  AlignedBuffer<Scalar> dy_panels_;      // w dy, (rows, 32) by panel
-  AlignedBuffer<Scalar> x_;              // (rows, tile rows) by columns
-  AlignedBuffer<Scalar> hidden_;         // A, the same
-  AlignedBuffer<Scalar> d_sums_;         // dZ, (sums, rows) by block
-  AlignedBuffer<Scalar> d_sums_panels_;  // dZ, (rows, 32) by panel
-  AlignedBuffer<Scalar> products_;       // <dA', A>, (rows) by panel
-  AlignedBuffer<Scalar> weight_;         // (rows)
-  AlignedBuffer<Scalar> threads_;
+  BackwardMemory<Scalar> memory_;
 };
 
 }  // namespace moe::inline MOE_ABI::detail

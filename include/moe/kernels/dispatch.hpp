@@ -87,6 +87,16 @@ const TileKernels<Scalar, Storage>& tile_kernels() {
   }
 }
 
+/// The products of columns of the active level.
+template <class Scalar>
+const ColumnKernels<Scalar>& column_kernels() {
+  if constexpr (std::is_same_v<Scalar, double>) {
+    return scalar::of_double::columns<ColumnKernels<double>>;
+  } else {
+    MOE_OF_LEVEL(columns<ColumnKernels<float>>)
+  }
+}
+
 /// Loops over rows and over experts of the active level.
 template <class Scalar>
 const RowKernels<Scalar>& row_kernels() {

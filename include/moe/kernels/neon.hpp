@@ -107,6 +107,9 @@ inline constexpr int side_sums = 0;
 constexpr std::ptrdiff_t pass_width(int rows) noexcept {
   return rows <= 3 ? panel_width : panel_width / 2;
 }
+constexpr int memory_factors(int /*rows*/, int /*vectors*/) noexcept {
+  return 0;
+}
 
 template <class Storage>
 inline constexpr bool widens_in_pairs = std::is_same_v<Storage, bfloat16>;
@@ -132,6 +135,8 @@ MOE_ALWAYS_INLINE void deinterleave(Vec& first, Vec& last) noexcept {
   last.value = vuzp2q_f32(a, last.value);
 }
 
+#include "moe/kernels/generic/accumulate.inl"
+#include "moe/kernels/generic/columns.inl"
 #include "moe/kernels/generic/exponential.inl"
 #include "moe/kernels/generic/rows.inl"
 #include "moe/kernels/generic/scores.inl"

@@ -102,6 +102,9 @@ inline constexpr int side_sums = 0;
 constexpr std::ptrdiff_t pass_width(int /*rows*/) noexcept {
   return 4;
 }
+constexpr int memory_factors(int /*rows*/, int /*vectors*/) noexcept {
+  return 0;
+}
 
 /// One lane has no pairs.
 template <class Storage>
@@ -115,6 +118,8 @@ inline constexpr float infinity = std::numeric_limits<float>::infinity();
 inline constexpr float lowest = std::numeric_limits<float>::lowest();
 inline constexpr float second_lowest = -0x1.fffffcp127F;
 
+#include "moe/kernels/generic/accumulate.inl"
+#include "moe/kernels/generic/columns.inl"
 #include "moe/kernels/generic/exponential.inl"
 #include "moe/kernels/generic/rows.inl"
 #include "moe/kernels/generic/scores.inl"
@@ -138,6 +143,8 @@ MOE_ALWAYS_INLINE Vec error_function(Vec x) noexcept {
   return {std::erf(x.value)};
 }
 
+#include "moe/kernels/generic/accumulate.inl"
+#include "moe/kernels/generic/columns.inl"
 #include "moe/kernels/generic/rows.inl"
 #include "moe/kernels/generic/scores.inl"
 #include "moe/kernels/generic/slopes.inl"

@@ -52,7 +52,7 @@ MOE_ALWAYS_INLINE ValueAndSlope activate_with_slope(Vec z) noexcept {
 /// What a tile's hidden values were, and the gradient with respect to the sums that they came from.
 ///
 /// Shapes  sums, with bias, d_sums (count, 32); hidden, d_hidden (count, 32), or (count, 16) with a
-///         gated activation.
+///         gated activation, rows 32 apart.
 template <ActivationKind kind, bool gated>
 void activation_gradient(const ActivationRule<Scalar>& rule, const Scalar* sums,
                          const Scalar* d_hidden, std::ptrdiff_t count, Scalar* hidden,
@@ -62,10 +62,10 @@ void activation_gradient(const ActivationRule<Scalar>& rule, const Scalar* sums,
     for (std::ptrdiff_t i = 0; i < width; i += Vec::lanes) {
       const std::ptrdiff_t at = r * panel_width + i;
       const Vec z = Vec::load(sums + at);
-      const Vec d = Vec::load(d_hidden + r * width + i);
+      const Vec d = Vec::load(d_hidden + at);
       if constexpr (!gated) {
         const ValueAndSlope a = activate_with_slope<kind>(z);
-        a.value.store(hidden + r * width + i);
+        a.value.store(hidden + at);
         multiply(d, a.slope).store(d_sums + at);
       } else {
         Vec up = Vec::load(sums + at + gated_width);
@@ -92,7 +92,7 @@ void activation_gradient(const ActivationRule<Scalar>& rule, const Scalar* sums,
           d_up = multiply(d, a.value);
         }
         d_gate = multiply(multiply(d, up), a.slope);
-        multiply(a.value, up).store(hidden + r * width + i);
+        multiply(a.value, up).store(hidden + at);
         d_gate.store(d_sums + at);
         d_up.store(d_sums + at + gated_width);
       }
@@ -100,10 +100,7 @@ void activation_gradient(const ActivationRule<Scalar>& rule, const Scalar* sums,
   }
 }
 
-/// to[i][j] = from[j][i] for a block of 32 by 32.
-///
-/// Shapes  from, to (32, 32), contiguous.
-inline void transpose_block(const Scalar* from, Scalar* to) noexcept {
+inline void transpose_block(const Scalar* from, Scalar* to, std::ptrdiff_t stride) noexcept {
   for (std::ptrdiff_t i = 0; i < panel_width; i += Vec::lanes) {
     for (std::ptrdiff_t j = 0; j < panel_width; j += Vec::lanes) {
       Vec block[Vec::lanes];
@@ -112,8 +109,7 @@ inline void transpose_block(const Scalar* from, Scalar* to) noexcept {
         block[r] = Vec::load(from + (i + r) * panel_width + j);
       transpose(block);
       MOE_UNROLL
-      for (std::ptrdiff_t r = 0; r < Vec::lanes; ++r)
-        block[r].store(to + (j + r) * panel_width + i);
+      for (std::ptrdiff_t r = 0; r < Vec::lanes; ++r) block[r].store(to + (j + r) * stride + i);
     }
   }
 }

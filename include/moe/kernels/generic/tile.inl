@@ -84,11 +84,7 @@ MOE_ALWAYS_INLINE void tile_pass(const Scalar* a, const Storage* panel, std::ptr
     Vec column[vectors];
     load_column(panel, column);
     MOE_UNROLL
-    for (int r = 0; r < rows; ++r) {
-      const Vec x = Vec::broadcast(a[r]);
-      MOE_UNROLL
-      for (int v = 0; v < vectors; ++v) sum[r][v] = multiply_add(x, column[v], sum[r][v]);
-    }
+    for (int r = 0; r < rows; ++r) accumulate<rows>(r, a + r, column, sum[r]);
     a += rows;
     panel += panel_width;
   }
