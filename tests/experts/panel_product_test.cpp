@@ -150,14 +150,14 @@ void expect_products(Index rows, Index blocks) {
   EXPECT_EQ(finished, rows * panels);
 }
 
-/// Sets whether panels are streamed side by side, until it goes out of scope.
-class SideBySide {
+/// Sets whether memory is read in several streams, until it goes out of scope.
+class Streams {
  public:
-  explicit SideBySide(bool choice)
-      : before_(moe::kernels::side_by_side_choice().exchange(choice)) {}
-  SideBySide(const SideBySide&) = delete;
-  SideBySide& operator=(const SideBySide&) = delete;
-  ~SideBySide() { moe::kernels::side_by_side_choice() = before_; }
+  explicit Streams(bool choice)
+      : before_(moe::kernels::stream_choice().exchange(choice)) {}
+  Streams(const Streams&) = delete;
+  Streams& operator=(const Streams&) = delete;
+  ~Streams() { moe::kernels::stream_choice() = before_; }
 
  private:
   bool before_;
@@ -165,7 +165,7 @@ class SideBySide {
 
 /// What a layer gives for one token and more, with as many panels as fill no whole groups.
 template <class Bank, class... Format>
-void expect_same_bits_side_by_side(const Format&... format) {
+void expect_same_bits_in_streams(const Format&... format) {
   std::mt19937_64 rng(1);
   const moe::ExpertsConfig config{.num_experts = 3, .d_model = 19 * 32 + 5, .d_ff = 19 * 16};
   const auto floats = moe::FeedForwardExperts<float, moe::SwiGlu>::random(config, rng);
@@ -174,11 +174,11 @@ void expect_same_bits_side_by_side(const Format&... format) {
   const moe::SparseMoe layer{moe::TopKRouter<float>::random(
                                  {.d_model = config.d_model, .num_experts = 3, .top_k = 3}, rng),
                              std::move(bank)};
-  for (const Index tokens : {1, 2, 3, 7, 15}) {
+  for (const Index tokens : {1, 2, 3, 7, 12, 15, 30}) {
     const Matrix<float> x = Matrix<float>::Random(tokens, config.d_model);
     Matrix<float> y[2];
     for (const bool choice : {false, true}) {
-      const SideBySide side_by_side(choice);
+      const Streams streams(choice);
       moe::Workspace<float> workspace;
       y[choice].resize(tokens, config.d_model);
       layer.forward(x, y[choice], workspace);
@@ -188,12 +188,12 @@ void expect_same_bits_side_by_side(const Format&... format) {
 }
 
 TEST(PanelProduct, PanelsSideBySideGiveTheSameBits) {
-  expect_same_bits_side_by_side<moe::FeedForwardExperts<float, moe::SwiGlu>>();
-  expect_same_bits_side_by_side<moe::FeedForwardExperts<float, moe::SwiGlu, moe::bfloat16>>();
+  expect_same_bits_in_streams<moe::FeedForwardExperts<float, moe::SwiGlu>>();
+  expect_same_bits_in_streams<moe::FeedForwardExperts<float, moe::SwiGlu, moe::bfloat16>>();
   for (const char* const format : {"int8", "int8-g32", "int4-g32", "mxfp4", "fp8"}) {
     SCOPED_TRACE(format);
     const moe::WeightFormat its = moe::format_of(format);
-    expect_same_bits_side_by_side<moe::QuantizedExperts<moe::SwiGlu>>(moe::ExpertFormat{its, its});
+    expect_same_bits_in_streams<moe::QuantizedExperts<moe::SwiGlu>>(moe::ExpertFormat{its, its});
   }
 }
 

@@ -185,8 +185,7 @@ TEST_P(Coded, ProductsAreExactIntegerSumsTimesScales) {
           block.put(kernels, layout, r, x.data() + r * inner, 1, inner);
         AlignedBuffer<float> sums(static_cast<std::size_t>(rows * width));
         kernels.of_rows[rows - 1](block.rows(), panel.bytes.data(), layout.groups, layout.group / 4,
-                                  sums.data(), reinterpret_cast<const char*>(panel.bytes.data()),
-                                  0);
+                                  sums.data(), {reinterpret_cast<const char*>(panel.bytes.data())});
         for (Index r = 0; r < rows; ++r) {
           for (Index o = 0; o < width; ++o) {
             const CodedOutput& output = panel.outputs[static_cast<std::size_t>(o)];
@@ -243,7 +242,7 @@ TEST_P(Coded, TheLongestSumOfTheLargestCodesFits) {
     block.put(kernels, layout, 0, x.data(), 1, layout.inner);
     AlignedBuffer<float> sums(width);
     kernels.of_rows[0](block.rows(), bytes.data(), layout.groups, layout.group / 4, sums.data(),
-                       reinterpret_cast<const char*>(bytes.data()), 0);
+                       {reinterpret_cast<const char*>(bytes.data())});
     for (Index o = 0; o < width; ++o) {
       const double expected = (o % 2 == 0 ? -128.0 : 127.0) * static_cast<double>(value) *
                               static_cast<double>(layout.inner);
@@ -276,7 +275,7 @@ TEST_P(Coded, PanelsSideBySideGiveTheBitsOfEachAlone) {
     for (Index p = 0; p < panels; ++p) {
       const std::byte* const panel = bytes.data() + layout.panel_offset(p);
       kernels.of_rows[0](block.rows(), panel, layout.groups, layout.group / 4, alone.data(),
-                         reinterpret_cast<const char*>(panel), 0);
+                         {reinterpret_cast<const char*>(panel)});
       for (Index o = 0; o < width; ++o)
         ASSERT_EQ(together.data()[p * width + o], alone.data()[o])
             << moe::format_name(format) << ", panel " << p << ", output " << o;
@@ -301,8 +300,16 @@ TEST_P(Coded, ARowsBitsDoNotDependOnTheOtherRows) {
       AlignedBuffer<float> sums(static_cast<std::size_t>(rows * width));
       kernels.of_rows[rows - 1](block.rows().from(rows), panel.bytes.data(), layout.groups,
                                 layout.group / 4, sums.data(),
-                                reinterpret_cast<const char*>(panel.bytes.data()), 0);
+                                {reinterpret_cast<const char*>(panel.bytes.data())});
       if (first.empty()) first.assign(sums.data(), sums.data() + width);
+      if (kernels.in_streams[rows - 1] != nullptr) {
+        AlignedBuffer<float> in_streams(static_cast<std::size_t>(rows * width));
+        kernels.in_streams[rows - 1](
+            block.rows().from(rows), panel.bytes.data(), layout.groups, layout.group / 4,
+            in_streams.data(), {reinterpret_cast<const char*>(panel.bytes.data()), 512, 64});
+        EXPECT_TRUE(std::equal(sums.data(), sums.data() + rows * width, in_streams.data()))
+            << moe::format_name(format) << ", " << rows << " rows";
+      }
       for (Index r = 0; r < rows; ++r)
         EXPECT_TRUE(std::equal(first.begin(), first.end(), sums.data() + r * width))
             << moe::format_name(format) << ", " << rows << " rows";

@@ -137,6 +137,37 @@ void check_side_by_side() {
   }
 }
 
+/// With other lines asked for, the same bits.
+template <class Storage>
+void check_in_streams() {
+  const auto& tiles = moe::kernels::tile_kernels<float, Storage>();
+  for (int rows = 1; rows <= tiles.most_rows; ++rows) {
+    ASSERT_NE(tiles.in_streams[rows - 1] == nullptr, tiles.side_by_side[rows - 1] == nullptr);
+    if (tiles.in_streams[rows - 1] == nullptr) continue;
+    for (const std::ptrdiff_t inner : {0, 1, 67}) {
+      const Case<float, Storage> c(rows, inner);
+      const auto size = static_cast<std::size_t>(rows * panel_width);
+      AlignedBuffer<float> expected(size);
+      c.run(expected, 0, inner);
+      const auto* const next = reinterpret_cast<const char*>(c.panel.data());
+      AlignedBuffer<float> sums(size);
+      const std::ptrdiff_t first = inner / 2;
+      const auto run = [&](std::ptrdiff_t begin, std::ptrdiff_t end) {
+        tiles.in_streams[rows - 1](c.a.data() + 1 + begin * rows,
+                                   c.panel.data() + begin * panel_width, end - begin, sums.data(),
+                                   begin > 0, {next, 64, 128}, 4096);
+      };
+      run(0, first);
+      if (first > 0) {
+        run(first, inner);
+      } else {
+        run(0, inner);
+      }
+      for (std::size_t i = 0; i < size; ++i) ASSERT_EQ(sums.data()[i], expected.data()[i]) << rows;
+    }
+  }
+}
+
 class Tile : public test_support::EachLevel {};
 MOE_FOR_EACH_LEVEL(Tile);
 
@@ -163,6 +194,12 @@ TEST_P(Tile, GivesTheSameBitsForPanelsSideBySide) {
   check_side_by_side<float>();
   check_side_by_side<moe::bfloat16>();
   check_side_by_side<moe::half>();
+}
+
+TEST_P(Tile, GivesTheSameBitsInStreams) {
+  check_in_streams<float>();
+  check_in_streams<moe::bfloat16>();
+  check_in_streams<moe::half>();
 }
 
 TEST_P(Tile, WidensStoredWeightsExactly) {

@@ -82,7 +82,7 @@ void for_each_integer_tile(const StageSlice<float>& work, const MatrixLayout& la
     while (end < work.last_block && work.block_row(end + 1) - first_row <= chunk) ++end;
     Index first_panel = work.first_panel;
     const bool is_one_row = end - begin == 1 && work.block_row(end) - first_row == 1;
-    if (is_one_row && kernels.side_panels > 0 && kernels::fetches_side_by_side()) {
+    if (is_one_row && kernels.side_panels > 0 && kernels::fetches_in_streams()) {
       const CodedBlock block(layout, a + first_row * row_size + lead, 1);
       const Index group = kernels.side_panels;
       for (; first_panel + group <= work.last_panel; first_panel += group) {
@@ -94,11 +94,19 @@ void for_each_integer_tile(const StageSlice<float>& work, const MatrixLayout& la
     }
     for (Index p = first_panel; p < work.last_panel; ++p) {
       const std::byte* const panel = matrix + layout.panel_offset(p);
-      const char* next = reinterpret_cast<const char*>(panel);
       const Index blocks = end - begin;
-      // While several blocks use one panel, each asks for its share of the next.
-      const Index step = blocks > 1 ? (layout.panel_bytes / blocks + all_quads - 1) / all_quads : 0;
-      if (blocks > 1) next += layout.panel_bytes;
+      // While several blocks use one panel, each asks for its share of the next; a single one asks
+      // for all of it where memory wants several streams (see kernels::fetches_in_streams).
+      const bool in_streams =
+          blocks == 1 && kernels::fetches_in_streams() && p + 1 < work.last_panel;
+      kernels::Lines next{reinterpret_cast<const char*>(panel)};
+      if (in_streams) {
+        next = {next.begin + layout.panel_bytes, layout.panel_bytes / 8,
+                layout.panel_bytes / all_quads};
+      } else if (blocks > 1) {
+        next.begin += layout.panel_bytes;
+        next.step = (layout.panel_bytes / blocks + all_quads - 1) / all_quads;
+      }
       for (Index b = begin; b < end; ++b) {
         const Index at = work.block_row(b);
         const Index count = work.block_row(b + 1) - at;
@@ -107,11 +115,14 @@ void for_each_integer_tile(const StageSlice<float>& work, const MatrixLayout& la
         for (Index part = 0; part < parts; ++part) {
           const Index from = count * part / parts;
           const Index rows = count * (part + 1) / parts - from;
-          kernels.of_rows[rows - 1](block.rows().from(from), panel, layout.groups, quads,
-                                    work.sums + from * kernels::panel_width, next,
-                                    part == 0 ? step : 0);
+          const auto streaming = kernels.in_streams[rows - 1];
+          const bool streams = in_streams && part == 0 && streaming != nullptr;
+          (streams ? streaming : kernels.of_rows[rows - 1])(
+              block.rows().from(from), panel, layout.groups, quads,
+              work.sums + from * kernels::panel_width,
+              part == 0 ? next : kernels::Lines{next.begin});
         }
-        next += step * all_quads;
+        if (blocks > 1) next.begin += next.step * all_quads;
         finish(p, at, count, work.sums);
       }
     }

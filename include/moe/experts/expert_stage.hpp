@@ -269,7 +269,7 @@ class ExpertStage {
   std::int32_t add_slices(Step step, Index j, Index panels) {
     const Job& job = jobs_[static_cast<std::size_t>(j)];
     const Index wanted = splits(job);
-    const bool in_groups = job.blocks == 1 && kernels::fetches_side_by_side();
+    const bool in_groups = job.blocks == 1 && kernels::fetches_in_streams();
     constexpr Index group = kernels::most_side_panels;
     const Index panel_splits = std::clamp<Index>(wanted, 1, std::max<Index>(1, panels / 4));
     const Index row_splits =

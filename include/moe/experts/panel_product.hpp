@@ -40,7 +40,7 @@ Index finish_side_by_side(const StageSlice<Scalar>& work, const PackedMatrices<S
   const Index rows = work.block_row(work.last_block) - at;
   const Index group = kernels.side_panels[rows - 1];
   Index p = work.first_panel;
-  if (group == 0 || !kernels::fetches_side_by_side()) return p;
+  if (group == 0 || !kernels::fetches_in_streams()) return p;
   for (; p + group <= work.last_panel; p += group) {
     kernels.side_by_side[rows - 1](a, weights.panel(work.expert, p), weights.inner(), work.sums);
     for (Index i = 0; i < group; ++i)
@@ -48,6 +48,9 @@ Index finish_side_by_side(const StageSlice<Scalar>& work, const PackedMatrices<S
   }
   return p;
 }
+
+/// Blocks of rows that compute for less long than memory takes for their weights.
+inline constexpr Index most_waiting_blocks = 3;
 
 /// Calls finish(panel, first row, count, sums) for every tile of a slice of the work, where sums
 /// (count, 32) are the products of rows first row .. of the expert with the panel's weights.
@@ -75,18 +78,27 @@ void for_each_tile(const StageSlice<Scalar>& work, const PackedMatrices<Storage>
     const Index first_row = work.block_row(begin);
     while (end < work.last_block && work.block_row(end + 1) - first_row <= chunk_rows) ++end;
     const Index rows = work.block_row(end) - first_row;
+    const Index blocks = end - begin;
+    const bool in_streams = kernels::fetches_in_streams() && blocks <= most_waiting_blocks;
     const auto tile = [&](Index p, Index b, Index k, Index count, Scalar* sums) {
       const Index at = work.block_row(b);
       const Index block_rows = work.block_row(b + 1) - at;
+      const Scalar* const rows_at = a + at * row_size + k * block_rows;
       const Storage* const panel = weights.panel(work.expert, p, k);
+      const auto* const after = reinterpret_cast<const char*>(weights.panel(work.expert, p + 1, k));
       // While several blocks use one panel, each asks for its share of the next.
-      const Index blocks = end - begin;
+      const auto tile_in_streams = kernels.in_streams[block_rows - 1];
+      if (in_streams && p + 1 < work.last_panel && tile_in_streams != nullptr) {
+        const Index share = line_bytes * count / blocks;
+        tile_in_streams(rows_at, panel, count, sums, k > 0,
+                        {after + (b - begin) * share, share / 8, line_bytes / blocks},
+                        p == work.first_panel ? 4096 : 0);
+        return;
+      }
       const Index step = blocks > 1 ? (line_bytes + blocks - 1) / blocks : 0;
       const char* const next =
-          reinterpret_cast<const char*>(blocks > 1 ? weights.panel(work.expert, p + 1, k) : panel) +
-          (b - begin) * step * count;
-      kernels.of_rows[block_rows - 1](a + at * row_size + k * block_rows, panel, count, sums, k > 0,
-                                      next, step);
+          blocks > 1 ? after + (b - begin) * step * count : reinterpret_cast<const char*>(panel);
+      kernels.of_rows[block_rows - 1](rows_at, panel, count, sums, k > 0, next, step);
     };
     if (slices == 1) {
       const Index first = is_single

@@ -67,10 +67,10 @@ inline std::ptrdiff_t third_level_cache() noexcept {
   return bytes;
 }
 
-/// Whether a core reads memory faster as several streams than as one: Intel's do, by 1.2 (4th and
+/// Whether a core reads memory faster as several streams than as one: Intel's do, by 1.3 (4th and
 /// 5th generation of Xeon); AMD's (4th and 5th generation of Zen) are as fast with one, and slower
 /// with several short ones. Tests set it.
-inline std::atomic<bool>& side_by_side_choice() noexcept {
+inline std::atomic<bool>& stream_choice() noexcept {
   static std::atomic<bool> choice = [] {
 #if MOE_ARCH_X86_64
     unsigned a = 0;
@@ -85,8 +85,8 @@ inline std::atomic<bool>& side_by_side_choice() noexcept {
   }();
   return choice;
 }
-inline bool fetches_side_by_side() noexcept {
-  return side_by_side_choice().load(std::memory_order_relaxed);
+inline bool fetches_in_streams() noexcept {
+  return stream_choice().load(std::memory_order_relaxed);
 }
 
 }  // namespace moe::inline MOE_ABI::kernels

@@ -34,6 +34,15 @@ struct ActivationRule {
   bool clamps_gate_below = false;
 };
 
+/// Lines that a kernel asks for while it computes: for inner value k, from begin + k % period *
+/// step
+/// + k / period * stride on, with a period of which the kernel says what it is.
+struct Lines {
+  const char* begin = nullptr;
+  std::ptrdiff_t step = 0;
+  std::ptrdiff_t stride = 0;
+};
+
 /// Products of a tile of rows with a panel.
 ///
 ///   sums[r][o] = sum over k of a[k][r] panel[k][o]
@@ -47,27 +56,24 @@ struct ActivationRule {
 ///         further for every k: a part of the panel that comes next.
 ///
 /// `side_by_side` gives the sums of several panels, which follow each other in memory, with few
-/// rows: sums (panels, rows, 32), the same bits.
+/// rows: sums (panels, rows, 32), the same bits. `in_streams` gives those of more rows with one
+/// panel, and asks for all lines of what comes next, with a period of 8 inner values, to come to
+/// the first-level cache, and for those of the panel, `ahead` bytes ahead.
 template <class Scalar, class Storage>
 struct TileKernels {
   using Tile = void (*)(const Scalar* a, const Storage* panel, std::ptrdiff_t inner, Scalar* sums,
                         bool resume, const char* next, std::ptrdiff_t step) noexcept;
-
   using SideTiles = void (*)(const Scalar* a, const Storage* panel, std::ptrdiff_t inner,
                              Scalar* sums) noexcept;
+  using TileInStreams = void (*)(const Scalar* a, const Storage* panel, std::ptrdiff_t inner,
+                                 Scalar* sums, bool resume, Lines next,
+                                 std::ptrdiff_t ahead) noexcept;
 
   int most_rows = 0;
-  Tile of_rows[most_tile_rows] = {};            // of_rows[r - 1] for r rows
-  int side_panels[most_tile_rows] = {};         // with r rows side_panels[r - 1], or none
-  SideTiles side_by_side[most_tile_rows] = {};  // of side_panels[r - 1] panels, or null
-};
-
-/// Lines that a kernel asks for while it computes, to come to the second-level cache: `step` bytes
-/// further for every inner value, `stride` bytes for every 32 of them.
-struct Lines {
-  const char* begin = nullptr;
-  std::ptrdiff_t step = 0;
-  std::ptrdiff_t stride = 0;
+  Tile of_rows[most_tile_rows] = {};              // of_rows[r - 1] for r rows
+  int side_panels[most_tile_rows] = {};           // with r rows side_panels[r - 1], or none
+  SideTiles side_by_side[most_tile_rows] = {};    // of side_panels[r - 1] panels, or null
+  TileInStreams in_streams[most_tile_rows] = {};  // or null, where there are panels side by side
 };
 
 /// Values from one column's 32 inner values to the next's. One more than they are: loads of one
@@ -84,6 +90,7 @@ inline constexpr std::ptrdiff_t column_stride = panel_width + 1;
 ///         apart, panel (inner, 32), sums (columns, 32); panel and sums are 64-byte aligned. Of the
 ///         outputs at least the first `width`, 16 or 32, are computed.
 /// Values  as those of TileKernels.
+/// Memory  asks for lines, with a period of 32 inner values, to come to the second-level cache.
 template <class Scalar>
 struct ColumnKernels {
   using Tile = void (*)(const Scalar* a, std::ptrdiff_t stride, const Scalar* panel,

@@ -148,7 +148,8 @@ MOE_ALWAYS_INLINE Operand load_quads(const std::byte* p, std::ptrdiff_t v) noexc
   const __m256i w = load_signed<code>(p, v).value;
   return {w, _mm256_abs_epi8(w)};
 }
-MOE_ALWAYS_INLINE IntVec dot(IntVec sum, Operand w, const std::int8_t* x) noexcept {
+template <int rows>
+MOE_ALWAYS_INLINE IntVec dot(int /*r*/, IntVec sum, Operand w, const std::int8_t* x) noexcept {
   std::int32_t four;
   std::memcpy(&four, x, 4);
   const __m256i with_sign = _mm256_sign_epi8(_mm256_set1_epi32(four), w.value);

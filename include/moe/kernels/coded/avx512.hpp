@@ -168,7 +168,8 @@ MOE_ALWAYS_INLINE Operand load_quads(const std::byte* p, std::ptrdiff_t v) noexc
   const __m512i w = load_signed<code>(p, v).value;
   return {_mm512_abs_epi8(w), _mm512_movepi8_mask(w)};
 }
-MOE_ALWAYS_INLINE IntVec dot(IntVec sum, Operand w, const std::int8_t* x) noexcept {
+template <int rows>
+MOE_ALWAYS_INLINE IntVec dot(int /*r*/, IntVec sum, Operand w, const std::int8_t* x) noexcept {
   std::int32_t four;
   std::memcpy(&four, x, 4);
   const __m512i codes = _mm512_set1_epi32(four);
@@ -211,8 +212,16 @@ MOE_ALWAYS_INLINE Operand load_quads(const std::byte* p, std::ptrdiff_t v) noexc
     return {_mm512_shuffle_epi8(table_of(table_values<code>(), -128), nibbles(p, v))};
   }
 }
-/// By the instruction itself: with the intrinsic, g++ 12 copies every sum before and after it.
-MOE_ALWAYS_INLINE IntVec dot(IntVec sum, Operand w, const std::int8_t* x) noexcept {
+/// By the instruction itself: with the intrinsic, g++ 12 copies every sum before and after it, and
+/// none reads its activations as multiply-adds of a tile do (see memory_factors).
+template <int rows>
+MOE_ALWAYS_INLINE IntVec dot(int r, IntVec sum, Operand w, const std::int8_t* x) noexcept {
+  if (reads_factor(r, rows, 2)) {
+    __asm__("{vpdpbusd %2%{1to16%}, %1, %0|vpdpbusd %0, %1, %2%{1to16%}}"
+            : "+v"(sum.value)
+            : "v"(w.value), "m"(*reinterpret_cast<const std::int32_t*>(x)));
+    return sum;
+  }
   std::int32_t four;
   std::memcpy(&four, x, 4);
   __asm__("{vpdpbusd %2, %1, %0|vpdpbusd %0, %1, %2}"

@@ -146,7 +146,8 @@ constexpr std::int32_t start_of(WeightCode /*code*/) noexcept {
 
 namespace products {
 
-MOE_ALWAYS_INLINE IntVec dot(IntVec sum, Operand w, const std::int8_t* x) noexcept {
+template <int rows>
+MOE_ALWAYS_INLINE IntVec dot(int /*r*/, IntVec sum, Operand w, const std::int8_t* x) noexcept {
   const int8x16_t codes = repeat_quad(x);
   const int32x4_t low = vpaddlq_s16(vmull_s8(vget_low_s8(w.value), vget_low_s8(codes)));
   const int32x4_t high = vpaddlq_s16(vmull_high_s8(w.value, codes));
@@ -168,7 +169,8 @@ MOE_TARGET_BEGIN("dotprod")
 #endif
 namespace moe::inline MOE_ABI::kernels::neon::dotprod {
 
-MOE_ALWAYS_INLINE IntVec dot(IntVec sum, Operand w, const std::int8_t* x) noexcept {
+template <int rows>
+MOE_ALWAYS_INLINE IntVec dot(int /*r*/, IntVec sum, Operand w, const std::int8_t* x) noexcept {
 #if defined(__clang__) || defined(__ARM_FEATURE_DOTPROD)
   return {vdotq_s32(sum.value, w.value, repeat_quad(x))};
 #else

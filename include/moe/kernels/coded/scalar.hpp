@@ -67,7 +67,9 @@ template <WeightCode code>
 MOE_ALWAYS_INLINE Operand load_quads(const std::byte* p, std::ptrdiff_t v) noexcept {
   return load_signed<code>(p, v);
 }
-MOE_ALWAYS_INLINE IntVec dot(IntVec sum, const Operand& w, const std::int8_t* x) noexcept {
+template <int rows>
+MOE_ALWAYS_INLINE IntVec dot(int /*r*/, IntVec sum, const Operand& w,
+                             const std::int8_t* x) noexcept {
   for (int j = 0; j < 4; ++j) sum.value += w.value[j] * x[j];
   return sum;
 }

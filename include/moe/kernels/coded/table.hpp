@@ -40,10 +40,10 @@ struct CodedRows {
 ///         (rows, 32).
 /// Values  integer sums are exact; the rest is one accumulator for each output, over groups in
 ///         order: the same bits whatever the number of rows.
-/// Memory  asks for lines from `next` on, `step` bytes for every four inner values.
+/// Memory  with three rows or more asks for lines of what comes next, where it is `in_streams` with
+///         a period of 8 times four inner values; with fewer, 2 KiB ahead in the panel.
 using CodedProduct = void (*)(const CodedRows& rows, const std::byte* panel, std::ptrdiff_t groups,
-                              std::ptrdiff_t quads, float* sums, const char* next,
-                              std::ptrdiff_t step) noexcept;
+                              std::ptrdiff_t quads, float* sums, Lines next) noexcept;
 
 /// The same of one row with several panels, `stride` bytes apart: sums (panels, 32), the same bits.
 using SideCodedProduct = void (*)(const CodedRows& rows, const std::byte* panel,
@@ -81,10 +81,11 @@ using RowCoder = void (*)(const float* x, float factor, std::ptrdiff_t n, std::p
 struct CodedKernels {
   CodedDecoder decode = nullptr;
   RowCoder code_row = nullptr;
-  WidenedProduct widened[2] = {};             // of one row, and of two
-  std::int32_t start = 0;                     // of products, for each unit of a group's sum
-  std::ptrdiff_t most_rows = 0;               // of a tile
-  CodedProduct of_rows[most_tile_rows] = {};  // of_rows[r - 1] for r rows
+  WidenedProduct widened[2] = {};                // of one row, and of two
+  std::int32_t start = 0;                        // of products, for each unit of a group's sum
+  std::ptrdiff_t most_rows = 0;                  // of a tile
+  CodedProduct of_rows[most_tile_rows] = {};     // of_rows[r - 1] for r rows
+  CodedProduct in_streams[most_tile_rows] = {};  // or null, where rows are few
   std::ptrdiff_t side_panels = 0;
   SideCodedProduct side_by_side = nullptr;  // of side_panels panels, or null
 };
