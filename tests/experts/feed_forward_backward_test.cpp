@@ -5,8 +5,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
+#include <limits>
 #include <random>
+#include <span>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -250,7 +254,7 @@ TEST_P(FeedForwardBackwardLevels, TheBitsDoNotDependOnTheNumberOfThreads) {
   // The experts have rows in one piece; then in several, which add to the same gradients.
   for (const auto& [num_experts, tokens] : {std::pair<Index, Index>{5, 600}, {2, 1700}}) {
     const ExpertsConfig config = {
-        .num_experts = num_experts, .d_model = 70, .d_ff = 50, .biases = true};
+        .num_experts = num_experts, .d_model = 170, .d_ff = 150, .biases = true};
     std::vector<float> first;
     for (const int threads : {1, 2, 3, 7}) {
       const test_support::ScopedThreads scope(threads);
@@ -266,8 +270,8 @@ TEST_P(FeedForwardBackwardLevels, TheBitsDoNotDependOnTheNumberOfThreads) {
 }
 
 template <class Storage>
-void expect_rounded_weights_train() {
-  const ExpertsConfig config = {.num_experts = 3, .d_model = 40, .d_ff = 24, .biases = true};
+void expect_rounded_weights_train(Index d_model, Index d_ff) {
+  const ExpertsConfig config = {.num_experts = 3, .d_model = d_model, .d_ff = d_ff, .biases = true};
   Case<float, moe::SwiGlu> c(config, 30, 2, Weights::on_output);
   moe::FeedForwardExperts<float, moe::SwiGlu, Storage> rounded(config);
   rounded.round_from(c.bank);
@@ -294,15 +298,17 @@ void expect_rounded_weights_train() {
     EXPECT_LT(distance(gradients.values()[part], c.gradients.values()[part]), 1e-5);
   EXPECT_TRUE(c.rows.isApprox(d_rows, 1e-5F));
   using Other = moe::FeedForwardExperts<float, moe::SwiGlu>;
-  EXPECT_THROW(rounded.round_from(Other({.num_experts = 2, .d_model = 40, .d_ff = 24})),
+  EXPECT_THROW(rounded.round_from(Other({.num_experts = 2, .d_model = d_model, .d_ff = d_ff})),
                moe::ShapeError);
-  EXPECT_THROW(rounded.round_from(Other({.num_experts = 3, .d_model = 40, .d_ff = 24})),
+  EXPECT_THROW(rounded.round_from(Other({.num_experts = 3, .d_model = d_model, .d_ff = d_ff})),
                std::invalid_argument);
 }
 
 TEST(FeedForwardBackward, OfRoundedWeightsBesideAMaster) {
-  expect_rounded_weights_train<moe::bfloat16>();
-  expect_rounded_weights_train<moe::half>();
+  expect_rounded_weights_train<moe::bfloat16>(40, 24);
+  expect_rounded_weights_train<moe::half>(40, 24);
+  // More columns than a task takes, and more inner values than a slice.
+  expect_rounded_weights_train<moe::bfloat16>(600, 290);
 }
 
 TEST(FeedForwardBackward, AddsToTheGradients) {
@@ -336,6 +342,47 @@ TEST(FeedForwardBackward, LeavesExpertsWithoutRowsAndFilledUpPanelsAtZero) {
   for (const auto part : c.gradients.values())
     for (const double value : part) all += std::fabs(value);
   EXPECT_NEAR(all, sum, 1e-9 * sum);
+}
+
+TEST(FeedForwardBackward, LeavesFilledUpPanelsAtZeroWhateverTheWeights) {
+  const ExpertsConfig config = {.num_experts = 2, .d_model = 20, .d_ff = 10, .biases = true};
+  Case<float, moe::SwiGlu> c(config, 5, 1, Weights::on_output);
+  c.routing.weights(0, 0) = std::numeric_limits<float>::infinity();
+  c.backward();
+  const auto count = [](std::span<const float> values) {
+    return std::count_if(values.begin(), values.end(), [](float v) { return !std::isfinite(v); });
+  };
+  std::ptrdiff_t all = 0;
+  for (const auto part : c.gradients.values()) all += count(part);
+  std::ptrdiff_t in_matrices = 0;
+  for (Index e = 0; e < config.num_experts; ++e) {
+    const moe::ExpertMatrices<float> g = c.gradients.expert(e);
+    const auto add = [&](const auto& m) {
+      in_matrices += count({m.data(), static_cast<std::size_t>(m.size())});
+    };
+    add(g.gate);
+    add(g.up);
+    add(g.down);
+    add(g.gate_bias);
+    add(g.up_bias);
+    add(g.down_bias);
+  }
+  EXPECT_GT(all, 0);
+  EXPECT_EQ(all, in_matrices);
+}
+
+/// Experts with a row each fill a panel of 32 each, for which there is to be no more memory.
+TEST(FeedForwardBackward, TakesNoMoreExpertsTogetherThanFillItsMemory) {
+  constexpr Index experts = 200;
+  const Case<float, moe::SwiGlu> c({.num_experts = experts, .d_model = 4, .d_ff = 4}, 300, 1,
+                                   Weights::none);
+  std::vector<moe::detail::RowPiece> pieces;
+  Index rows = 0;
+  moe::detail::for_each_group(c.plan, 512, 1024, pieces, [&](Index panels) {
+    EXPECT_LT(panels * moe::kernels::panel_width, 1024 + 512);
+    for (const auto& piece : pieces) rows += piece.rows;
+  });
+  EXPECT_EQ(rows, c.plan.num_rows());
 }
 
 TEST(FeedForwardBackward, RefusesGradientsOfAnotherBank) {

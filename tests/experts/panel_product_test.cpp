@@ -153,8 +153,7 @@ void expect_products(Index rows, Index blocks) {
 /// Sets whether memory is read in several streams, until it goes out of scope.
 class Streams {
  public:
-  explicit Streams(bool choice)
-      : before_(moe::kernels::stream_choice().exchange(choice)) {}
+  explicit Streams(bool choice) : before_(moe::kernels::stream_choice().exchange(choice)) {}
   Streams(const Streams&) = delete;
   Streams& operator=(const Streams&) = delete;
   ~Streams() { moe::kernels::stream_choice() = before_; }

@@ -304,9 +304,9 @@ TEST_P(Coded, ARowsBitsDoNotDependOnTheOtherRows) {
       if (first.empty()) first.assign(sums.data(), sums.data() + width);
       if (kernels.in_streams[rows - 1] != nullptr) {
         AlignedBuffer<float> in_streams(static_cast<std::size_t>(rows * width));
-        kernels.in_streams[rows - 1](
-            block.rows().from(rows), panel.bytes.data(), layout.groups, layout.group / 4,
-            in_streams.data(), {reinterpret_cast<const char*>(panel.bytes.data()), 512, 64});
+        kernels.in_streams[rows - 1](block.rows().from(rows), panel.bytes.data(), layout.groups,
+                                     layout.group / 4, in_streams.data(),
+                                     {reinterpret_cast<const char*>(panel.bytes.data()), 512, 64});
         EXPECT_TRUE(std::equal(sums.data(), sums.data() + rows * width, in_streams.data()))
             << moe::format_name(format) << ", " << rows << " rows";
       }

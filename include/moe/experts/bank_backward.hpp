@@ -152,8 +152,8 @@ struct RowPiece {
 };
 
 /// Cuts a plan's rows into pieces of at most `most_piece`, and calls body(panels) for groups of
-/// them, each complete at `most_group` rows or more. Pieces of one expert stand in different
-/// groups, so that they add to its gradients one after another.
+/// them, each complete when its panels have room for `most_group` rows or more. Pieces of one
+/// expert stand in different groups, so that they add to its gradients one after another.
 template <class Body>
 void for_each_group(const DispatchPlan& plan, Index most_piece, Index most_group,
                     std::vector<RowPiece>& pieces, const Body& body) {
@@ -161,15 +161,13 @@ void for_each_group(const DispatchPlan& plan, Index most_piece, Index most_group
   Index begin = 0;
   while (expert < plan.num_experts) {
     pieces.clear();
-    Index rows = 0;
     Index panels = 0;
-    while (expert < plan.num_experts && rows < most_group) {
+    while (expert < plan.num_experts && panels * kernels::panel_width < most_group) {
       const Index left = plan.rows_of(expert) - begin;
       const Index take = std::min(left, most_piece);
       if (take > 0) {
         pieces.push_back(
             {expert, plan.first_row(expert), begin, take, plan.rows_of(expert), panels});
-        rows += take;
         panels += pieces.back().panels();
       }
       begin += take;

@@ -96,7 +96,7 @@ void for_each_integer_tile(const StageSlice<float>& work, const MatrixLayout& la
       const std::byte* const panel = matrix + layout.panel_offset(p);
       const Index blocks = end - begin;
       // While several blocks use one panel, each asks for its share of the next; a single one asks
-      // for all of it where memory wants several streams (see kernels::fetches_in_streams).
+      // for nearly all of it where memory wants several streams (see kernels::fetches_in_streams).
       const bool in_streams =
           blocks == 1 && kernels::fetches_in_streams() && p + 1 < work.last_panel;
       kernels::Lines next{reinterpret_cast<const char*>(panel)};

@@ -265,11 +265,11 @@ class ExpertStage {
   }
 
   /// Cuts a step along the panels, at least 4 a task, and along the rows where that is not enough.
-  /// Panels that are streamed side by side stay together.
+  /// Panels that few rows stream side by side stay together.
   std::int32_t add_slices(Step step, Index j, Index panels) {
     const Job& job = jobs_[static_cast<std::size_t>(j)];
     const Index wanted = splits(job);
-    const bool in_groups = job.blocks == 1 && kernels::fetches_in_streams();
+    const bool in_groups = job.num_rows <= kernels::most_side_rows && kernels::fetches_in_streams();
     constexpr Index group = kernels::most_side_panels;
     const Index panel_splits = std::clamp<Index>(wanted, 1, std::max<Index>(1, panels / 4));
     const Index row_splits =

@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <type_traits>
 #include <vector>
 
 #include "moe/core/aligned_buffer.hpp"
@@ -25,7 +24,6 @@
 #include "moe/experts/column_product.hpp"
 #include "moe/experts/hidden_dropout.hpp"
 #include "moe/experts/packed_experts.hpp"
-#include "moe/experts/panel_product.hpp"
 #include "moe/kernels/dispatch.hpp"
 #include "moe/parallel/parallel_for.hpp"
 
@@ -59,8 +57,10 @@ class FeedForwardBackward {
   static constexpr Index most_group_rows = 1024;
   static constexpr Index width = kernels::panel_width;
   static constexpr Index block_size = width * width;
-  // Panels of a weight's gradient in one task, which read the other factor's columns together.
-  static constexpr Index outer_panels = 4;
+  static constexpr Index most_outer_panels = 4;
+
+  // Of every thread, where they can be had by cutting finer.
+  static constexpr Index least_tasks = 4;
 
   enum class Step { pack, hidden, input, up, down, weight };
 
@@ -88,9 +88,15 @@ class FeedForwardBackward {
     });
     tasks_.clear();
     add_column_tasks(Step::input, sizes.d_model);
+    const auto pieces = static_cast<Index>(pieces_.size());
+    outer_panels_ = most_outer_panels;
+    while (outer_panels_ > 1 && pieces * (sizes.up_panels + sizes.down_panels) <
+                                    least_tasks * num_threads_ * outer_panels_)
+      outer_panels_ /= 2;
     const auto unless_frozen = [&](Index count) {
-      return [&call, count](const RowPiece& piece) {
-        return call.is_frozen(piece.expert) ? Index{0} : (count + outer_panels - 1) / outer_panels;
+      return [this, &call, count](const RowPiece& piece) {
+        return call.is_frozen(piece.expert) ? Index{0}
+                                            : (count + outer_panels_ - 1) / outer_panels_;
       };
     };
     add_tasks(Step::up, unless_frozen(sizes.up_panels));
@@ -101,9 +107,9 @@ class FeedForwardBackward {
       if (task.step == Step::input) {
         find_input(weights, call, sizes, piece, task.index, thread);
       } else if (task.step == Step::up) {
-        find_up(gradients, sizes, piece, task.index * outer_panels);
+        find_up(gradients, sizes, piece, task.index * outer_panels_);
       } else if (task.step == Step::down) {
-        find_down(gradients, call, sizes, piece, task.index * outer_panels);
+        find_down(gradients, call, sizes, piece, task.index * outer_panels_);
       } else {
         find_weights(weights, call, sizes, piece);
       }
@@ -126,7 +132,7 @@ class FeedForwardBackward {
     const auto pieces = static_cast<Index>(pieces_.size());
     task_columns_ = ColumnProduct::most_columns;
     while (task_columns_ > 2 * width &&
-           pieces * ((columns + task_columns_ - 1) / task_columns_) < 4 * num_threads_)
+           pieces * ((columns + task_columns_ - 1) / task_columns_) < least_tasks * num_threads_)
       task_columns_ /= 2;
     add_tasks(step, [&](const RowPiece&) { return (columns + task_columns_ - 1) / task_columns_; });
   }
@@ -141,6 +147,15 @@ class FeedForwardBackward {
     parallel::for_each_task(static_cast<Index>(tasks_.size()), [&](Index task, int thread) {
       body(tasks_[static_cast<std::size_t>(task)], thread);
     });
+  }
+
+  /// Not the zeros behind the columns, which are to stay, whatever the factor.
+  static void scale_row(Scalar* row, Index columns, Scalar factor) noexcept {
+    if (columns == width) {
+      for (Index i = 0; i < width; ++i) row[i] *= factor;
+    } else {
+      for (Index i = 0; i < columns; ++i) row[i] *= factor;
+    }
   }
 
   /// 32 rows: dy and x by columns, w dy in panels.
@@ -177,8 +192,7 @@ class FeedForwardBackward {
             std::fill(std::copy_n(rows[r] + from, columns, row), row + width, Scalar(0));
           }
           if (factors == nullptr) continue;
-          const Scalar factor = factors[r];
-          for (Index i = 0; i < width; ++i) row[i] *= factor;
+          scale_row(row, columns, factors[r]);
         }
       };
       gather(dy, nullptr, block);
@@ -228,8 +242,7 @@ class FeedForwardBackward {
     transpose(d_hidden, memory.d_hidden, width);
     for (Index r = 0; r < count; ++r) {
       Scalar* const row = memory.d_hidden + r * width;
-      const Scalar weight = memory_.weights(piece)[first + r];
-      for (Index i = 0; i < width; ++i) row[i] *= weight;
+      scale_row(row, std::min(width, sizes.d_ff - from), memory_.weights(piece)[first + r]);
       if (!drops) continue;
       dropout_factors(call.input.dropout,
                       call.input.plan.rows[static_cast<std::size_t>(piece.plan_row(first + r))],
@@ -317,7 +330,7 @@ class FeedForwardBackward {
   void find_up(PackedExperts<Scalar, gated>& gradients, const BackwardSizes& sizes,
                const RowPiece& piece, Index first) {
     const Scalar* const values = memory_.d_sums_panels(sizes, piece) + first * piece.rows * width;
-    const Index count = std::min(outer_panels, sizes.up_panels - first);
+    const Index count = std::min(outer_panels_, sizes.up_panels - first);
     add_outer(piece, memory_.x_of(sizes, piece, 0), memory_.x_stride(sizes), sizes.d_model, values,
               gradients.up.panel(piece.expert, first), gradients.up.inner() * width, count);
     for (Index p = 0; p < count && gradients.config.biases; ++p)
@@ -329,7 +342,7 @@ class FeedForwardBackward {
   void find_down(PackedExperts<Scalar, gated>& gradients, const BankBackward<Scalar>& call,
                  const BackwardSizes& sizes, const RowPiece& piece, Index first) {
     const Scalar* const values = memory_.dy_panels(sizes, piece) + first * piece.rows * width;
-    const Index count = std::min(outer_panels, sizes.down_panels - first);
+    const Index count = std::min(outer_panels_, sizes.down_panels - first);
     add_outer(piece, memory_.hidden_of(sizes, piece, 0), memory_.hidden_stride(sizes), sizes.d_ff,
               values, gradients.down.panel(piece.expert, first), gradients.down.inner() * width,
               count);
@@ -369,6 +382,8 @@ class FeedForwardBackward {
 
   Index num_threads_ = 1;
   Index task_columns_ = 1;
+  Index outer_panels_ =
+      1;  // of a weight's gradient in a task, which read the other factor together
   std::vector<RowPiece> pieces_;
   std::vector<Task> tasks_;
   BackwardMemory<Scalar> memory_;

@@ -106,7 +106,7 @@ inline constexpr float infinity = __builtin_inff();
 inline constexpr float lowest = -3.40282347e+38F;
 inline constexpr float second_lowest = -3.40282326e+38F;
 inline constexpr int most_rows = 6;
-inline constexpr int side_sums = 12;  // As the tile of 6 rows has in a pass.
+inline constexpr int side_sums = 0;  // Enough for 3 panels of one row.
 
 constexpr std::ptrdiff_t pass_width(int rows) noexcept {
   return rows <= 3 ? panel_width : panel_width / 2;

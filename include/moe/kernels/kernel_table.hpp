@@ -16,8 +16,9 @@ namespace moe::inline MOE_ABI::kernels {
 /// Rows that no level's tile exceeds.
 inline constexpr int most_tile_rows = 14;
 
-/// Panels that no level streams side by side more of.
+/// Panels that no level streams side by side more of, and rows that none does with.
 inline constexpr int most_side_panels = 8;
+inline constexpr int most_side_rows = 3;
 
 /// The activations that have a kernel; `clamped` is gated only.
 enum class ActivationKind { relu, silu, gelu, gelu_tanh, clamped };
@@ -34,9 +35,9 @@ struct ActivationRule {
   bool clamps_gate_below = false;
 };
 
-/// Lines that a kernel asks for while it computes: for inner value k, from begin + k % period *
-/// step
-/// + k / period * stride on, with a period of which the kernel says what it is.
+/// Lines that a kernel asks for while it computes. The i-th of its inner values, or of as many of
+/// them as it takes together, asks at begin + i % period * step + i / period * stride, in bytes; a
+/// kernel says what its period is.
 struct Lines {
   const char* begin = nullptr;
   std::ptrdiff_t step = 0;
@@ -57,7 +58,7 @@ struct Lines {
 ///
 /// `side_by_side` gives the sums of several panels, which follow each other in memory, with few
 /// rows: sums (panels, rows, 32), the same bits. `in_streams` gives those of more rows with one
-/// panel, and asks for all lines of what comes next, with a period of 8 inner values, to come to
+/// panel, and asks for the lines of what comes next, with a period of 8 inner values, to come to
 /// the first-level cache, and for those of the panel, `ahead` bytes ahead.
 template <class Scalar, class Storage>
 struct TileKernels {
@@ -90,7 +91,8 @@ inline constexpr std::ptrdiff_t column_stride = panel_width + 1;
 ///         apart, panel (inner, 32), sums (columns, 32); panel and sums are 64-byte aligned. Of the
 ///         outputs at least the first `width`, 16 or 32, are computed.
 /// Values  as those of TileKernels.
-/// Memory  asks for lines, with a period of 32 inner values, to come to the second-level cache.
+/// Memory  asks for the next block of a, and for other lines, with a period of 32 inner values, to
+///         come to the second-level cache.
 template <class Scalar>
 struct ColumnKernels {
   using Tile = void (*)(const Scalar* a, std::ptrdiff_t stride, const Scalar* panel,

@@ -212,6 +212,9 @@ MOE_ALWAYS_INLINE Operand load_quads(const std::byte* p, std::ptrdiff_t v) noexc
     return {_mm512_shuffle_epi8(table_of(table_values<code>(), -128), nibbles(p, v))};
   }
 }
+/// Four codes, whatever was written there.
+using AnyFour [[gnu::may_alias]] = std::int32_t;
+
 /// By the instruction itself: with the intrinsic, g++ 12 copies every sum before and after it, and
 /// none reads its activations as multiply-adds of a tile do (see memory_factors).
 template <int rows>
@@ -219,7 +222,7 @@ MOE_ALWAYS_INLINE IntVec dot(int r, IntVec sum, Operand w, const std::int8_t* x)
   if (reads_factor(r, rows, 2)) {
     __asm__("{vpdpbusd %2%{1to16%}, %1, %0|vpdpbusd %0, %1, %2%{1to16%}}"
             : "+v"(sum.value)
-            : "v"(w.value), "m"(*reinterpret_cast<const std::int32_t*>(x)));
+            : "v"(w.value), "m"(*reinterpret_cast<const AnyFour*>(x)));
     return sum;
   }
   std::int32_t four;

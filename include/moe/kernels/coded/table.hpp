@@ -40,8 +40,8 @@ struct CodedRows {
 ///         (rows, 32).
 /// Values  integer sums are exact; the rest is one accumulator for each output, over groups in
 ///         order: the same bits whatever the number of rows.
-/// Memory  with three rows or more asks for lines of what comes next, where it is `in_streams` with
-///         a period of 8 times four inner values; with fewer, 2 KiB ahead in the panel.
+/// Memory  asks for lines, a step for every four inner values, and `in_streams` with a period of 8;
+///         a level's few rows ask for lines of the panel instead.
 using CodedProduct = void (*)(const CodedRows& rows, const std::byte* panel, std::ptrdiff_t groups,
                               std::ptrdiff_t quads, float* sums, Lines next) noexcept;
 

@@ -3,8 +3,8 @@
 //
 // Products of a tile of columns, which keep 32 inner values together, with a panel.
 //
-// Uses: Scalar, Vec, `pass_width(columns)`, the outputs that one pass over the panel accumulates in
-// registers.
+// Uses: Scalar, Vec, accumulate, most_rows, `pass_width(columns)`, the outputs that one pass over
+// the panel accumulates in registers.
 
 /// One pass over a panel, of outputs from `panel` and `sums` on.
 template <int columns, std::ptrdiff_t width>
