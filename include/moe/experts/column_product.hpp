@@ -17,8 +17,8 @@
 namespace moe::inline MOE_ABI::detail {
 
 /// What a task takes of a product: at most 256 columns, whose weights it meets in slices of 256
-/// inner values. A slice stays in the second-level cache for all of a piece's rows, and 32 rows of
-/// the slice in the first-level cache for all columns.
+/// inner values. A slice stays in the second-level cache for all of a piece's rows; of the rows, 32
+/// at a time meet all columns, 32 KiB in float, which some first-level caches keep, too.
 struct ColumnProduct {
   static constexpr Index most_columns = 256;
   static constexpr Index slice = 256;
@@ -33,7 +33,7 @@ struct ColumnProduct {
 /// sums (panels, most_columns, 32): for each of a piece's row panels, columns of (rows times a
 /// matrix). Its weights lie in `matrix` (inner / 32, columns, 32), blocks `stride` apart; rows
 /// (panels, inner, 32) lie `rows_stride` apart. `copy` has room for ColumnProduct::copy_size values
-/// of the weights, which the kernels want in float or double, and each column elsewhere.
+/// of the weights: the kernels want them as Scalar and kernels::column_stride apart.
 ///
 /// While a slice is in use, the next one is asked for, or that of the next task: its blocks lie a
 /// panel apart, where no hardware foresees them.

@@ -89,10 +89,11 @@ void for_each_tile(const StageSlice<Scalar>& work, const PackedMatrices<Storage>
       // While several blocks use one panel, each asks for its share of the next.
       const auto tile_in_streams = kernels.in_streams[block_rows - 1];
       if (in_streams && p + 1 < work.last_panel && tile_in_streams != nullptr) {
+        // Nobody has asked for the first panel, so that its tiles do, a page ahead.
+        const Index ahead = p == work.first_panel ? 4096 : 0;
         const Index share = line_bytes * count / blocks;
         tile_in_streams(rows_at, panel, count, sums, k > 0,
-                        {after + (b - begin) * share, share / 8, line_bytes / blocks},
-                        p == work.first_panel ? 4096 : 0);
+                        {after + (b - begin) * share, share / 8, line_bytes / blocks}, ahead);
         return;
       }
       const Index step = blocks > 1 ? (line_bytes + blocks - 1) / blocks : 0;

@@ -135,11 +135,7 @@ void tiles_side_by_side(const Scalar* a, const Storage* panel, std::ptrdiff_t in
       Vec column[vectors];
       load_column(panel + p * stride, column);
       MOE_UNROLL
-      for (int r = 0; r < rows; ++r) {
-        const Vec x = Vec::broadcast(a[r]);
-        MOE_UNROLL
-        for (int v = 0; v < vectors; ++v) sum[p][r][v] = multiply_add(x, column[v], sum[p][r][v]);
-      }
+      for (int r = 0; r < rows; ++r) accumulate<rows>(r, a + r, column, sum[p][r]);
     }
     a += rows;
     panel += panel_width;
