@@ -236,7 +236,8 @@ void run_peer(benchmark::State& state, const std::string& name, const Peer& peer
   if (is_first) {
     // Every routing once on every copy, since some libraries prepare for each number of rows; where
     // that takes long, fewer routings.
-    const double seconds = seconds_of([&] { theirs(0, false); });
+    const double seconds =
+        seconds_of([&] { theirs(0, false); }) * static_cast<double>(layers.size());
     prepared.routings = static_cast<std::uint64_t>(std::clamp(3 / seconds, 2.0, 16.0));
   }
   set = RoutingSet(shape, tokens, Skew::uniform, prepared.routings);
