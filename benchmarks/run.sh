@@ -16,8 +16,8 @@ if [[ " $* " = *" --table "* ]]; then
   moe_need libopenblas-openmp-dev libdnnl-dev libtorch-dev
   peers=ON
   name=table
-  # OpenBLAS 0.3.21 knows Intel's processors by their numbers, and gives those that came later kernels
-  # without AVX, which take five times as long; libtorch multiplies with it, too.
+  # OpenBLAS 0.3.21 knows Intel's processors by their numbers and gives newer ones kernels without
+  # AVX, which take three to six times as long; libtorch multiplies with it, too.
   if grep -q GenuineIntel /proc/cpuinfo && grep -q avx512f /proc/cpuinfo; then
     export OPENBLAS_CORETYPE=${OPENBLAS_CORETYPE:-SkylakeX}
   fi
