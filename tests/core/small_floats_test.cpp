@@ -78,6 +78,8 @@ TEST(SmallFloats, EverySixteenBitCode) {
       EXPECT_EQ(half, value_of(code, 5, 10)) << code;
     } else {
       EXPECT_EQ(std::isnan(half), (code & 0x3ffU) != 0) << code;
+      EXPECT_EQ(std::isinf(half), (code & 0x3ffU) == 0) << code;
+      EXPECT_EQ(std::signbit(half), (code & 0x8000U) != 0) << code;
     }
     const float wide = moe::bfloat16_to_float(bits);
     EXPECT_EQ(std::bit_cast<std::uint32_t>(wide), code << 16U) << code;

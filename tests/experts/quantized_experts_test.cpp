@@ -9,10 +9,12 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <gtest/gtest.h>
 
+#include <moe/core/aligned_buffer.hpp>
 #include <moe/experts/feed_forward.hpp>
 #include <moe/experts/quantized_experts.hpp>
 #include <moe/layer/sparse_moe.hpp>
@@ -194,6 +196,32 @@ TEST(QuantizedBank, CopiesShareTheirWeightsUntilOneIsChanged) {
   EXPECT_EQ(copy.expert(0).up, bank.expert(0).up);
 }
 
+TEST(QuantizedBank, TakesAnExpertOfTheMemoryThatItLetsGo) {
+  const Quantized bank =
+      quantized<Quantized>(test_support::random_bank<Floats>(odd, 5), moe::format_of("int4-g32"));
+  // All experts in memory that nobody but the bank keeps.
+  auto owner = std::make_shared<std::vector<moe::AlignedBuffer<std::byte>>>();
+  std::vector<const std::byte*> experts;
+  for (Index e = 0; e < odd.num_experts; ++e) {
+    const auto bytes = bank.expert_bytes(e);
+    owner->emplace_back(bytes.size());
+    std::copy(bytes.begin(), bytes.end(), owner->back().data());
+    experts.push_back(owner->back().data());
+  }
+  Quantized viewed(odd, std::vector<moe::ExpertFormat>(experts.size(), bank.format(0)), experts,
+                   std::move(owner));
+  viewed.set_expert_bytes(1, viewed.expert_bytes(2));
+  EXPECT_EQ(viewed.expert(1).up, bank.expert(2).up);
+  EXPECT_EQ(viewed.expert(2).up, bank.expert(2).up);
+}
+
+TEST(QuantizedBank, TakesTwentyFourGigabytesForMixtralInFourBits) {
+  const WeightFormat format = moe::format_of("int4-g64");
+  const moe::ExpertLayout one({.num_experts = 8, .d_model = 4096, .d_ff = 14336}, true,
+                              {format, format});
+  EXPECT_EQ(8 * one.bytes(), 748683264) << "the README says so of one of 32 layers";
+}
+
 TEST(QuantizedBank, RefusesWhatDoesNotFit) {
   const moe::ExpertFormat format{};
   EXPECT_THROW(Quantized({.num_experts = 0, .d_model = 8, .d_ff = 8}, format),
@@ -260,6 +288,10 @@ TEST(QuantizedBank, RefusesCodesAndScalesThatAreNoNumbers) {
                          Case{"int8-g32", 1, -infinity, false},
                          Case{"int8-g32", 1, 65504, true},
                          Case{"int8-g32", 1, 1e6F, false},
+                         Case{"int8-g32", 1, 1e-9F, false},
+                         Case{"int8-g32", 0x100, 1, false},
+                         Case{"int4-g32", 15, 1, true},
+                         Case{"int4-g32", 16, 1, false},
                          Case{"int4-g32", 8, NAN, false},
                          Case{"nl4-g32", 8, 255, true},
                          Case{"nl4-g32", 8, 256, false},
@@ -286,6 +318,7 @@ TEST(QuantizedBank, RefusesCodesAndScalesThatAreNoNumbers) {
       EXPECT_TRUE(bank.expert(0).up.allFinite());
     } else {
       EXPECT_THROW(set(), std::invalid_argument) << at.format << ", code " << at.code;
+      EXPECT_TRUE(bank.expert(0).up.isZero(0)) << "the expert stays as it was";
     }
   }
 }

@@ -122,7 +122,7 @@ TEST_F(ExpertCache, CountsWhatItDoes) {
   EXPECT_EQ(cached.counters().hits, 2U);
   EXPECT_EQ(cached.counters().bytes,
             static_cast<double>(bank_->expert_bytes(0).size() + bank_->expert_bytes(1).size()));
-  EXPECT_GE(cached.counters().waiting_seconds, 0);
+  EXPECT_GT(cached.counters().waiting_seconds, 0);
   // Experts 3, 4, 5 push out 0, which was used least recently, and leave 1.
   run(cached, x, {3, 4});
   run(cached, x, {5, 1});
@@ -255,12 +255,33 @@ TEST_F(ExpertCache, WorksInALayerAndPrefetchesByARouting) {
   const Matrix<float> x = test_support::random_matrix<float>(16, 64, 5);
   moe::Routing<float> routing;
   router.route(x, {}, routing);
+  const std::vector<Index> load = moe::metrics::expert_load(routing);
+  std::vector<Index> order{0, 1, 2, 3, 4, 5, 6, 7};
+  std::stable_sort(order.begin(), order.end(), [&](Index a, Index b) {
+    return load[static_cast<std::size_t>(a)] > load[static_cast<std::size_t>(b)];
+  });
+  ASSERT_GT(load[static_cast<std::size_t>(order[3])], 0);
   layer.experts().prefetch(routing);
+  // As many as there is room for, those with the most tokens.
+  EXPECT_TRUE(reads(layer.experts(), bytes_of({order[0], order[1], order[2], order[3]})));
   Matrix<float> y(16, 64);
   Matrix<float> expected(16, 64);
   layer.forward(x, y);
   resident.forward(x, expected);
   EXPECT_EQ(y, expected);
+  EXPECT_EQ(layer.experts().counters().hits, 4U);
+}
+
+TEST_F(ExpertCache, MultipliesAsItIsTold) {
+  Cached cached = cache(3);
+  Bank widened = *bank_;
+  cached.set_product(moe::ProductKind::widened);
+  widened.set_product(moe::ProductKind::widened);
+  EXPECT_EQ(cached.product(), moe::ProductKind::widened);
+  const Matrix<float> x = test_support::random_matrix<float>(5, 64, 5);
+  const std::vector<Index> chosen{0, 1, 2, 3, 4};
+  EXPECT_EQ(run(cached, x, chosen), run(widened, x, chosen));
+  EXPECT_NE(run(cached, x, chosen), run(*bank_, x, chosen));
 }
 
 TEST_F(ExpertCache, RefusesWhatCannotWork) {

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstring>
 #include <functional>
 #include <limits>
 #include <memory>
@@ -164,25 +165,17 @@ class CodedExperts {
            const QuantizeOptions& options) {
     check_expert(where, e);
     check_expert_shapes(where, config, gated_, weights);
-    std::byte* const to_up = own(e);
-    const auto quantize = [&](const MatrixLayout& matrix, std::byte* to, PanelRole role,
-                              MatrixView<const float> from, std::span<const float> importance) {
-      // Outputs of one panel may share bytes, so that a task has all of a panel's.
-      constexpr Index width = kernels::gated_width;
-      const Index step = role == PanelRole::plain ? 2 * width : width;
-      parallel::for_each_block(from.rows(), step, [&](Index begin, Index end) {
-        for (Index o = begin; o < end; ++o)
-          put_output(matrix, panel_column(role, o),
-                     quantize_output(matrix, {from.row(o), static_cast<std::size_t>(from.cols())},
-                                     importance, options.search),
-                     to);
-      });
+    const auto quantized = [&](const MatrixLayout& matrix, MatrixView<const float> from,
+                               std::span<const float> importance) {
+      return [&matrix, from, importance, &options](Index o) {
+        return quantize_output(matrix, {from.row(o), static_cast<std::size_t>(from.cols())},
+                               importance, options.search);
+      };
     };
     const ExpertLayout& its = layout(e);
-    if (gated_) quantize(its.up, to_up, PanelRole::gate, weights.gate, options.up_importance);
-    quantize(its.up, to_up, up_role(), weights.up, options.up_importance);
-    quantize(its.down, to_up + its.up.bytes(), PanelRole::plain, weights.down,
-             options.down_importance);
+    put(e, quantized(its.up, weights.gate, options.up_importance),
+        quantized(its.up, weights.up, options.up_importance),
+        quantized(its.down, weights.down, options.down_importance));
     set_biases(e, weights);
   }
 
@@ -197,24 +190,24 @@ class CodedExperts {
   /// Takes over one expert's matrices code by code, in parallel over outputs.
   void set_codes(const char* where, Index e, const CodedExpertSource& source) {
     check_expert(where, e);
-    std::byte* const to_up = own(e);
-    const auto put = [&](const MatrixLayout& matrix, std::byte* to, PanelRole role, Index outputs,
-                         const std::function<CodedOutput(Index)>& codes) {
-      // Outputs of one panel may share bytes, so that a task has all of a panel's.
-      constexpr Index width = kernels::gated_width;
-      const Index step = role == PanelRole::plain ? 2 * width : width;
-      parallel::for_each_block(outputs, step, [&](Index begin, Index end) {
-        for (Index o = begin; o < end; ++o) {
-          const CodedOutput output = codes(o);
-          check_output(where, matrix, output);
-          put_output(matrix, panel_column(role, o), output, to);
-        }
-      });
+    const auto checked = [&](const MatrixLayout& matrix,
+                             const std::function<CodedOutput(Index)>& codes) {
+      return [where, &matrix, &codes](Index o) {
+        CodedOutput output = codes(o);
+        check_output(where, matrix, output);
+        return output;
+      };
     };
     const ExpertLayout& its = layout(e);
-    if (gated_) put(its.up, to_up, PanelRole::gate, config.d_ff, source.gate);
-    put(its.up, to_up, up_role(), config.d_ff, source.up);
-    put(its.down, to_up + its.up.bytes(), PanelRole::plain, config.d_model, source.down);
+    put(e, checked(its.up, source.gate), checked(its.up, source.up),
+        checked(its.down, source.down));
+  }
+
+  /// Copies an expert in as it lies.
+  void set_bytes(Index e, std::span<const std::byte> bytes) {
+    const std::shared_ptr<const void> kept = owner_;  // The bytes may be those of another expert.
+    std::byte* const to = own(e);
+    std::memmove(to, bytes.data(), bytes.size());
   }
 
   /// One expert as its codes and scales say.
@@ -267,6 +260,28 @@ class CodedExperts {
   Matrix<float> down_bias;  // (E, columns of down), with biases only
 
  private:
+  /// Puts what the functions give of each output in the place of expert e, as a whole: where one
+  /// throws, the expert stays as it was.
+  template <class Gate, class Up, class Down>
+  void put(Index e, const Gate& gate, const Up& up_output, const Down& down_output) {
+    const ExpertLayout& its = layout(e);
+    AlignedBuffer<std::byte> made(static_cast<std::size_t>(its.bytes()));
+    const auto fill = [](const MatrixLayout& matrix, std::byte* to, PanelRole role, Index outputs,
+                         const auto& output) {
+      // Outputs of one panel may share bytes, so that a task has all of a panel's.
+      constexpr Index width = kernels::gated_width;
+      const Index step = role == PanelRole::plain ? 2 * width : width;
+      parallel::for_each_block(outputs, step, [&](Index begin, Index end) {
+        for (Index o = begin; o < end; ++o)
+          put_output(matrix, panel_column(role, o), output(o), to);
+      });
+    };
+    if (gated_) fill(its.up, made.data(), PanelRole::gate, config.d_ff, gate);
+    fill(its.up, made.data(), up_role(), config.d_ff, up_output);
+    fill(its.down, made.data() + its.up.bytes(), PanelRole::plain, config.d_model, down_output);
+    set_bytes(e, {made.data(), static_cast<std::size_t>(its.bytes())});
+  }
+
   /// Biases of zeros, and the count of the weights' bytes.
   void make_room() {
     for (const ExpertLayout& layout : layouts_) bytes_ += static_cast<std::size_t>(layout.bytes());

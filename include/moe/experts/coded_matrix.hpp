@@ -104,11 +104,13 @@ inline Index first_not_finite(const MatrixLayout& layout, const CodedOutput& out
   return layout.inner;
 }
 
-/// Whether a group's scale is a finite number in this form; halves may be rounded.
+/// Whether a group's scale is a finite number in this form; halves may be rounded, not to zero.
 inline bool can_store(ScaleKind kind, float scale) noexcept {
   switch (kind) {
-    case ScaleKind::half:
-      return std::isfinite(half_to_float(float_to_half(scale)));
+    case ScaleKind::half: {
+      const float rounded = half_to_float(float_to_half(scale));
+      return std::isfinite(rounded) && (rounded != 0 || scale == 0);
+    }
     case ScaleKind::byte:
       return scale >= 0 && scale <= 255 && scale == std::nearbyint(scale);
     case ScaleKind::exponent:
@@ -122,7 +124,8 @@ inline bool can_store(ScaleKind kind, float scale) noexcept {
 }
 
 /// Throws  ShapeError, beginning with `where`, if an output has not the sizes of the matrix;
-///         std::invalid_argument if a weight is not finite, or a scale none of the format's.
+///         std::invalid_argument if a weight is not finite, or a code or a scale none of the
+///         format's.
 inline void check_output(const char* where, const MatrixLayout& layout, const CodedOutput& output) {
   const FormatTraits traits = traits_of(layout.format);
   check_size(where, "codes.size()", layout.inner, static_cast<Index>(output.codes.size()));
@@ -130,6 +133,9 @@ inline void check_output(const char* where, const MatrixLayout& layout, const Co
              static_cast<Index>(output.scales.size()));
   check_size(where, "zeros.size()", traits.has_zeros ? layout.groups : 0,
              static_cast<Index>(output.zeros.size()));
+  const std::uint32_t most = (1U << static_cast<unsigned>(traits.bits)) - 1;
+  for (const std::uint16_t code : output.codes)
+    check(code <= most, where, "a code has more bits than the format");
   check(first_not_finite(layout, output) == layout.inner, where, "a weight is not finite");
   for (const float scale : output.scales)
     check(can_store(traits.scale, scale), where, "a scale is none that the format stores");

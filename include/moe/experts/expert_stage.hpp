@@ -206,7 +206,7 @@ class ExpertStage {
   void make_tasks() {
     counter(downs_left).store(0, std::memory_order_relaxed);
     const auto jobs = static_cast<Index>(jobs_.size());
-    Index lag = threads_ > 1 ? 1 : 0;
+    Index lag = 0;
     if (!jobs_.empty())
       lag = std::min<Index>(threads_ - 1, (threads_ + splits(jobs_[0]) - 1) / splits(jobs_[0]));
     for (Job& job : jobs_) job.is_small = is_small(job);

@@ -269,7 +269,9 @@ inline GroupScale find_scale(WeightCode code, ScaleKind kind, const GroupOfWeigh
 /// Values  weights become zeros where the scale of their group would be too small: where scales are
 ///         halves those below 3e-8; in mxfp4 all of a group below 5e-38; in e5m2 all of one below
 ///         7e-34, elsewhere all of an output below 1e-35.
-/// Throws  ShapeError if sizes disagree; std::invalid_argument if a weight is not finite.
+/// Throws  ShapeError if sizes disagree; std::invalid_argument if a weight is not finite, or too
+///         large: in f16 above 65504, in bf16 where it rounds to infinity, and where scales are
+///         halves 65504 times the largest code.
 inline CodedOutput quantize_output(const MatrixLayout& layout, std::span<const float> weights,
                                    std::span<const float> importance, ScaleSearch search) {
   constexpr const char* where = "quantize_output";
@@ -303,8 +305,15 @@ inline CodedOutput quantize_output(const MatrixLayout& layout, std::span<const f
   };
   if (traits.bits == 16) {
     code_group(group_at(0), 0, {});
+    for (const std::uint16_t bits : output.codes)
+      detail::check(detail::is_finite_code(code, bits), where, "a weight is beyond the format");
     return output;
   }
+  constexpr float largest_half = 65504;
+  if (traits.scale == detail::ScaleKind::half && largest > largest_half)
+    for (Index g = 0; g < layout.groups; ++g)
+      detail::check(std::fabs(detail::plain_scale(code, group_at(g)).scale) <= largest_half, where,
+                    "a weight is beyond the format");
   const bool has_groups = traits.scale != detail::ScaleKind::none;
   if (!has_groups) {
     const auto by = detail::find_scale(code, traits.scale, group_at(0), search, 1);

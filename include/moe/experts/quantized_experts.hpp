@@ -102,9 +102,9 @@ class QuantizedExperts final : public detail::StagedBank<float> {
 
   /// Quantises one expert's matrices and copies them in, in parallel over outputs.
   ///
-  /// Throws  std::invalid_argument if `expert` is out of range or a weight is not finite;
-  ///         ShapeError if a matrix has not the bank's sizes, one that the bank needs is empty, or
-  ///         one that it lacks is not.
+  /// Throws  std::invalid_argument if `expert` is out of range, or a weight is not finite or beyond
+  ///         the format; ShapeError if a matrix has not the bank's sizes, one that the bank needs
+  ///         is empty, or one that it lacks is not. The expert stays as it was then.
   void set_expert(Index expert, const ExpertWeights<float>& weights,
                   const QuantizeOptions& options = {}) {
     weights_.set("QuantizedExperts::set_expert", expert, weights, options);
@@ -114,8 +114,8 @@ class QuantizedExperts final : public detail::StagedBank<float> {
   /// outputs. Biases stay as they are.
   ///
   /// Throws  std::invalid_argument if `expert` is out of range, a weight is not finite or a scale
-  ///         is none that the format stores; ShapeError if an output has other sizes; what the
-  ///         source throws. The expert's weights are unspecified then.
+  ///         is none that the format stores, or a code none that it has; ShapeError if an output
+  ///         has other sizes; what the source throws. The expert stays as it was then.
   void set_expert_codes(Index expert, const CodedExpertSource& source) {
     weights_.set_codes("QuantizedExperts::set_expert_codes", expert, source);
   }
@@ -153,7 +153,7 @@ class QuantizedExperts final : public detail::StagedBank<float> {
   void set_expert_bytes(Index e, std::span<const std::byte> bytes) {
     detail::check_size("QuantizedExperts::set_expert_bytes", "bytes.size()", layout_of(e).bytes(),
                        static_cast<Index>(bytes.size()));
-    std::copy(bytes.begin(), bytes.end(), weights_.own(e));
+    weights_.set_bytes(e, bytes);
   }
 
   /// Of a bank whose weights lie in somebody else's memory: from now on, expert e is at `data`, as

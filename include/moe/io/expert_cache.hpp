@@ -24,6 +24,7 @@
 #include "moe/core/scratch.hpp"
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
+#include "moe/experts/coded_product.hpp"
 #include "moe/experts/gather.hpp"
 #include "moe/experts/quantized_experts.hpp"
 #include "moe/io/expert_slots.hpp"
@@ -51,6 +52,14 @@ class CachedExperts {
   /// Experts that fit the budget.
   Index slots() const noexcept { return static_cast<Index>(state_->slots.size()); }
   CacheCounters counters() const { return state_->slots.counters(); }
+
+  ProductKind product() const noexcept { return state_->bank.product(); }
+  /// How weights are multiplied, as of QuantizedExperts, for all copies. Waits for a forward that
+  /// runs.
+  void set_product(ProductKind kind) {
+    const std::lock_guard lock(state_->forwards);
+    state_->bank.set_product(kind);
+  }
 
   /// Experts that stay in memory, such as those that are chosen often; instead of earlier ones.
   /// Waits for a forward that runs.

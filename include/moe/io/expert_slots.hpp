@@ -55,8 +55,11 @@ class ExpertSlots {
     std::size_t most = 0;
     for (const Piece& piece : experts_) most = std::max(most, piece.bytes);
     const double slots = std::floor(budget / static_cast<double>(most));
-    moe::detail::check(slots >= 1, "CachedExperts",
-                       "the budget is smaller than the largest expert");
+    if (!(slots >= 1))
+      moe::detail::throw_invalid(
+          "CachedExperts",
+          moe::detail::text_of("the budget is smaller than the largest expert, of ", most,
+                               " bytes"));
     slots_.resize(static_cast<std::size_t>(std::min(slots, static_cast<double>(experts_.size()))));
     for (Slot& slot : slots_) slot.memory = AlignedBuffer<std::byte>(most);
     loader_ = std::thread([this] { load(); });

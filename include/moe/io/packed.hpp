@@ -24,7 +24,6 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -122,12 +121,14 @@ class PackedFile {
         entry("moe.header"))
       fail("", "the header is not as it was written");
     const nlohmann::json banks = detail::parse_json(entry("moe.banks"), path, 8);
-    try {
-      for (const auto& [name, json] : banks.items()) banks_.emplace(name, read_bank(json));
-    } catch (const nlohmann::json::exception&) {
-      fail("", "moe.banks lacks a field or has one of another type");
-    } catch (const std::invalid_argument& error) {
-      fail("", error.what());
+    for (const auto& [name, json] : banks.items()) {
+      try {
+        banks_.emplace(name, read_bank(json));
+      } catch (const nlohmann::json::exception&) {
+        fail(name, "moe.banks lacks a field or has one of another type");
+      } catch (const std::invalid_argument& error) {
+        fail(name, error.what());
+      }
     }
     for (const auto& [name, bank] : banks_) check_tensors(name, bank);
     const nlohmann::json others = detail::parse_json(entry("moe.tensors"), path, 8);
