@@ -18,6 +18,7 @@
 #include <moe/routing/gshard_router.hpp>
 #include <moe/routing/hash_router.hpp>
 #include <moe/routing/modality_router.hpp>
+#include <moe/routing/sparse_mixer_router.hpp>
 #include <moe/routing/topk_router.hpp>
 
 #include "support/differences.hpp"
@@ -170,22 +171,6 @@ TEST(DenseMixture, RefusesWhatDoesNotBelongTogether) {
   EXPECT_THROW(without.forward(s.x, y, workspace, {.token_ids = ids}), std::invalid_argument);
 }
 
-TEST(DenseMixture, GoesBackThroughARouterOfTwoExperts) {
-  const Setting s;
-  const moe::TopKRouter<double> top({.d_model = 6, .num_experts = 4, .top_k = 2},
-                                    {.weight = random_matrix<double>(4, 6, 1)});
-  const moe::DenseMixture<moe::GShardRouter<double>, Bank> layer(moe::GShardRouter<double>(top),
-                                                                 s.bank);
-  Matrix<double> y(9, 6);
-  Matrix<double> dx(9, 6);
-  moe::MixtureTape<double> tape;
-  moe::Scratch scratch;
-  layer.forward(s.x, y, tape, scratch, {.training = true});
-  auto gradients = layer.gradients();
-  layer.backward(s.x, tape, s.x, dx, gradients, scratch);
-  EXPECT_FALSE(gradients.router.weight.isZero(0));
-}
-
 /// Of all that the tokens are, by differences, where the options name what the router needs.
 template <class RouterT>
 void expect_slopes_behind(const RouterT& router, const moe::RouteOptions& options) {
@@ -203,6 +188,19 @@ void expect_slopes_behind(const RouterT& router, const moe::RouteOptions& option
     layer.forward(s.x, y, workspace, options);
     return (y.array() * s.target.array()).sum();
   });
+}
+
+TEST(DenseMixture, GoesBackThroughRoutersOfTwoExperts) {
+  const Router top({.d_model = 6, .num_experts = 4, .top_k = 2},
+                   {.weight = random_matrix<double>(4, 6, 1)});
+  const moe::GShardRouter<double> gshard(top);
+  const std::vector<std::int32_t> groups{0, 1, 1, 0, 0, 1, 0, 1, 1};
+  expect_slopes_behind(gshard, {.training = true});
+  expect_slopes_behind(moe::GroupRouter<moe::GShardRouter<double>>(gshard),
+                       {.training = true, .token_groups = groups});
+  expect_slopes_behind(moe::SparseMixerRouter<double>({.d_model = 6, .num_experts = 4},
+                                                      {.weight = random_matrix<double>(4, 6, 1)}),
+                       {});
 }
 
 TEST(DenseMixture, GoesBackThroughRoutersOfTypesAndGroups) {

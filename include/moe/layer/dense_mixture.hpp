@@ -251,7 +251,8 @@ struct MixtureErrorGradient {
 ///         D); result (T).
 /// Values  0 at best for the first two; the likelihood error has no least value of its own. It is
 ///         finite wherever some p is positive and the distances are finite.
-/// Throws  ShapeError if sizes disagree.
+/// Throws  ShapeError if sizes disagree; std::invalid_argument if the gradient's coefficient is not
+///         finite.
 /// Source  Jacobs et al. (1991), eq. 1.1 to 1.3.
 template <class Scalar>
 Vector<double> mixture_error(MixtureError error, const Routing<Scalar>& routing,
@@ -267,6 +268,8 @@ Vector<double> mixture_error(MixtureError error, const Routing<Scalar>& routing,
   moe::detail::check_size(where, "rows.rows()", tokens * experts, rows.rows());
   moe::detail::check_size(where, "target.rows()", tokens, target.rows());
   moe::detail::check_size(where, "target.cols()", rows.cols(), target.cols());
+  moe::detail::check(std::isfinite(gradient.coefficient), where,
+                     "gradient.coefficient is not finite");
   if (gradient.rows.data() != nullptr)
     moe::detail::check_shape(where, "gradient.rows.rows()", "gradient.rows.cols()", gradient.rows,
                              rows.rows(), rows.cols());

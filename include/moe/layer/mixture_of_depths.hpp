@@ -210,20 +210,18 @@ class MixtureOfDepths {
   /// Shapes  d_r (T), to which `coefficient` times the gradient is added, or null.
   /// Values  ln 2 for r of 0; 0 where no token counts.
   /// Throws  ShapeError if the mask or d_r is not T long; std::invalid_argument if a chosen token
-  /// is
-  ///         out of range.
+  ///         is out of range or the coefficient is not finite.
   static double choice_loss(const Vector<Scalar>& r, const std::vector<Index>& chosen,
                             losses::TokenMask mask = {}, Vector<Scalar>* d_r = nullptr,
                             double coefficient = 1) {
-    if (d_r != nullptr)
-      detail::check_size("MixtureOfDepths::choice_loss", "d_r.size()", r.size(), d_r->size());
-    const Index counted =
-        losses::detail::count_tokens("MixtureOfDepths::choice_loss", mask, r.size());
+    constexpr const char* where = "MixtureOfDepths::choice_loss";
+    if (d_r != nullptr) detail::check_size(where, "d_r.size()", r.size(), d_r->size());
+    detail::check(std::isfinite(coefficient), where, "coefficient is not finite");
+    const Index counted = losses::detail::count_tokens(where, mask, r.size());
     double loss = 0;
     std::vector<bool> is_chosen(static_cast<std::size_t>(r.size()), false);
     for (const Index t : chosen) {
-      detail::check(t >= 0 && t < r.size(), "MixtureOfDepths::choice_loss",
-                    "a chosen token is out of range");
+      detail::check(t >= 0 && t < r.size(), where, "a chosen token is out of range");
       is_chosen[static_cast<std::size_t>(t)] = true;
     }
     for (Index t = 0; t < r.size(); ++t) {

@@ -196,7 +196,8 @@ Vector<double> smooth_load(const Logits& logits,
 /// arguments. With K = E there are none.
 ///
 /// Shapes  slopes (E), dL / d load[e].
-/// Throws  as smooth_load; ShapeError if a size of the gradient disagrees.
+/// Throws  as smooth_load; ShapeError if a size of the gradient disagrees; std::invalid_argument if
+///         its coefficient is not finite.
 template <class Logits, class Scalar = typename Logits::Scalar>
 void add_load_gradient(const Logits& logits,
                        std::type_identity_t<MatrixView<const Scalar>> noisy_logits,
@@ -205,6 +206,8 @@ void add_load_gradient(const Logits& logits,
                        LoadThreshold threshold = LoadThreshold::excluding, TokenMask mask = {}) {
   constexpr const char* where = "add_load_gradient";
   if (!gradient.wanted()) return;
+  moe::detail::check(std::isfinite(gradient.coefficient), where,
+                     "gradient.coefficient is not finite");
   moe::detail::check_size(where, "slopes.size()", logits.cols(), slopes.size());
   for (const MatrixView<Scalar>* m :
        {&gradient.logits, &gradient.noisy_logits, &gradient.deviation}) {

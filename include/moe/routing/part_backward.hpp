@@ -69,7 +69,7 @@ struct PartBackward {
   DispatchPlan plan;
   Matrix<Scalar> x;         // (N, D)
   Matrix<Scalar> dx;        // (N, D)
-  Matrix<Scalar> d_routed;  // (N, K)
+  Matrix<Scalar> d_routed;  // (N, K), passed on where the outer router got anything of the kind
   Matrix<Scalar> d_logits;  // (N, E)
   Matrix<Scalar> d_scored;  // (N, E)
 
@@ -80,7 +80,8 @@ struct PartBackward {
         dx(Matrix<Scalar>::Zero(rows, outer.x.cols())),
         d_routed(Matrix<Scalar>::Zero(rows, top_k)),
         d_logits(Matrix<Scalar>::Zero(rows, num_experts)),
-        d_scored(Matrix<Scalar>::Zero(rows, num_experts)) {
+        d_scored(Matrix<Scalar>::Zero(rows, num_experts)),
+        has_choices_(!outer.d_weights.empty() || !outer.d_routed.empty()) {
     options.token_ids = options.token_types = options.token_groups = {};
     routing.resize(rows, num_experts, top_k, {});
     routing.experts.setConstant(no_expert);
@@ -94,17 +95,21 @@ struct PartBackward {
   }
 
   RouterBackward<Scalar> call(bool frozen) {
-    return {.x = x,
-            .options = options,
-            .routing = routing,
-            .plan = plan,
-            .d_weights = {},
-            .d_logits = d_logits,
-            .dx = dx,
-            .d_routed = d_routed,
-            .d_scored = d_scored,
-            .frozen = frozen};
+    RouterBackward<Scalar> inner{.x = x,
+                                 .options = options,
+                                 .routing = routing,
+                                 .plan = plan,
+                                 .d_weights = {},
+                                 .d_logits = d_logits,
+                                 .dx = dx,
+                                 .d_scored = d_scored,
+                                 .frozen = frozen};
+    if (has_choices_) inner.d_routed = d_routed;
+    return inner;
   }
+
+ private:
+  bool has_choices_;
 };
 
 }  // namespace detail

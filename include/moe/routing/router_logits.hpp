@@ -154,7 +154,7 @@ class RouterLogits {
     for (Index e = 0; e < experts; ++e) product += logits[e] * d_changed[e];
     // The factor's own slope in z_e is -(z_e - mean) / ((n - 1) deviation^2) times itself.
     const Scalar moves =
-        logits_.standard_deviation > 0 && of.deviation > 0
+        of.deviation > 0
             ? product * factor / (of.deviation * of.deviation * static_cast<Scalar>(experts - 1))
             : Scalar(0);
     for (Index e = 0; e < experts; ++e)
