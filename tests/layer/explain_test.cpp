@@ -65,6 +65,17 @@ TEST(Explain, CountsTheWorkOfEveryExpert) {
                   .bound_by_memory());
 }
 
+TEST(Explain, CountsTheMemoryOfTheRoutingThatIsGiven) {
+  const auto layer = make_layer();
+  const moe::Routing<float> two = routing_of(30);
+  moe::Routing<float> one;
+  one.resize(30, 4, 1, {.keep_logits = false, .keep_scores = false});
+  one.experts = two.experts.leftCols(1);
+  one.weights.setOnes();
+  const double saved = layer.explain(two).workspace_bytes - layer.explain(one).workspace_bytes;
+  EXPECT_GE(saved, 30 * 40 * 4) << "a row of results for each choice";
+}
+
 TEST(Explain, CountsDrops) {
   auto layer = make_layer();
   layer.capacity() = {.factor = 1};  // 15 rows an expert

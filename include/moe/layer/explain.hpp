@@ -52,7 +52,7 @@ struct ExpertWork {
   Index expert = 0;
   bool shared = false;  ///< of the shared experts
   Index rows = 0;
-  Index tiles = 0;      ///< into which the rows are cut
+  Index tiles = 0;      ///< into which the rows are cut; products of codes may halve one
   Index tile_rows = 0;  ///< of the largest tile
   double flop = 0;
   double weight_bytes = 0;  ///< read once
@@ -105,10 +105,10 @@ struct Explanation {
         << (e.threads == 1 ? " thread\n" : " threads\n");
     out << "  expert    rows  tiles            Gflop   weights MB\n";
     for (const ExpertWork& work : e.experts)
-      out << (work.shared ? "  shared" : "        ") << std::setw(0) << "" << std::setw(4)
-          << work.expert << std::setw(8) << work.rows << std::setw(7) << work.tiles << " of "
-          << std::setw(2) << work.tile_rows << "x32" << std::setw(12) << work.flop / 1e9
-          << std::setw(13) << work.weight_bytes / 1e6 << '\n';
+      out << (work.shared ? "  shared" : "        ") << std::setw(4) << work.expert << std::setw(8)
+          << work.rows << std::setw(7) << work.tiles << " of " << std::setw(2) << work.tile_rows
+          << "x32" << std::setw(12) << work.flop / 1e9 << std::setw(13) << work.weight_bytes / 1e6
+          << '\n';
     out << "  sum   " << std::setw(12) << e.rows << std::setw(28) << e.flop / 1e9 << std::setw(13)
         << e.weight_bytes / 1e6 << '\n';
     if (!e.complete) out << "  some experts do not tell what they do\n";

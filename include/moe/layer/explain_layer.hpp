@@ -73,7 +73,7 @@ double workspace_bytes(const BankT& experts_bank, const SharedExperts<SharedBank
 /// See SparseMoe::explain.
 template <class BankT, class SharedBankT>
 Explanation explain_layer(const BankT& experts, const SharedExperts<SharedBankT>& shared,
-                          Index top_k, const DispatchPlan& plan, const MachineLimits& limits) {
+                          const DispatchPlan& plan, const MachineLimits& limits) {
   Explanation explanation;
   explanation.isa = std::is_same_v<typename BankT::Scalar, float> ? active_isa() : Isa::scalar;
   explanation.threads = parallel::available_threads();
@@ -86,7 +86,7 @@ Explanation explain_layer(const BankT& experts, const SharedExperts<SharedBankT>
     make_full_plan(plan.tokens, shared.bank()->num_experts(), shared_plan);
     explain_bank(staged_bank(*shared.bank()), shared_plan, true, explanation);
   }
-  explanation.workspace_bytes = workspace_bytes(experts, shared, top_k, plan.tokens);
+  explanation.workspace_bytes = workspace_bytes(experts, shared, plan.top_k, plan.tokens);
   return explanation;
 }
 

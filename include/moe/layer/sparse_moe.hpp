@@ -354,7 +354,7 @@ Explanation SparseMoe<RouterT, BankT, SharedBankT>::explain(const Routing<Scalar
   DispatchPlan plan;
   Routing<Scalar> changed;
   make_plan("SparseMoe::explain", routing, seed, changed, plan);
-  return detail::explain_layer(experts_, shared_, router_.top_k(), plan, limits);
+  return detail::explain_layer(experts_, shared_, plan, limits);
 }
 
 template <Router RouterT, ExpertBank BankT, ExpertBank SharedBankT>
