@@ -109,7 +109,7 @@ Experiment::Experiment(int argc, char** argv, std::string name, Index steps)
     const std::string value = argv[i + 1];
     if (key == "--out") {
       folder_ = value;
-    } else if (key == "--steps") {
+    } else if (key == "--steps" && steps > 0) {
       steps_ = whole_number(key, value);
     } else if (key == "--threads") {
       const int threads = whole_number(key, value);

@@ -52,7 +52,8 @@ enum class Axis { steps, seconds };
 /// One command: arguments, runs and files.
 class Experiment {
  public:
-  /// Reads `--out FOLDER`, `--steps N` and `--threads N`; the folder is `name` otherwise.
+  /// Reads `--out FOLDER`, `--threads N` and, where there are steps, `--steps N`; the folder is
+  /// `name` otherwise.
   ///
   /// Throws  std::invalid_argument if an argument is not known or a number is not positive.
   Experiment(int argc, char** argv, std::string name, Index steps);

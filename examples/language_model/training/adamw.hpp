@@ -50,14 +50,13 @@ class AdamW {
       const Parameter<Scalar>& parameter = parameters[i];
       const auto kept = static_cast<Scalar>(parameter.decays ? 1 - rate * decay : 1);
       for_each_chunk(parameter.values.size(), [&](std::size_t begin, std::size_t size) {
-        const Map p(parameter.values.data() + begin, static_cast<moe::Index>(size));
         Map value(parameter.values.data() + begin, static_cast<moe::Index>(size));
         const Map g(parameter.gradient.data() + begin, static_cast<moe::Index>(size));
         Map m(moments_[i].first.data() + begin, static_cast<moe::Index>(size));
         Map v(moments_[i].second.data() + begin, static_cast<moe::Index>(size));
         m = Scalar(beta1) * m + Scalar(1 - beta1) * shrink * g;
         v = Scalar(beta2) * v + Scalar(1 - beta2) * (shrink * g).square();
-        value = kept * p -
+        value = kept * value -
                 static_cast<Scalar>(rate) * of_first * m / ((of_second * v).sqrt() + Scalar(1e-8));
       });
     }

@@ -64,7 +64,7 @@ void open(const std::string& path, const std::string& text, std::ofstream& strea
 }
 
 void check(const std::string& path, const std::ofstream& stream) {
-  if (!stream) throw std::system_error(EIO, std::generic_category(), path);
+  if (!stream) throw std::system_error(errno != 0 ? errno : EIO, std::generic_category(), path);
 }
 
 /// A line to each.
@@ -112,6 +112,7 @@ Log::Log(std::string csv_path, std::string json_path, Index step)
 
 void Log::add(const LogEntry& entry) {
   entries_.push_back(entry);
+  errno = 0;
   write(entry, csv_, json_);
   check(csv_path_, csv_);
   check(json_path_, json_);
