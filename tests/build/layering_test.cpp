@@ -155,13 +155,6 @@ TEST(Layering, TheUmbrellaIncludesEverythingButTheOptionalFolders) {
   EXPECT_EQ(includes(read(include_folder / "moe/moe.hpp")), expected);
 }
 
-TEST(Layering, OnlyParallelStartsThreads) {
-  for (const std::string& header : headers())
-    EXPECT_TRUE(part_of(header) == "parallel" ||
-                read(include_folder / header).find("#pragma omp") == std::string::npos)
-        << header;
-}
-
 TEST(Layering, EveryHeaderHasItsHeadAndAReadableLength) {
   for (const std::string& header : headers()) {
     const std::string text = read(include_folder / header);
