@@ -191,11 +191,11 @@ double ratio_in_turn(const A& a, const B& b, std::size_t least = 5) {
   return median(ratios);
 }
 
-/// The same, held against the machine's limits: what memory gives is measured before and after
-/// every 20 ms or more of iterations, of which the better one counts, and what the cores give at
-/// best so far. The counters `roofline`, the share of the limit, and `median_ms` are the medians
-/// over these samples, 5 at least. Returns the limits over the whole run.
-/// `between` runs after each iteration and is not timed.
+/// Measures iterations of run(), held against the machine's limits: what memory gives is measured
+/// before and after every 20 ms or more of iterations, of which the better one counts, and what the
+/// cores give at best so far. The counters `roofline`, the share of the limit, and `median_ms` are
+/// the medians over these samples, 5 at least. Returns the limits over the whole run. `between`
+/// runs after each iteration and is not timed.
 template <class Run, class Between>
 moe::MachineLimits measure_against_limits(benchmark::State& state, const Work& work, const Run& run,
                                           const Between& between) {

@@ -138,7 +138,6 @@ void cached(benchmark::State& state, const Shape& shape, Index tokens) {
   Matrix<float> y(tokens, shape.d_model);                                // (T, D)
   moe::Workspace<float> workspace;
   std::vector<double> times[3];
-  double waiting[3] = {};
   const auto run = [&](const auto& layer, bool asks_ahead, std::size_t round,
                        std::vector<double>& to) {
     for (std::size_t i = 0; i < steps; ++i) {
@@ -163,8 +162,9 @@ void cached(benchmark::State& state, const Shape& shape, Index tokens) {
   for (auto _ : state) once();
   while (round < 1 + least_rounds) once();
   const moe::io::CacheCounters after = on_demand.experts().counters();
-  waiting[1] = after.waiting_seconds - before.waiting_seconds;
-  waiting[2] = ahead.experts().counters().waiting_seconds - before_ahead.waiting_seconds;
+  const double waited = after.waiting_seconds - before.waiting_seconds;
+  const double waited_ahead =
+      ahead.experts().counters().waiting_seconds - before_ahead.waiting_seconds;
   const auto hits = static_cast<double>(after.hits - before.hits);
   const auto misses = static_cast<double>(after.misses - before.misses);
   state.counters["hit_rate"] = hits / (hits + misses);
@@ -172,7 +172,7 @@ void cached(benchmark::State& state, const Shape& shape, Index tokens) {
   state.counters["demand_ms"] = median(times[1]) * 1e3;
   state.counters["prefetch_ms"] = median(times[2]) * 1e3;
   state.counters["times_resident"] = median(times[2]) / median(times[0]);
-  state.counters["waiting"] = waiting[2] / waiting[1];
+  state.counters["waiting"] = waited_ahead / waited;
 }
 
 /// The most memory that this process has had since `reset_peak`, in GiB; 0 where nobody says.

@@ -2,8 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // forward/<shape>/<format>/T:<tokens>  the whole block on a supplied, uniformly random routing,
-// with
-//                                      weights quantised to a format
+//                                      with weights quantised to a format
 //
 // Integer products are held against the peak of eight-bit operations, widened ones against that of
 // fused multiply-adds; scales count among the bytes. Further counters: of_reachable, the share of a

@@ -34,7 +34,7 @@ struct Vec {
   static MOE_ALWAYS_INLINE Vec load(const half* p) noexcept {
     return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
   }
-  /// Past the caches, to a whole line; `end_stream` before another thread reads it.
+  /// Past the caches, to an aligned place; `end_stream` before another thread reads it.
   MOE_ALWAYS_INLINE void stream(float* p) const noexcept { _mm256_stream_ps(p, value); }
   static MOE_ALWAYS_INLINE void end_stream() noexcept { _mm_sfence(); }
   MOE_ALWAYS_INLINE void store(float* p) const noexcept { _mm256_storeu_ps(p, value); }
@@ -106,7 +106,7 @@ inline constexpr float infinity = __builtin_inff();
 inline constexpr float lowest = -3.40282347e+38F;
 inline constexpr float second_lowest = -3.40282326e+38F;
 inline constexpr int most_rows = 6;
-inline constexpr int side_sums = 0;  // Enough for 3 panels of one row.
+inline constexpr int side_sums = 0;  // The registers hold 3 panels of one row, not 4.
 
 constexpr std::ptrdiff_t pass_width(int rows) noexcept {
   return rows <= 3 ? panel_width : panel_width / 2;

@@ -92,8 +92,7 @@ inline constexpr std::ptrdiff_t column_stride = panel_width + 1;
 ///         outputs at least the first `width`, 16 or 32, are computed.
 /// Values  as those of TileKernels.
 /// Memory  asks for the next block of a, to come to the first-level cache, and for other lines,
-/// with
-///         a period of 32 inner values, to come to the second-level cache.
+///         with a period of 32 inner values, to come to the second-level cache.
 template <class Scalar>
 struct ColumnKernels {
   using Tile = void (*)(const Scalar* a, std::ptrdiff_t stride, const Scalar* panel,

@@ -17,9 +17,8 @@ namespace moe::inline MOE_ABI::kernels {
 /// Rows of activations in eight bits, as a product reads them.
 ///
 /// Shapes  codes (inner / 4, stride, 4), where the rows are 0, 1, ...; scales, starts, sums
-/// (groups,
-///         stride). `starts` is what the level's products of codes begin with; `sums` the groups'
-///         sums of codes times their scale, which zero points are multiplied by.
+///         (groups, stride). `starts` is what the level's products of codes begin with; `sums` the
+///         groups' sums of codes times their scale, which zero points are multiplied by.
 struct CodedRows {
   const std::int8_t* codes = nullptr;
   const float* scales = nullptr;

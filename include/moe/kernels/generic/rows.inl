@@ -3,7 +3,7 @@
 //
 // What happens to finished sums: bias, activation, weight; gathering rows and adding them up.
 //
-// Uses: Scalar, Vec, `exponential`, `error_function`, `lowest`.
+// Uses: Scalar, Vec, `exponential`, `error_function`, `lowest`, `transpose`.
 
 MOE_ALWAYS_INLINE Vec silu(Vec z) noexcept {
   // A number in place of -infinity, whose quotient would be NaN: the limit is 0.
@@ -133,7 +133,7 @@ void finish(const Scalar* sums, const Scalar* bias, const Scalar* weight, std::p
   if constexpr (streams) Vec::end_stream();
 }
 
-/// Vectors [begin, begin + count) of a row's sum; `of(i, vector)` is row i there.
+/// The sum of `count` rows of n values, each times its weight, where there are weights.
 inline void weighted_sum(const Scalar* const* rows, const Scalar* weight, std::ptrdiff_t count,
                          std::ptrdiff_t n, Scalar* out) noexcept {
   const auto term = [&](std::ptrdiff_t i, Vec value, Vec sum) {

@@ -3,7 +3,8 @@
 //
 // Loops over the experts of one token.
 //
-// Uses: Scalar, Vec, `exponential`, `error_function`, `lowest`, `infinity`, `any_above`.
+// Uses: Scalar, Vec, `exponential`, `error_function`, `lowest`, `second_lowest`,
+// `infinity`, `any_above`.
 
 /// Applies `function` to n values; the rest goes through the same instructions, in a vector of its
 /// own that is filled up with `filling`.
