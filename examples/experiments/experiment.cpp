@@ -122,7 +122,7 @@ Experiment::Experiment(int argc, char** argv, std::string name, Index steps)
       throw std::invalid_argument("unknown argument " + key);
     }
   }
-  if (argc % 2 == 0) throw std::invalid_argument("arguments are --out, --steps and --threads");
+  if (argc % 2 == 0) throw std::invalid_argument("every argument needs a value");
   std::filesystem::create_directories(folder_);
 }
 

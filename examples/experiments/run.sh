@@ -2,8 +2,9 @@
 # SPDX-FileCopyrightText: The moe authors
 # SPDX-License-Identifier: Apache-2.0
 #
-# Builds and runs one experiment: examples/experiments/run.sh NAME [--out FOLDER] [--steps N]. The
-# names are those of the sources here. Writes table.md and pictures to the folder.
+# Builds and runs one experiment: examples/experiments/run.sh NAME [--out FOLDER] [--threads N]
+# [--steps N]. The names are those of the sources here; specialisation trains nothing and has no
+# steps. Writes table.md and pictures to the folder.
 set -euo pipefail
 # shellcheck source=cmake/setup.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../../cmake/setup.sh"

@@ -299,26 +299,31 @@ TEST(QuantizedBank, RefusesCodesAndScalesThatAreNoNumbers) {
     const WeightFormat format = moe::format_of(at.format);
     Quantized bank({.num_experts = 1, .d_model = 40, .d_ff = 32},
                    moe::ExpertFormat{format, format});
-    const auto codes = [&](bool is_down) {
-      return [&, is_down](Index o) {
-        const moe::MatrixLayout& layout = is_down ? bank.layout_of(0).down : bank.layout_of(0).up;
+    const auto codes = [&](Index inner, bool is_good, std::uint16_t code) {
+      return [&, inner, is_good, code](Index o) {
+        const moe::MatrixLayout layout(format, 32, inner);
         moe::CodedOutput output;
-        output.codes.assign(static_cast<std::size_t>(layout.inner), 0);
+        output.codes.assign(static_cast<std::size_t>(inner), code);
         if (layout.scale_bytes > 0)
           output.scales.assign(static_cast<std::size_t>(layout.groups), 1);
-        if (is_down || o != 5) return output;
+        if (is_good || o != 5) return output;
         output.codes[37] = at.code;  // in the last group
         if (!output.scales.empty()) output.scales.back() = at.scale;
         return output;
       };
     };
-    const auto set = [&] { bank.set_expert_codes(0, {codes(false), codes(false), codes(true)}); };
+    bank.set_expert_codes(0, {codes(40, true, 1), codes(40, true, 1), codes(32, true, 1)});
+    const auto bytes = bank.expert_bytes(0);
+    const std::vector<std::byte> before(bytes.begin(), bytes.end());
+    const auto set = [&] {
+      bank.set_expert_codes(0, {codes(40, true, 0), codes(40, false, 0), codes(32, true, 0)});
+    };
     if (at.is_right) {
       EXPECT_NO_THROW(set()) << at.format << ", code " << at.code;
       EXPECT_TRUE(bank.expert(0).up.allFinite());
     } else {
       EXPECT_THROW(set(), std::invalid_argument) << at.format << ", code " << at.code;
-      EXPECT_TRUE(bank.expert(0).up.isZero(0)) << "the expert stays as it was";
+      EXPECT_TRUE(std::equal(before.begin(), before.end(), bytes.begin())) << "it stays as it was";
     }
   }
 }

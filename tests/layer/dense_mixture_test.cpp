@@ -190,17 +190,43 @@ void expect_slopes_behind(const RouterT& router, const moe::RouteOptions& option
   });
 }
 
+/// The same, and of the weight (E, D) that `make` makes a router of.
+template <class Make>
+void expect_slopes_of_router(const Make& make, const moe::RouteOptions& options) {
+  Setting s;
+  Matrix<double> weight = random_matrix<double>(4, 6, 1);
+  using Layer = moe::DenseMixture<decltype(make(weight)), Bank>;
+  expect_slopes_behind(make(weight), options);
+  Matrix<double> y(9, 6);
+  Matrix<double> dx(9, 6);
+  moe::Scratch scratch;
+  moe::MixtureTape<double> tape;
+  const Layer layer(make(weight), s.bank);
+  layer.forward(s.x, y, tape, scratch, options);
+  auto gradients = layer.gradients();
+  layer.backward(s.x, tape, s.target, dx, gradients, scratch);
+  moe::Workspace<double> workspace;
+  test_support::expect_some_slopes(
+      "weight", weight.data(), gradients.router.weight.data(), 24, [&] {
+        Layer(make(weight), s.bank).forward(s.x, y, workspace, options);
+        return (y.array() * s.target.array()).sum();
+      });
+}
+
 TEST(DenseMixture, GoesBackThroughRoutersOfTwoExperts) {
-  const Router top({.d_model = 6, .num_experts = 4, .top_k = 2},
-                   {.weight = random_matrix<double>(4, 6, 1)});
-  const moe::GShardRouter<double> gshard(top);
+  using Gshard = moe::GShardRouter<double>;
   const std::vector<std::int32_t> groups{0, 1, 1, 0, 0, 1, 0, 1, 1};
-  expect_slopes_behind(gshard, {.training = true});
-  expect_slopes_behind(moe::GroupRouter<moe::GShardRouter<double>>(gshard),
-                       {.training = true, .token_groups = groups});
-  expect_slopes_behind(moe::SparseMixerRouter<double>({.d_model = 6, .num_experts = 4},
-                                                      {.weight = random_matrix<double>(4, 6, 1)}),
-                       {});
+  const auto gshard = [](const Matrix<double>& weight) {
+    return Gshard(Router({.d_model = 6, .num_experts = 4, .top_k = 2}, {.weight = weight}));
+  };
+  expect_slopes_of_router(gshard, {.training = true});
+  expect_slopes_of_router(
+      [&](const Matrix<double>& weight) { return moe::GroupRouter<Gshard>(gshard(weight)); },
+      {.training = true, .token_groups = groups});
+  const auto mixer = [](const Matrix<double>& weight) {
+    return moe::SparseMixerRouter<double>({.d_model = 6, .num_experts = 4}, weight);
+  };
+  for (const bool training : {false, true}) expect_slopes_of_router(mixer, {.training = training});
 }
 
 TEST(DenseMixture, GoesBackThroughRoutersOfTypesAndGroups) {
@@ -228,6 +254,9 @@ TEST(MixtureError, TheLikelihoodsGradientIsFiniteWhereAnExpertHasNoWeight) {
   EXPECT_TRUE(d_rows.allFinite());
   EXPECT_TRUE(d_weights.allFinite());
   EXPECT_FLOAT_EQ(d_rows(0, 0), 49.5F);
+  EXPECT_THROW(moe::losses::mixture_error<float>(MixtureError::likelihood, routing, rows, target,
+                                                 {d_rows, d_weights, NAN}),
+               std::invalid_argument);
 }
 
 TEST(DenseMixture, HasTheGradientsThatDifferencesHave) {

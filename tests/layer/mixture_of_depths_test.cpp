@@ -69,6 +69,8 @@ TEST(MixtureOfDepths, ChoiceLossIsACrossEntropy) {
   const std::vector<std::uint8_t> mask{0, 1, 1};
   EXPECT_NEAR(Depths::choice_loss(r, {1}, mask), -(std::log(sigmoid(2)) + std::log(sigmoid(1))) / 2,
               1e-15);
+  moe::Vector<double> d_r = moe::Vector<double>::Zero(3);
+  EXPECT_THROW(Depths::choice_loss(r, {1}, {}, &d_r, NAN), std::invalid_argument);
   EXPECT_EQ(Depths::choice_loss(r, {1}, std::vector<std::uint8_t>(3, 0)), 0);
   EXPECT_THROW(Depths::choice_loss(r, {1}, std::vector<std::uint8_t>(2, 1)), moe::ShapeError);
 }

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -245,6 +246,10 @@ TEST(LossGradient, RefusesMatricesOfAnotherShapeAndRoutingsWithoutScores) {
   EXPECT_THROW(moe::losses::importance(routing, Variance::population, {}, {right, 1}),
                moe::ShapeError);
   EXPECT_THROW(moe::losses::megatron(routing, {}, {right, NAN}), std::invalid_argument);
+  const Matrix ones = Matrix::Ones(tokens, experts);
+  EXPECT_THROW(moe::losses::load<Matrix>(ones, ones, ones, 2, Variance::population, {}, {},
+                                         {.logits = right, .coefficient = NAN}),
+               std::invalid_argument);
   const moe::Vector<double> slopes = moe::Vector<double>::Ones(experts);
   Routing<double> few = routing;
   few.scores.resize(tokens - 1, experts);

@@ -220,10 +220,7 @@ std::vector<LogEntry> train(const TrainRequest& request, const StepObserver& obs
     begin = initial;
   }
   const auto checkpoint = moe::io::Checkpoint::open(begin);
-  if (config.is_null()) {
-    config = checkpoint.config();
-    check_fields(config, begin);
-  }
+  if (config.is_null()) config = checkpoint.config();
   TrainableModel<float> model(checkpoint, options);
   temporary.reset();  // The model is read, so that a run which is killed does not leave it.
   check(options.context <= model.config().max_positions,

@@ -97,8 +97,8 @@ inline constexpr std::array<WeightFormat, 18> weight_formats{{
 inline void check_format(const char* where, WeightFormat format) {
   for (const WeightFormat& known : weight_formats)
     if (known == format) return;
-  detail::throw_invalid(where, detail::text_of("there is no format ", format_name(format),
-                                               " with groups of ", format.group));
+  detail::throw_invalid(where, detail::text_of("there is no ", format_name(format),
+                                               " whose groups have ", format.group, " values"));
 }
 
 /// The format of that name.

@@ -270,8 +270,8 @@ inline GroupScale find_scale(WeightCode code, ScaleKind kind, const GroupOfWeigh
 ///         halves those below 3e-8; in mxfp4 all of a group below 5e-38; in e5m2 all of one below
 ///         7e-34, elsewhere all of an output below 1e-35.
 /// Throws  ShapeError if sizes disagree; std::invalid_argument if a weight is not finite, or too
-///         large: in f16 above 65504, in bf16 where it rounds to infinity, and where scales are
-///         halves 65504 times the largest code.
+///         large: in f16 and bf16 where it rounds to infinity, and where scales are halves if one
+///         would have to be above 65504.
 inline CodedOutput quantize_output(const MatrixLayout& layout, std::span<const float> weights,
                                    std::span<const float> importance, ScaleSearch search) {
   constexpr const char* where = "quantize_output";

@@ -53,7 +53,10 @@ class CachedExperts {
   Index slots() const noexcept { return static_cast<Index>(state_->slots.size()); }
   CacheCounters counters() const { return state_->slots.counters(); }
 
-  ProductKind product() const noexcept { return state_->bank.product(); }
+  ProductKind product() const {
+    const std::lock_guard lock(state_->forwards);
+    return state_->bank.product();
+  }
   /// How weights are multiplied, as of QuantizedExperts, for all copies. Waits for a forward that
   /// runs.
   void set_product(ProductKind kind) {

@@ -339,7 +339,8 @@ inline LayerConfig layer_config(const GgufFile& file) {
 ///
 /// Throws  FormatError naming the tensor that is missing or has another shape, and the offset of a
 ///         row with a scale that is not finite, or is zero where a weight is not, or of a weight
-///         that is not finite; what expert_moments throws.
+///         that is not finite; std::invalid_argument if a weight is beyond the format that is
+///         named; what expert_moments throws.
 inline CheckpointLayer<float> load_gguf_block(const GgufFile& file, const LayerConfig& config,
                                               Index layer, const QuantizedLoading& loading = {}) {
   const detail::GgufBlock block(file, config, layer);

@@ -83,8 +83,8 @@ inline AnyExperts<float> load_quantized_experts(const BlockReader<float>& reader
 /// the same format, taken over code by code.
 ///
 /// Throws  as load_block; FormatError naming tensor and offset of a scale or weight that is not
-///         finite; std::invalid_argument if no format is named and the experts are floats; what
-///         expert_moments throws.
+///         finite; std::invalid_argument if no format is named and the experts are floats, or a
+///         weight is beyond the format; what expert_moments throws.
 inline CheckpointLayer<float> load_quantized_block(const Tensors& tensors,
                                                    const LayerConfig& config,
                                                    const std::string& prefix,

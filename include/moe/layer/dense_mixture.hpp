@@ -268,8 +268,7 @@ Vector<double> mixture_error(MixtureError error, const Routing<Scalar>& routing,
   moe::detail::check_size(where, "rows.rows()", tokens * experts, rows.rows());
   moe::detail::check_size(where, "target.rows()", tokens, target.rows());
   moe::detail::check_size(where, "target.cols()", rows.cols(), target.cols());
-  moe::detail::check(std::isfinite(gradient.coefficient), where,
-                     "gradient.coefficient is not finite");
+  if (gradient.wanted()) detail::check_coefficient(where, gradient.coefficient);
   if (gradient.rows.data() != nullptr)
     moe::detail::check_shape(where, "gradient.rows.rows()", "gradient.rows.cols()", gradient.rows,
                              rows.rows(), rows.cols());

@@ -215,8 +215,10 @@ class MixtureOfDepths {
                             losses::TokenMask mask = {}, Vector<Scalar>* d_r = nullptr,
                             double coefficient = 1) {
     constexpr const char* where = "MixtureOfDepths::choice_loss";
-    if (d_r != nullptr) detail::check_size(where, "d_r.size()", r.size(), d_r->size());
-    detail::check(std::isfinite(coefficient), where, "coefficient is not finite");
+    if (d_r != nullptr) {
+      detail::check_size(where, "d_r.size()", r.size(), d_r->size());
+      losses::detail::check_coefficient(where, coefficient);
+    }
     const Index counted = losses::detail::count_tokens(where, mask, r.size());
     double loss = 0;
     std::vector<bool> is_chosen(static_cast<std::size_t>(r.size()), false);

@@ -34,14 +34,17 @@ struct LossGradient {
 
 namespace detail {
 
+inline void check_coefficient(const char* where, double coefficient) {
+  moe::detail::check(std::isfinite(coefficient), where, "the gradient's coefficient is not finite");
+}
+
 template <class Scalar>
 void check_gradient(const char* where, const LossGradient<Scalar>& gradient, Index rows,
                     Index cols) {
   if (!gradient.wanted()) return;
   moe::detail::check_size(where, "gradient.sum.rows()", rows, gradient.sum.rows());
   moe::detail::check_size(where, "gradient.sum.cols()", cols, gradient.sum.cols());
-  moe::detail::check(std::isfinite(gradient.coefficient), where,
-                     "gradient.coefficient is not finite");
+  check_coefficient(where, gradient.coefficient);
 }
 
 }  // namespace detail

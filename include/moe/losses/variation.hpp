@@ -206,8 +206,7 @@ void add_load_gradient(const Logits& logits,
                        LoadThreshold threshold = LoadThreshold::excluding, TokenMask mask = {}) {
   constexpr const char* where = "add_load_gradient";
   if (!gradient.wanted()) return;
-  moe::detail::check(std::isfinite(gradient.coefficient), where,
-                     "gradient.coefficient is not finite");
+  detail::check_coefficient(where, gradient.coefficient);
   moe::detail::check_size(where, "slopes.size()", logits.cols(), slopes.size());
   for (const MatrixView<Scalar>* m :
        {&gradient.logits, &gradient.noisy_logits, &gradient.deviation}) {

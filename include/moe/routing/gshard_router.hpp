@@ -103,8 +103,7 @@ class GShardRouter {
   /// made beside it all the same.
   void backward(const RouterBackward<Scalar>& call, Gradients& gradients) const {
     const bool is_random = call.options.training && second_.policy == SecondExpertPolicy::random;
-    if (!is_random || (call.d_weights.empty() && call.d_routed.empty()))
-      return router_.backward(call, gradients);
+    if (!is_random || !call.has_choices()) return router_.backward(call, gradients);
     constexpr const char* where = "GShardRouter::backward";
     check_backward(where, gradients);
     detail::check_router_call(where, call, num_experts(), d_model());

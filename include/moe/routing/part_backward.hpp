@@ -81,7 +81,7 @@ struct PartBackward {
         d_routed(Matrix<Scalar>::Zero(rows, top_k)),
         d_logits(Matrix<Scalar>::Zero(rows, num_experts)),
         d_scored(Matrix<Scalar>::Zero(rows, num_experts)),
-        has_choices_(!outer.d_weights.empty() || !outer.d_routed.empty()) {
+        has_choices_(outer.has_choices()) {
     options.token_ids = options.token_types = options.token_groups = {};
     routing.resize(rows, num_experts, top_k, {});
     routing.experts.setConstant(no_expert);

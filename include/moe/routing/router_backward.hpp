@@ -86,6 +86,9 @@ struct RouterBackward {
   MatrixView<Scalar> d_previous_logits{};
   bool frozen = false;  ///< the router's own gradients are not wanted
 
+  /// Whether anything goes back through the choices' weights. Of a dense mixture nothing does.
+  bool has_choices() const noexcept { return !d_weights.empty() || !d_routed.empty(); }
+
   /// The same on another routing.
   RouterBackward on(const Routing<Scalar>& other, MatrixView<const Scalar> other_d_routed) const {
     return {x,     options,        other,    plan,        d_weights, d_logits,

@@ -121,16 +121,15 @@ class SparseMixerRouter {
     constexpr const char* where = "SparseMixerRouter::backward";
     check_backward(where, gradients);
     detail::check_router_call(where, call, num_experts(), d_model());
-    // A dense mixture weighs all experts, by their scores alone.
-    const bool has_choices = !call.d_weights.empty() || !call.d_routed.empty();
-    if (has_choices) detail::check_size(where, "routing.top_k()", top_k(), call.routing.top_k());
+    const Index choices = call.has_choices() ? top_k() : 0;
+    if (choices > 0) detail::check_size(where, "routing.top_k()", top_k(), call.routing.top_k());
     detail::check_no_inputs(where, call.inputs);
     std::vector<Scalar> near(static_cast<std::size_t>(num_experts()));
     bool kept[2];
     for (Index t = 0; t < call.x.rows(); ++t) {
       const Scalar* const z = detail::row_data(call.routing.logits, t);
-      if (has_choices) detail::find_kept(call.plan, t, 2, kept);
-      for (Index k = 0; k < 2 && has_choices; ++k) {
+      detail::find_kept(call.plan, t, choices, kept);
+      for (Index k = 0; k < choices; ++k) {
         const ExpertIndex chosen = call.routing.experts(t, k);
         Scalar slope = 0;
         if (!call.d_weights.empty() && kept[k]) slope += call.d_weights(t, k);
