@@ -23,6 +23,7 @@
 #include "moe/layer/dispatch.hpp"
 #include "moe/layer/tape.hpp"
 #include "moe/layer/workspace.hpp"
+#include "moe/losses/loss_gradient.hpp"
 #include "moe/routing/plan.hpp"
 #include "moe/routing/router_backward.hpp"
 #include "moe/routing/rule_gradient.hpp"

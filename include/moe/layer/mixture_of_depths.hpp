@@ -15,6 +15,7 @@
 #include "moe/core/contracts.hpp"
 #include "moe/core/types.hpp"
 #include "moe/core/view.hpp"
+#include "moe/losses/loss_gradient.hpp"
 #include "moe/losses/token_mask.hpp"
 #include "moe/routing/linear_map.hpp"
 #include "moe/routing/scores.hpp"
