@@ -128,6 +128,8 @@ TEST(DenseMixture, TheBitsDoNotDependOnTheNumberOfThreads) {
     auto gradients = layer.gradients();
     layer.backward(x, tape, x, dx, gradients, scratch);
     std::vector<double> all(dx.data(), dx.data() + dx.size());
+    const Matrix<double>& of_router = gradients.router.weight;
+    all.insert(all.end(), of_router.data(), of_router.data() + of_router.size());
     for (const auto part : gradients.experts.values())
       all.insert(all.end(), part.begin(), part.end());
     if (first.empty()) first = all;

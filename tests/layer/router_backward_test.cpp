@@ -105,6 +105,17 @@ void expect_gradients(const Make& make, const std::vector<Part<decltype(make())>
   EXPECT_EQ(dx_of_frozen, dx);
   for (const auto& part : parts)
     EXPECT_TRUE(part.of(of_frozen.router).isZero(0)) << part.name << " is frozen";
+  // Whatever the tape keeps.
+  for (const moe::TapePolicy policy : {moe::TapePolicy::keep_all, moe::TapePolicy::recompute}) {
+    moe::Tape<double> kept{.policy = policy};
+    Matrix<double> dx_of_kept(tokens, d_model);
+    layer.forward(x, y, kept, workspace, options);
+    if (losses) losses(kept.routing, kept.drawn, &kept);
+    auto of_kept = layer.gradients();
+    layer.backward(x, kept, dy, dx_of_kept, of_kept, workspace);
+    EXPECT_EQ(dx_of_kept, dx);
+    for (const auto& part : parts) EXPECT_EQ(part.of(of_kept.router), part.of(gradients.router));
+  }
   moe::Tape<double> other;
   const auto loss = [&] {
     const double value = run(other);
@@ -141,37 +152,40 @@ struct TopK {
   }
 };
 
+/// 2 rows for each of 6 experts: of 24 choices, or 12 with K = 1, some are dropped.
+constexpr moe::Capacity small{.formula = moe::CapacityFormula::fixed, .fixed_rows = 2};
+
 TEST(RouterBackward, OfEveryFormOfLogits) {
   using G = moe::RouterGradients<double>;
+  const auto expect = [](const TopK& make, const std::vector<Part<moe::TopKRouter<double>>>& parts,
+                         const RouteOptions& options = {}) {
+    for (const moe::Capacity& capacity : {moe::Capacity{}, small})
+      expect_gradients(make, parts, options, both_losses, capacity);
+  };
   for (const moe::WeightSource source :
        {moe::WeightSource::scores, moe::WeightSource::softmax_of_chosen}) {
     TopK cosine;
     cosine.rule.weights_from = source;
     cosine.rule.logits = {.form = moe::LogitForm::cosine, .temperature = 0.3};
-    expect_gradients(cosine, {{"weight", &cosine.weights.weight, weight_of}}, {}, both_losses);
+    expect(cosine, {{"weight", &cosine.weights.weight, weight_of}});
     cosine.weights = {.weight = random(experts, 4, 1), .projection = random(4, d_model, 2)};
-    expect_gradients(cosine,
-                     {{"weight", &cosine.weights.weight, weight_of},
-                      {"projection", &cosine.weights.projection, &G::projection}},
-                     {}, both_losses);
+    expect(cosine, {{"weight", &cosine.weights.weight, weight_of},
+                    {"projection", &cosine.weights.projection, &G::projection}});
     TopK layers;
     layers.rule.weights_from = source;
     layers.rule.logits.form = moe::LogitForm::two_layer;
     layers.weights = {.weight = random(experts, 4, 1),
                       .projection = random(4, d_model, 2),
                       .projection_bias = random(1, 4, 3).row(0)};
-    expect_gradients(layers,
-                     {{"weight", &layers.weights.weight, weight_of},
-                      {"projection", &layers.weights.projection, &G::projection}},
-                     {}, both_losses);
+    expect(layers, {{"weight", &layers.weights.weight, weight_of},
+                    {"projection", &layers.weights.projection, &G::projection}});
     TopK scaled;
     scaled.rule.weights_from = source;
     scaled.rule.logits.standard_deviation = 1.7;
-    expect_gradients(scaled, {{"weight", &scaled.weights.weight, weight_of}}, {}, both_losses);
+    expect(scaled, {{"weight", &scaled.weights.weight, weight_of}});
     scaled.rule.logits.noise = 0.4;
     scaled.rule.jitter = {.target = moe::JitterTarget::router_input, .epsilon = 0.2};
-    expect_gradients(scaled, {{"weight", &scaled.weights.weight, weight_of}},
-                     {.training = true, .seed = 5}, both_losses);
+    expect(scaled, {{"weight", &scaled.weights.weight, weight_of}}, {.training = true, .seed = 5});
   }
 }
 
@@ -288,9 +302,6 @@ TEST(RouterBackward, OfPreviousLogitsAndNoiseOfTheCallers) {
   check("bias", make.weights.bias, gradients.bias);
 }
 
-/// 2 rows for each of 6 experts: of 24 choices, or 12 with K = 1, some are dropped.
-constexpr moe::Capacity small{.formula = moe::CapacityFormula::fixed, .fixed_rows = 2};
-
 /// The importance, by the weights as they were routed.
 double importance(const moe::Routing<double>& routing, const moe::NoisyLogits<double>& /*drawn*/,
                   moe::Tape<double>* tape) {
@@ -405,7 +416,8 @@ TEST(RouterBackward, OfExpertsThatChoose) {
       return moe::ExpertChoiceRouter<double>(
           {.d_model = d_model, .num_experts = experts, .score = score}, weight);
     };
-    expect_gradients(make, {{"weight", &weight, weight_of}}, {}, both_losses);
+    for (const moe::Capacity& capacity : {moe::Capacity{}, small})
+      expect_gradients(make, {{"weight", &weight, weight_of}}, {}, both_losses, capacity);
   }
 }
 
@@ -497,9 +509,17 @@ void expect_the_same_bits(const RouterT& router, RouteOptions options = {}) {
     auto gradients = layer.gradients();
     layer.backward(x, tape, dy, dx, gradients);
     std::vector<double> all(dx.data(), dx.data() + dx.size());
-    for (const auto* m :
-         {&gradients.router.weight, &gradients.router.noise_weight, &gradients.router.projection})
-      all.insert(all.end(), m->data(), m->data() + m->size());
+    const auto add = [&](const moe::RouterGradients<double>& of) {
+      for (const auto* m : {&of.weight, &of.noise_weight, &of.projection})
+        all.insert(all.end(), m->data(), m->data() + m->size());
+      for (const auto* v : {&of.bias, &of.projection_bias})
+        all.insert(all.end(), v->data(), v->data() + v->size());
+    };
+    if constexpr (requires { gradients.router.of_type; }) {
+      for (const auto& of : gradients.router.of_type) add(of);
+    } else {
+      add(gradients.router);
+    }
     if (first.empty()) first = all;
     EXPECT_TRUE(all == first) << threads << " threads";
   }
@@ -533,6 +553,14 @@ TEST(RouterBackward, TheBitsDoNotDependOnTheNumberOfThreads) {
   expect_the_same_bits(
       moe::ExpertChoiceRouter<double>({.d_model = wide, .num_experts = experts}, weight));
   expect_the_same_bits(moe::BaseRouter<double>(weight));
+  std::vector<std::int32_t> kinds;
+  for (Index t = 0; t < 100; ++t) kinds.push_back(static_cast<std::int32_t>(t % 3 == 0));
+  rule = {};
+  weights = {.weight = weight, .bias = random(1, experts, 4).row(0)};
+  expect_the_same_bits(moe::GroupRouter<moe::TopKRouter<double>>(top()), {.token_groups = kinds});
+  expect_the_same_bits(
+      moe::ModalityRouter<moe::TopKRouter<double>>(experts, {{top(), 0}, {top(), 0}}),
+      {.token_types = kinds});
 }
 
 /// A router of a user's, without a backward pass: expert t mod E with weight 1 / (1 + t).

@@ -112,6 +112,8 @@ TEST(SoftMoe, TheBitsDoNotDependOnTheNumberOfThreads) {
     all.insert(all.end(), dx.data(), dx.data() + dx.size());
     all.insert(all.end(), gradients.phi.data(), gradients.phi.data() + gradients.phi.size());
     all.push_back(gradients.scale);
+    for (const auto part : gradients.experts.values())
+      all.insert(all.end(), part.begin(), part.end());
     if (first.empty()) first = all;
     EXPECT_TRUE(all == first) << threads << " threads";
   }

@@ -215,6 +215,10 @@ TEST(SparseMoeBackward, OfTheFamiliesRules) {
     SCOPED_TRACE(static_cast<int>(&rule - rules));
     for (const bool losses : {false, true})
       expect_gradients({.rule = rule, .router_bias = true, .losses = losses});
+    expect_gradients({.rule = rule,
+                      .router_bias = true,
+                      .capacity = {.formula = moe::CapacityFormula::fixed, .fixed_rows = 3},
+                      .losses = true});
   }
 }
 
