@@ -252,7 +252,7 @@ void run_peer(benchmark::State& state, const std::string& name, const Peer& peer
   }
   // Ours runs after each of theirs, so that share and ratio are of the same minute.
   std::vector<double> times_ours;
-  double seconds = 0;
+  double their_seconds = 0;
   std::size_t turn = 0;
   measure_against_limits(
       state,
@@ -260,9 +260,9 @@ void run_peer(benchmark::State& state, const std::string& name, const Peer& peer
        .flop = 2 * static_cast<double>(tokens * shape.top_k) * weights,
        .weight_bytes = set.mean_touched * weights * weight_bytes,
        .is_integer = peer.is_int8() && vnni_limit().best() > 0},
-      [&] { seconds = seconds_of([&] { theirs(turn, prepared.side_by_side); }); },
+      [&] { their_seconds = seconds_of([&] { theirs(turn, prepared.side_by_side); }); },
       [&] {
-        times_ours.push_back(seconds / seconds_of([&] { ours(turn); }));
+        times_ours.push_back(their_seconds / seconds_of([&] { ours(turn); }));
         ++turn;
       });
   state.counters["times_ours"] = median(times_ours);

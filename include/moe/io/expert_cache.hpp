@@ -53,12 +53,12 @@ class CachedExperts {
   Index slots() const noexcept { return static_cast<Index>(state_->slots.size()); }
   CacheCounters counters() const { return state_->slots.counters(); }
 
+  /// How weights are multiplied, as of QuantizedExperts, by all copies. Both wait for a forward
+  /// that runs.
   ProductKind product() const {
     const std::lock_guard lock(state_->forwards);
     return state_->bank.product();
   }
-  /// How weights are multiplied, as of QuantizedExperts, for all copies. Waits for a forward that
-  /// runs.
   void set_product(ProductKind kind) {
     const std::lock_guard lock(state_->forwards);
     state_->bank.set_product(kind);
