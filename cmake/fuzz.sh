@@ -13,7 +13,7 @@ moe_need clang libomp-dev
 moe_need "libclang-rt-$(clang++ -dumpversion | cut -d. -f1)-dev" libeigen3-dev nlohmann-json3-dev
 seconds=${1:-600}
 parsers=("${@:2}")
-[ ${#parsers[@]} -gt 0 ] || parsers=(safetensors gguf packed checkpoint)
+[ ${#parsers[@]} -gt 0 ] || parsers=(safetensors index gguf packed checkpoint)
 fuzz=$MOE_BUILD/fuzz
 mkdir -p "$fuzz" tests/data/corpus
 compile=(clang++ -std=c++20 -O1 -g -fopenmp -fno-omit-frame-pointer -Iinclude -Itests

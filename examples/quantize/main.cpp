@@ -20,14 +20,19 @@
 #include <moe/io/bank_factory.hpp>
 #include <moe/io/block_loader.hpp>
 #include <moe/io/checkpoint.hpp>
+#include <moe/io/gguf.hpp>
+#include <moe/io/gguf_loader.hpp>
 #include <moe/io/packed_loader.hpp>
 #include <moe/io/packed_writer.hpp>
+#include <moe/io/quantized_loader.hpp>
 #include <moe/moe.hpp>
 
 namespace {
 
 using moe::Index;
 using moe::Matrix;
+
+constexpr const char* as_stored = "stored";
 
 struct Options {
   std::string model;
@@ -53,6 +58,21 @@ struct Error {
     values += other.values;
   }
   double relative() const { return values > 0 ? std::sqrt(differences / values) : 0; }
+};
+
+/// What an expert, a layer or a model loses.
+struct Errors {
+  Error weights;
+  Error outputs;
+
+  void add(const Errors& other) {
+    weights.add(other.weights);
+    outputs.add(other.outputs);
+  }
+  void print(const std::string& layer, const std::string& expert) const {
+    std::printf("%5s %6s %12.5f %12.5f\n", layer.c_str(), expert.c_str(), weights.relative(),
+                outputs.relative());
+  }
 };
 
 /// Tokens (T, D) of a layer: those that are given, or normal ones.
@@ -87,81 +107,82 @@ void show_progress(Index layer, Index expert, Index experts) {
                expert, experts);
 }
 
+moe::io::QuantizedLoading loading_of(const Options& options) {
+  moe::io::QuantizedLoading loading{.search = options.no_search ? moe::ScaleSearch::nearest
+                                                                : moe::ScaleSearch::least_error};
+  if (options.weights != as_stored) loading.format = moe::expert_format_of(options.weights);
+  return loading;
+}
+
 /// Quantises one layer's experts one by one, writes them, and prints what they lose.
-void quantize_layer(const moe::io::detail::BlockReader<float>& reader,
-                    const moe::io::LayerConfig& config, Index layer,
-                    const moe::ExpertFormat& format, const Options& options,
-                    moe::io::PackedWriter& writer) {
+template <class Reader>
+Errors quantize_layer(const Reader& reader, const moe::io::LayerConfig& config, Index layer,
+                      const Options& options, moe::io::PackedWriter& writer) {
   const std::string name = moe::io::packed_bank_name(layer);
   const Matrix<float> x = activations_of(options, layer, config.d_model);
+  moe::io::QuantizedLoading loading = loading_of(options);
+  if (options.calibrate) loading.calibration = x;
+  const std::vector<moe::ExpertFormat> formats = moe::io::detail::formats_of(reader, loading);
   moe::ExpertsConfig sizes = reader.sizes();
   const Index experts = sizes.num_experts;
   sizes.num_experts = 1;
-  Error all_weights;
-  Error all_outputs;
+  const std::string label = std::to_string(layer);
+  Errors all;
   moe::io::detail::with_activation(config, reader.is_gated(), [&](auto activation) {
     using Activation = decltype(activation);
     moe::FeedForwardExperts<float, Activation> floats(sizes, activation);
-    moe::QuantizedExperts<Activation> bank(sizes, format, activation);
-    Matrix<float> up_biases(experts, bank.up_bias().cols());
-    Matrix<float> down_biases(experts, bank.down_bias().cols());
+    Matrix<float> up_biases;
+    Matrix<float> down_biases;
     for (Index e = 0; e < experts; ++e) {
       show_progress(layer, e, experts);
-      const moe::ExpertMatrices<float> expert = reader.matrices(e);
-      floats.set_expert(0, expert.weights());
-      moe::ExpertMoments moments;
-      if (options.calibrate) moments = moe::expert_moments(expert, activation, x);
-      bank.set_expert(0, expert.weights(),
-                      moments.options(options.no_search ? moe::ScaleSearch::nearest
-                                                        : moe::ScaleSearch::least_error));
+      moe::QuantizedExperts<Activation> bank(sizes, formats[static_cast<std::size_t>(e)],
+                                             activation);
+      moe::io::detail::load_quantized_expert(reader, e, loading, bank, 0);
       writer.write_expert(name, e, bank.expert_bytes(0));
       if (sizes.biases) {
+        up_biases.conservativeResize(experts, bank.up_bias().cols());
+        down_biases.conservativeResize(experts, bank.down_bias().cols());
         up_biases.row(e) = bank.up_bias().row(0);
         down_biases.row(e) = bank.down_bias().row(0);
       }
+      const moe::ExpertMatrices<float> expert = reader.matrices(e);
+      floats.set_expert(0, expert.weights());
       const moe::ExpertMatrices<float> rounded = bank.expert(0);
-      Error weights;
-      weights.add(expert.gate, rounded.gate);
-      weights.add(expert.up, rounded.up);
-      weights.add(expert.down, rounded.down);
-      Error outputs;
-      outputs.add(outputs_of(floats, x), outputs_of(bank, x));
-      all_weights.add(weights);
-      all_outputs.add(outputs);
+      Errors errors;
+      errors.weights.add(expert.gate, rounded.gate);
+      errors.weights.add(expert.up, rounded.up);
+      errors.weights.add(expert.down, rounded.down);
+      errors.outputs.add(outputs_of(floats, x), outputs_of(bank, x));
+      all.add(errors);
       show_progress(layer, experts, experts);
-      std::printf("%5td %6td %12.5f %12.5f\n", layer, e, weights.relative(), outputs.relative());
+      errors.print(label, std::to_string(e));
     }
     if (sizes.biases) writer.write_biases(name, up_biases, down_biases);
   });
-  std::printf("%5td %6s %12.5f %12.5f\n", layer, "all", all_weights.relative(),
-              all_outputs.relative());
+  all.print(label, "all");
+  return all;
 }
 
-void quantize(const Options& options) {
-  const auto checkpoint = moe::io::Checkpoint::open(options.model);
-  const moe::io::LayerConfig config = checkpoint.layer_config();
-  const moe::ExpertFormat format = moe::expert_format_of(options.weights);
-  const std::vector<Index> layers = checkpoint.moe_layers();
+/// Quantises all layers of a model. `reader_of(layer)` reads a layer's experts.
+template <class ReaderOf>
+void quantize_layers(const std::vector<Index>& layers, const moe::io::LayerConfig& config,
+                     const Options& options, ReaderOf&& reader_of) {
   if (layers.empty()) throw std::invalid_argument(options.model + ": has no MoE layers");
-  const auto reader_of = [&](Index layer) {
-    return moe::io::detail::BlockReader<float>(checkpoint.tensors(), config,
-                                               checkpoint.block_prefix(layer));
-  };
   std::map<std::string, moe::io::PackedBank> banks;
   for (const Index layer : layers) {
     const auto reader = reader_of(layer);
-    banks[moe::io::packed_bank_name(layer)] =
-        moe::io::detail::with_activation(config, reader.is_gated(), [&](auto activation) {
-          return moe::io::describe(
-              reader.sizes(), std::vector(static_cast<std::size_t>(config.num_experts), format),
-              activation);
-        });
+    const auto formats = moe::io::detail::formats_of(reader, loading_of(options));
+    banks[moe::io::packed_bank_name(layer)] = moe::io::detail::with_activation(
+        config, reader.is_gated(),
+        [&](auto activation) { return moe::io::describe(reader.sizes(), formats, activation); });
   }
   moe::io::PackedWriter writer(options.out, banks, {}, {{"source", options.model}});
   std::printf("relative errors, %s\n", options.weights.c_str());
   std::printf("layer expert      weights      outputs\n");
+  Errors all;
   for (const Index layer : layers)
-    quantize_layer(reader_of(layer), config, layer, format, options, writer);
+    all.add(quantize_layer(reader_of(layer), config, layer, options, writer));
+  all.print("all", "all");
   writer.finish();
   const moe::io::PackedFile file(options.out);
   double bytes = 0;
@@ -170,17 +191,35 @@ void quantize(const Options& options) {
   std::printf("%zu layers, %.1f MB: %s\n", layers.size(), bytes / 1e6, options.out.c_str());
 }
 
+void quantize(const Options& options) {
+  if (options.model.ends_with(".gguf")) {
+    const moe::io::GgufFile file(options.model);
+    const moe::io::LayerConfig config = moe::io::layer_config(file);
+    quantize_layers(moe::io::moe_layers(file), config, options,
+                    [&](Index layer) { return moe::io::detail::GgufBlock(file, config, layer); });
+    return;
+  }
+  const auto checkpoint = moe::io::Checkpoint::open(options.model);
+  const moe::io::LayerConfig config = checkpoint.layer_config();
+  quantize_layers(checkpoint.moe_layers(), config, options, [&](Index layer) {
+    return moe::io::detail::BlockReader<float>(checkpoint.tensors(), config,
+                                               checkpoint.block_prefix(layer));
+  });
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   CLI::App app("Quantises the experts of a checkpoint into a packed file.", "quantize");
   Options options;
   app.add_option("--model", options.model,
-                 "a .safetensors file, a .safetensors.index.json or the folder of one")
+                 "a .safetensors file, a .safetensors.index.json or the folder of one, or a .gguf "
+                 "file (of several, the first)")
       ->required();
   app.add_option("--out", options.out, "the packed file to write")->required();
   app.add_option("--weights", options.weights,
-                 "the format, or those of gate and up, and of down: int4-g32,int8")
+                 "the format, or those of gate and up, and of down: int4-g32,int8; or stored: the "
+                 "codes of fp8, mxfp4, Q8_0 and so on, taken over as they are")
       ->capture_default_str();
   CLI::Option* const no_search =
       app.add_flag("--no-search", options.no_search,

@@ -26,6 +26,7 @@
 #include <moe/io/packed.hpp>
 #include <moe/io/quantized_loader.hpp>
 #include <moe/io/safetensors.hpp>
+#include <moe/io/tensors.hpp>
 
 namespace fuzz {
 
@@ -74,7 +75,12 @@ inline void read_gguf(const std::string& path) {
     tensor.decode_row(0, row.data());
   }
   const moe::io::LayerConfig config = moe::io::layer_config(file);
-  for (const moe::Index layer : {0, 1}) moe::io::load_gguf_block(file, config, layer);
+  const moe::WeightFormat format = moe::format_of("int4-g32");
+  for (const moe::Index layer : {0, 1}) {
+    moe::io::load_gguf_block(file, config, layer,
+                             {.format = moe::ExpertFormat{format, moe::format_of("int8-g32")}});
+    moe::io::load_gguf_block(file, config, layer);
+  }
 }
 
 /// The header's checksum, which would refuse nearly all of it, is made right.
@@ -123,13 +129,34 @@ inline void read_checkpoint(const std::string& path) {
   }
 }
 
+/// An index with one shard beside it, which has a tensor "a".
+inline void read_index(const std::string& path) {
+  const struct Folder {
+    std::filesystem::path path;
+    explicit Folder(const std::string& its_path) : path(its_path) {
+      std::filesystem::create_directories(path);
+    }
+    ~Folder() { std::filesystem::remove_all(path); }
+  } folder(path + ".shards");
+  const std::string header = R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}})";
+  const std::uint64_t length = header.size();
+  std::string shard(sizeof(length), '\0');
+  std::memcpy(shard.data(), &length, sizeof(length));
+  std::ofstream(folder.path / "a.safetensors", std::ios::binary) << shard << header << "xy";
+  const std::filesystem::path index = folder.path / "model.safetensors.index.json";
+  std::filesystem::copy_file(path, index);
+  const auto tensors = moe::io::Tensors::open(index.string());
+  for (const std::string& name : tensors.names()) touch(tensors.tensor(name).data);
+}
+
 struct Parser {
   const char* name;
   void (*read)(const std::string& path);
   std::string (*prepare)(std::string bytes) = nullptr;
 };
 
-inline constexpr std::array<Parser, 4> parsers{{{"safetensors", read_safetensors},
+inline constexpr std::array<Parser, 5> parsers{{{"safetensors", read_safetensors},
+                                                {"index", read_index},
                                                 {"gguf", read_gguf},
                                                 {"packed", read_packed, with_checksum},
                                                 {"checkpoint", read_checkpoint}}};

@@ -141,6 +141,8 @@ inline std::string gpt_oss_seed() {
 inline std::vector<std::string> seeds_of(std::string_view parser) {
   using moe::io::GgufType;
   if (parser == "safetensors") return {safetensors_seed()};
+  if (parser == "index")
+    return {R"({"metadata": {"total_size": 2}, "weight_map": {"a": "a.safetensors"}})"};
   if (parser == "gguf")
     return {gguf_seed("llama", GgufType::q8_0), gguf_seed("qwen3moe", GgufType::q4_0)};
   if (parser == "packed")

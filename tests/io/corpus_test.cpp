@@ -34,7 +34,7 @@ TEST_P(Corpus, WhatItGrewFromIsRead) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Files, Corpus,
-                         testing::Values("safetensors", "gguf", "packed", "checkpoint"),
+                         testing::Values("safetensors", "index", "gguf", "packed", "checkpoint"),
                          [](const auto& parser) { return std::string(parser.param); });
 
 }  // namespace corpus_test

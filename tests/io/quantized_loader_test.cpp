@@ -15,15 +15,14 @@
 #include <gtest/gtest.h>
 
 #include <moe/io/checkpoint.hpp>
-#include <moe/io/gguf_loader.hpp>
 #include <moe/io/packed_loader.hpp>
 #include <moe/io/packed_writer.hpp>
 #include <moe/io/quantized_loader.hpp>
 #include <moe/io/safetensors_writer.hpp>
 #include <moe/moe.hpp>
 
-#include "support/gguf_writer.hpp"
 #include "support/layers.hpp"
+#include "support/loading.hpp"
 #include "support/temporary_file.hpp"
 
 namespace quantized_loader_test {
@@ -32,29 +31,15 @@ using moe::Index;
 using moe::Matrix;
 using moe::io::CheckpointLayer;
 using moe::io::QuantizedLoading;
-using test_support::GgufWriter;
+using test_support::calibrated_with;
+using test_support::expect_calibrated;
+using test_support::expect_same;
+using test_support::expect_weights;
+using test_support::quantized;
 using test_support::random_matrix;
+using test_support::refusal;
 
 class Loading : public test_support::TemporaryFile {};
-
-/// Two layers of the same bits: by outputs, on the same tokens.
-void expect_same(CheckpointLayer<float> a, CheckpointLayer<float> b) {
-  const Matrix<float> x = random_matrix<float>(21, a.d_model(), 9);
-  Matrix<float> y(21, a.d_model());
-  Matrix<float> z(21, a.d_model());
-  a.forward(x, y);
-  b.forward(x, z);
-  EXPECT_TRUE(y.allFinite());
-  EXPECT_GT(y.norm(), 0);
-  EXPECT_EQ(y, z);
-}
-
-/// The bank that a layer has, of quantised SwiGLU experts.
-const moe::QuantizedExperts<moe::SwiGlu>& quantized(const CheckpointLayer<float>& layer) {
-  const auto* const bank = layer.experts().target<moe::QuantizedExperts<moe::SwiGlu>>();
-  EXPECT_NE(bank, nullptr);
-  return *bank;
-}
 
 constexpr Index d_model = 160;
 constexpr Index d_ff = 136;
@@ -120,13 +105,13 @@ TEST_F(Loading, EightBitsOfDeepSeekV3) {
   const auto layer = load(checkpoint, {.product = moe::ProductKind::widened});
   const auto& bank = quantized(layer);
   EXPECT_EQ(bank.format(0).up, moe::format_of("fp8"));
-  for (Index e = 0; e < experts; ++e) {
-    const moe::ExpertMatrices<float> its = bank.expert(e);
-    const moe::ExpertMatrices<float>& expected = model.routed[static_cast<std::size_t>(e)];
-    EXPECT_EQ(its.gate, expected.gate);
-    EXPECT_EQ(its.up, expected.up);
-    EXPECT_EQ(its.down, expected.down);
-  }
+  expect_weights(bank, model.routed);
+  const auto* const shared = layer.shared().bank()->target<moe::QuantizedExperts<moe::SwiGlu>>();
+  ASSERT_NE(shared, nullptr) << "as it is stored, too";
+  EXPECT_EQ(shared->format(0).up, moe::format_of("fp8"));
+  const auto* const exact = floats.shared().bank()->target<moe::SwiGluExperts<float>>();
+  ASSERT_NE(exact, nullptr);
+  EXPECT_EQ(shared->expert(0).down, exact->expert(0).down);
   expect_same(floats, layer);
   // Quantised anew, to another format.
   const auto four =
@@ -135,40 +120,6 @@ TEST_F(Loading, EightBitsOfDeepSeekV3) {
   const Matrix<float> error = quantized(four).expert(1).up - model.routed[1].up;
   EXPECT_LT(error.norm(), 0.02 * model.routed[1].up.norm());
   EXPECT_GT(error.norm(), 0);
-}
-
-/// The error of a checkpoint whose bytes were changed.
-std::string refusal(const std::function<void()>& load) {
-  try {
-    load();
-  } catch (const moe::FormatError& error) {
-    return error.what();
-  }
-  return {};
-}
-
-/// The bank has the experts that its formats, moments and exact weights give.
-void expect_calibrated(const CheckpointLayer<float>& layer, const QuantizedLoading& loading,
-                       const std::vector<moe::ExpertMatrices<float>>& exact) {
-  const auto& bank = quantized(layer);
-  moe::QuantizedExperts<moe::SwiGlu> expected(bank.config(), *loading.format);
-  bool differs = false;
-  for (Index e = 0; e < experts; ++e) {
-    const auto& expert = exact[static_cast<std::size_t>(e)];
-    const auto moments = moe::expert_moments(expert, moe::SwiGlu{}, loading.calibration);
-    expected.set_expert(e, expert.weights());
-    differs = differs || bank.expert(e).down != expected.expert(e).down;
-    expected.set_expert(e, expert.weights(), moments.options(loading.search));
-    EXPECT_EQ(bank.expert(e).gate, expected.expert(e).gate);
-    EXPECT_EQ(bank.expert(e).up, expected.expert(e).up);
-    EXPECT_EQ(bank.expert(e).down, expected.expert(e).down);
-  }
-  EXPECT_TRUE(differs) << "calibration changes nothing";
-}
-
-QuantizedLoading calibrated_with(const Matrix<float>& x) {
-  const auto format = moe::format_of("int4-g32");
-  return {.format = moe::ExpertFormat{format, format}, .calibration = x};
 }
 
 TEST_F(Loading, CalibrationWeighsErrors) {
@@ -357,223 +308,6 @@ TEST_F(Loading, FloatsNeedTheNameOfAFormat) {
   const auto format = moe::format_of("int8");
   const auto layer = load(checkpoint, {.format = moe::ExpertFormat{format, format}});
   EXPECT_LT((quantized(layer).expert(0).up - random_matrix<float>(40, 32, 3)).norm(), 0.3);
-}
-
-/// Blocks of a type with scales near 1, and the values that they stand for.
-struct Blocks {
-  std::string bytes;
-  Matrix<float> values;
-
-  Blocks(moe::io::GgufType type, Index rows, Index cols, std::uint64_t seed) : values(rows, cols) {
-    const auto& info = moe::io::detail::gguf_type(type);
-    const Index blocks = rows * cols / info.values;
-    for (Index b = 0; b < blocks; ++b) {
-      std::string block;
-      for (Index i = 0; i < info.bytes; ++i)
-        block += static_cast<char>(
-            moe::detail::mix_bits(seed + static_cast<std::uint64_t>(b * info.bytes + i)));
-      const auto half = [&](std::size_t at) {
-        block[at] = static_cast<char>(b % 200);
-        block[at + 1] = 0x24;  // About 1 / 64.
-      };
-      if (type == moe::io::GgufType::mxfp4) block[0] = static_cast<char>(120 + b % 4);
-      if (type == moe::io::GgufType::q8_0 || type == moe::io::GgufType::q4_0) half(0);
-      if (type == moe::io::GgufType::q4_k) half(0), half(2);
-      if (type == moe::io::GgufType::q6_k) half(208);
-      moe::io::detail::decode_block(type, reinterpret_cast<const std::byte*>(block.data()),
-                                    values.data() + b * info.values);
-      bytes += block;
-    }
-  }
-};
-
-/// A block of four experts, D = 256, F = 512, of one type, and the layer that it stands for.
-struct GgufModel {
-  static constexpr Index width = 256;
-  static constexpr Index hidden = 512;
-  GgufWriter file;
-  std::vector<moe::ExpertMatrices<float>> routed{static_cast<std::size_t>(experts)};
-
-  GgufModel(const std::string& arch, moe::io::GgufType type, bool apart = false) {
-    file.entry("general.architecture", arch);
-    file.entry(arch + ".embedding_length", std::uint32_t{width});
-    file.entry(arch + ".expert_count", std::uint32_t{experts});
-    file.entry(arch + ".expert_used_count", std::uint32_t{2});
-    file.entry(arch + (arch == "llama" ? ".feed_forward_length" : ".expert_feed_forward_length"),
-               std::uint32_t{hidden});
-    file.floats("blk.1.ffn_gate_inp.weight", {experts, width},
-                random_matrix<float>(experts, width, 1));
-    std::uint64_t seed = 5;
-    for (const char* part : {"gate", "up", "down"}) {
-      const bool is_down = std::string(part) == "down";
-      const Index rows = is_down ? width : hidden;
-      const Index cols = is_down ? hidden : width;
-      const Blocks blocks(type, experts * rows, cols, seed += 100000000);
-      for (Index e = 0; e < experts; ++e) {
-        moe::ExpertMatrices<float>& expert = routed[static_cast<std::size_t>(e)];
-        Matrix<float>& m = is_down ? expert.down : part[0] == 'g' ? expert.gate : expert.up;
-        m = blocks.values.middleRows(e * rows, rows);
-        const std::size_t size = blocks.bytes.size() / experts;
-        if (apart)
-          file.tensor("blk.1.ffn_" + std::string(part) + "." + std::to_string(e) + ".weight",
-                      {rows, cols}, type,
-                      blocks.bytes.substr(static_cast<std::size_t>(e) * size, size));
-      }
-      if (!apart)
-        file.tensor("blk.1.ffn_" + std::string(part) + "_exps.weight", {experts, rows, cols}, type,
-                    blocks.bytes);
-    }
-  }
-};
-
-template <class Bank>
-void expect_weights(const Bank& bank, const GgufModel& model) {
-  for (Index e = 0; e < experts; ++e) {
-    const moe::ExpertMatrices<float> its = bank.expert(e);
-    const moe::ExpertMatrices<float>& expected = model.routed[static_cast<std::size_t>(e)];
-    EXPECT_EQ(its.gate, expected.gate);
-    EXPECT_EQ(its.up, expected.up);
-    EXPECT_EQ(its.down, expected.down);
-  }
-}
-
-TEST_F(Loading, GgufOfMixtralAndQwen3) {
-  for (const char* arch : {"llama", "qwen3moe"}) {
-    for (const auto type : {moe::io::GgufType::q8_0, moe::io::GgufType::q4_0}) {
-      const GgufModel model(arch, type, type == moe::io::GgufType::q4_0);
-      write(model.file.bytes());
-      const moe::io::GgufFile file(path_);
-      const moe::io::LayerConfig config = moe::io::layer_config(file);
-      EXPECT_EQ(config.d_ff, GgufModel::hidden);
-      EXPECT_EQ(config.top_k, 2);
-      EXPECT_EQ(config.family, arch == std::string("llama") ? moe::io::Family::mixtral
-                                                            : moe::io::Family::qwen3_moe);
-      auto layer = moe::io::load_gguf_block(file, config, 1);
-      expect_weights(quantized(layer), model);
-      const Matrix<float> x = random_matrix<float>(3, GgufModel::width, 3);
-      Matrix<float> y(3, GgufModel::width);
-      layer.forward(x, y);
-      EXPECT_TRUE(y.allFinite());
-    }
-  }
-}
-
-TEST_F(Loading, GgufOfOtherGridsIsQuantisedToTheFormatThatIsNamed) {
-  for (const auto type : {moe::io::GgufType::q4_k, moe::io::GgufType::q6_k}) {
-    const GgufModel model("llama", type);
-    write(model.file.bytes());
-    const moe::io::GgufFile file(path_);
-    const moe::io::LayerConfig config = moe::io::layer_config(file);
-    EXPECT_NE(refusal([&] { moe::io::load_gguf_block(file, config, 1); }).find("no format has"),
-              std::string::npos);
-    const auto format = moe::format_of("int8-g32");
-    const auto layer =
-        moe::io::load_gguf_block(file, config, 1, {.format = moe::ExpertFormat{format, format}});
-    for (Index e = 0; e < experts; ++e) {
-      const Matrix<float>& expected = model.routed[static_cast<std::size_t>(e)].down;
-      EXPECT_LT((quantized(layer).expert(e).down - expected).norm(), 0.01 * expected.norm());
-    }
-  }
-}
-
-TEST_F(Loading, GgufIsCalibrated) {
-  const GgufModel model("llama", moe::io::GgufType::q6_k);
-  write(model.file.bytes());
-  const moe::io::GgufFile file(path_);
-  const QuantizedLoading loading = calibrated_with(random_matrix<float>(20, GgufModel::width, 5));
-  expect_calibrated(moe::io::load_gguf_block(file, moe::io::layer_config(file), 1, loading),
-                    loading, model.routed);
-}
-
-TEST_F(Loading, GgufOfDeepSeekAndGptOss) {
-  GgufModel deepseek("deepseek2", moe::io::GgufType::q8_0);
-  deepseek.file.entry("deepseek2.expert_gating_func", std::uint32_t{2});
-  deepseek.file.entry("deepseek2.expert_shared_count", std::uint32_t{1});
-  deepseek.file.entry("deepseek2.expert_weights_scale", 2.5F);
-  deepseek.file.entry("deepseek2.expert_weights_norm", std::uint32_t{1});
-  deepseek.file.floats("blk.1.exp_probs_b.bias", {experts}, random_matrix<float>(1, experts, 2));
-  for (const char* part : {"gate", "up", "down"}) {
-    const bool is_down = std::string(part) == "down";
-    const std::vector<Index> shape = is_down
-                                         ? std::vector<Index>{GgufModel::width, GgufModel::hidden}
-                                         : std::vector<Index>{GgufModel::hidden, GgufModel::width};
-    deepseek.file.floats("blk.1.ffn_" + std::string(part) + "_shexp.weight", shape,
-                         random_matrix<float>(shape[0], shape[1], 8));
-  }
-  write(deepseek.file.bytes());
-  {
-    const moe::io::GgufFile file(path_);
-    const moe::io::LayerConfig config = moe::io::layer_config(file);
-    EXPECT_EQ(config.family, moe::io::Family::deepseek_v3);
-    EXPECT_EQ(config.shared_d_ff, GgufModel::hidden);
-    EXPECT_EQ(config.rule.scale, 2.5);
-    const auto layer = moe::io::load_gguf_block(file, config, 1);
-    expect_weights(quantized(layer), deepseek);
-    EXPECT_NE(layer.router().target<moe::TopKRouter<float>>()->weights().selection_bias.size(), 0);
-  }
-  GgufModel oss("gpt-oss", moe::io::GgufType::mxfp4);
-  oss.file.floats("blk.1.ffn_gate_inp.bias", {experts}, random_matrix<float>(1, experts, 2));
-  const Matrix<float> up_bias = random_matrix<float>(experts, GgufModel::hidden, 4);
-  oss.file.floats("blk.1.ffn_gate_exps.bias", {experts, GgufModel::hidden},
-                  random_matrix<float>(experts, GgufModel::hidden, 3));
-  oss.file.floats("blk.1.ffn_up_exps.bias", {experts, GgufModel::hidden}, up_bias);
-  oss.file.floats("blk.1.ffn_down_exps.bias", {experts, GgufModel::width},
-                  random_matrix<float>(experts, GgufModel::width, 5));
-  write(oss.file.bytes());
-  const moe::io::GgufFile file(path_);
-  const auto layer = moe::io::load_gguf_block(file, moe::io::layer_config(file), 1);
-  const auto* const bank = layer.experts().target<moe::QuantizedExperts<moe::ClampedSwiGlu>>();
-  ASSERT_NE(bank, nullptr);
-  expect_weights(*bank, oss);
-  EXPECT_EQ(bank->expert(2).up_bias.transpose(), up_bias.row(2));
-}
-
-TEST_F(Loading, GgufOfAnotherKindIsRefused) {
-  const GgufModel other("gpt2", moe::io::GgufType::q8_0);
-  write(other.file.bytes());
-  EXPECT_NE(refusal([&] { moe::io::layer_config(moe::io::GgufFile(path_)); }).find("'gpt2'"),
-            std::string::npos);
-  // A scale that is infinite.
-  GgufModel model("llama", moe::io::GgufType::q8_0);
-  std::string bytes = model.file.bytes();
-  write(bytes);
-  const auto offset =
-      static_cast<std::size_t>(moe::io::GgufFile(path_).tensor("blk.1.ffn_up_exps.weight").offset);
-  bytes[offset + 34 * 100] = 0;
-  bytes[offset + 34 * 100 + 1] = 0x7c;
-  write(bytes);
-  const moe::io::GgufFile file(path_);
-  const moe::io::LayerConfig config = moe::io::layer_config(file);
-  const std::string text = refusal([&] { moe::io::load_gguf_block(file, config, 1); });
-  EXPECT_NE(text.find("ffn_up_exps.weight"), std::string::npos) << text;
-  EXPECT_NE(text.find("a scale is not finite"), std::string::npos) << text;
-  EXPECT_THROW(moe::io::load_gguf_block(file, config, 0), moe::FormatError) << "no such layer";
-}
-
-TEST_F(Loading, GgufOfSixteenBitsThatAreNoNumbersIsRefused) {
-  for (const bool is_half : {false, true}) {
-    const auto type = is_half ? moe::io::GgufType::f16 : moe::io::GgufType::bf16;
-    GgufWriter file;
-    file.entry("general.architecture", "llama");
-    file.entry("llama.embedding_length", std::uint32_t{32});
-    file.entry("llama.expert_count", std::uint32_t{experts});
-    file.entry("llama.expert_used_count", std::uint32_t{2});
-    file.entry("llama.feed_forward_length", std::uint32_t{64});
-    file.floats("blk.0.ffn_gate_inp.weight", {experts, 32}, random_matrix<float>(experts, 32, 1));
-    std::string codes(experts * 64 * 32 * 2, '\0');
-    for (const char* part : {"gate", "up"})
-      file.tensor("blk.0.ffn_" + std::string(part) + "_exps.weight", {experts, 64, 32}, type,
-                  codes);
-    codes[4000] = is_half ? '\x01' : '\x80';  // NaN, and infinity
-    codes[4001] = is_half ? '\x7c' : '\x7f';
-    file.tensor("blk.0.ffn_down_exps.weight", {experts, 32, 64}, type, codes);
-    write(file.bytes());
-    const moe::io::GgufFile opened(path_);
-    const std::string text =
-        refusal([&] { moe::io::load_gguf_block(opened, moe::io::layer_config(opened), 0); });
-    EXPECT_NE(text.find("ffn_down_exps.weight"), std::string::npos) << text;
-    EXPECT_NE(text.find("a weight is not finite"), std::string::npos) << text;
-  }
 }
 
 }  // namespace quantized_loader_test

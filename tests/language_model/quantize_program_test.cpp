@@ -11,9 +11,11 @@
 #include <gtest/gtest.h>
 
 #include <moe/core/random.hpp>
+#include <moe/io/gguf.hpp>
 #include <moe/io/packed.hpp>
 
 #include "language_model/bundled_model.hpp"
+#include "support/gguf_model.hpp"
 #include "support/safetensors_writer.hpp"
 
 namespace language_model {
@@ -55,11 +57,10 @@ class QuantizeProgram : public testing::Test {
     folder_.write("model.safetensors", file.bytes());
   }
 
-  /// Runs the program on the model, and gives its exit status.
-  int run(const std::string& arguments) {
-    const std::string command = std::string(MOE_QUANTIZE) + " --model " +
-                                folder_.file("model.safetensors") + " --out " +
-                                folder_.file("packed") + " " + arguments + " >" +
+  /// Runs the program on a model, and gives its exit status.
+  int run(const std::string& arguments, const std::string& model = "model.safetensors") {
+    const std::string command = std::string(MOE_QUANTIZE) + " --model " + folder_.file(model) +
+                                " --out " + folder_.file("packed") + " " + arguments + " >" +
                                 folder_.file("out") + " 2>" + folder_.file("error");
     const int status = std::system(command.c_str());
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
@@ -105,7 +106,24 @@ TEST_F(QuantizeProgram, CalibratesEachLayerWithActivationsOfItsOwn) {
   EXPECT_LT(calibrated, 0.9 * output_error(0));
 }
 
+TEST_F(QuantizeProgram, TakesGgufFiles) {
+  const test_support::GgufModel model("llama", moe::io::GgufType::q4_0);
+  folder_.write("model.gguf", model.file.bytes());
+  ASSERT_EQ(run("--weights stored --tokens 8", "model.gguf"), 0) << error();
+  EXPECT_LT(output_error(1), 0.02) << "activations alone are rounded";
+  const moe::io::PackedFile packed(folder_.file("packed"));
+  packed.verify();
+  const auto bank = packed.bank<moe::SwiGlu>("layers.1");
+  EXPECT_EQ(bank.format(0).up, moe::format_of("int4-g32"));
+  for (Index e = 0; e < bank.num_experts(); ++e)
+    EXPECT_EQ(bank.expert(e).down, model.routed[static_cast<std::size_t>(e)].down);
+  ASSERT_EQ(run("--weights nl4-g32 --tokens 8", "model.gguf"), 0) << error();
+  EXPECT_GT(output_error(1), 0.02);
+}
+
 TEST_F(QuantizeProgram, SaysWhatIsWrong) {
+  EXPECT_EQ(run("--weights stored"), 1);
+  EXPECT_NE(error().find("stored as floats"), std::string::npos) << error();
   EXPECT_NE(run("--calibrate"), 0) << "without activations";
   test_support::SafetensorsWriter narrow;
   narrow.add("x", random(8, d_model - 1, 3));

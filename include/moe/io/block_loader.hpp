@@ -4,11 +4,12 @@
 // load_block: one MoE block from a family's tensors. (optional: needs nlohmann_json)
 #pragma once
 
+#include <cstddef>
 #include <optional>
-#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "moe/core/config.hpp"
 #include "moe/core/contracts.hpp"
@@ -19,6 +20,7 @@
 #include "moe/experts/expert_source.hpp"
 #include "moe/experts/packed_experts.hpp"
 #include "moe/io/bank_factory.hpp"
+#include "moe/io/block_tensors.hpp"
 #include "moe/io/families.hpp"
 #include "moe/io/layer_config.hpp"
 #include "moe/io/stored_codes.hpp"
@@ -40,13 +42,12 @@ namespace detail {
 
 /// Reads the parts of one block; shapes are checked before any memory is taken.
 template <class Scalar>
-class BlockReader {
+class BlockReader : private BlockTensors {
  public:
+  using BlockTensors::check_that_all_is_read;
+
   BlockReader(const Tensors& tensors, const LayerConfig& config, std::string prefix)
-      : tensors_(tensors),
-        config_(config),
-        traits_(traits_of(config.family)),
-        prefix_(std::move(prefix)) {
+      : BlockTensors(tensors, config, std::move(prefix)) {
     moe::detail::product("load_block", moe::detail::product("load_block", 2, config_.d_ff),
                          moe::detail::product("load_block", config_.num_experts, config_.d_model));
     moe::detail::product("load_block", 2, config_.shared_d_ff);
@@ -109,71 +110,84 @@ class BlockReader {
     return make_bank<Scalar>(config_, sizes(), is_gated(), [&](Index e) { return expert(e); });
   }
 
-  /// The format that the experts are stored in, where it is one of ours with scales.
+  /// The format that all routed experts are stored in, where it is one of ours with scales.
   std::optional<WeightFormat> stored_format() const {
     if (is_mxfp4()) return Mxfp4Matrices::format();
-    const std::string first = moe::detail::text_of(prefix_, "experts.0.", traits_.up, ".weight");
-    if (traits_.layout != ExpertLayout::gated || !is_fp8(tensors_, first)) return std::nullopt;
-    return Fp8Matrix::format_of(tensors_.tensor(first).dtype);
+    if (traits_.layout != ExpertLayout::gated) return std::nullopt;
+    return fp8_format(moe::detail::text_of(prefix_, "experts.0.", traits_.up, ".weight"));
   }
 
-  /// Calls use(source) with the codes of an expert that is stored in such a format.
-  template <class Use>
-  void with_codes(Index e, Use&& use) const {
+  /// Formats of the experts as they are stored.
+  ///
+  /// Throws  std::invalid_argument if they are floats.
+  std::vector<ExpertFormat> stored_formats() const {
+    const std::optional<WeightFormat> format = stored_format();
+    moe::detail::check(format.has_value(), "load_quantized_block",
+                       "the experts are stored as floats: name the format that they are to have");
+    return std::vector(static_cast<std::size_t>(config_.num_experts),
+                       ExpertFormat{*format, *format});
+  }
+
+  /// The formats of an expert's matrices, gate, up and down, as they are stored.
+  StoredParts stored_parts(Index /*e*/) const {
+    const std::optional<WeightFormat> format = stored_format();
+    return {format, format, format};
+  }
+
+  /// The codes of an expert that is stored in such a format.
+  CodedExpertSource codes(Index e) const {
     const Index d_model = config_.d_model;
     const Index d_ff = config_.d_ff;
     if (is_mxfp4()) {
       const Mxfp4Matrices fused = mxfp4(traits_.up, 2 * d_ff, d_model);
       const Mxfp4Matrices down = mxfp4(traits_.down, d_model, d_ff);
-      return use(CodedExpertSource{[&](Index o) { return fused.output(e, 2 * o); },
-                                   [&](Index o) { return fused.output(e, 2 * o + 1); },
-                                   [&](Index o) { return down.output(e, o); }});
+      return {[fused, e](Index o) { return fused.output(e, 2 * o); },
+              [fused, e](Index o) { return fused.output(e, 2 * o + 1); },
+              [down, e](Index o) { return down.output(e, o); }};
     }
-    const std::optional<WeightFormat> format = stored_format();
-    const auto matrix = [&](std::string_view part, Index outputs, Index inner) {
-      const std::string weight = expert_name(e, part, "weight");
-      used_.insert(Fp8Matrix::scales_of(weight));
-      Fp8Matrix result(tensors_, weight, outputs, inner);
-      if (result.format() != format)
-        throw FormatError(tensors_.file_of(weight), weight, tensors_.tensor(weight).offset,
-                          "has another type than the first expert's");
-      return result;
-    };
-    const Fp8Matrix gate = matrix(traits_.gate, d_ff, d_model);
-    const Fp8Matrix up = matrix(traits_.up, d_ff, d_model);
-    const Fp8Matrix down = matrix(traits_.down, d_model, d_ff);
-    use(CodedExpertSource{[&](Index o) { return gate.output(o); },
-                          [&](Index o) { return up.output(o); },
-                          [&](Index o) { return down.output(o); }});
+    return fp8_codes({expert_name(e, traits_.gate, "weight"), expert_name(e, traits_.up, "weight"),
+                      expert_name(e, traits_.down, "weight")},
+                     *stored_format(), d_ff);
+  }
+
+  bool has_shared() const { return config_.shared_d_ff > 0; }
+  ExpertsConfig shared_sizes() const {
+    return {.num_experts = 1, .d_model = config_.d_model, .d_ff = config_.shared_d_ff};
+  }
+  /// (1, D), or empty.
+  Matrix<Scalar> shared_gate() const {
+    if (config_.family != Family::qwen2_moe) return {};
+    return tensors_.matrix<Scalar>(name("shared_expert_gate.weight"), 1, config_.d_model);
+  }
+
+  /// The format that all of the shared expert is stored in, where it is one of ours with scales.
+  std::optional<ExpertFormat> stored_shared_format() const {
+    const std::optional<WeightFormat> format = fp8_format(shared_weight("up_proj"));
+    if (!format || fp8_format(shared_weight("gate_proj")) != format ||
+        fp8_format(shared_weight("down_proj")) != format)
+      return std::nullopt;
+    return ExpertFormat{*format, *format};
+  }
+  CodedExpertSource shared_codes() const {
+    return fp8_codes({shared_name("gate_proj"), shared_name("up_proj"), shared_name("down_proj")},
+                     stored_shared_format()->up, config_.shared_d_ff);
   }
 
   SharedExperts<AnyExperts<Scalar>> shared() const {
-    if (config_.shared_d_ff == 0) return {};
-    Matrix<Scalar> gate;  // (1, D) or empty
-    if (config_.family == Family::qwen2_moe)
-      gate = tensors_.matrix<Scalar>(name("shared_expert_gate.weight"), 1, config_.d_model);
+    if (!has_shared()) return {};
     return SharedExperts<AnyExperts<Scalar>>(
-        make_bank<Scalar>(
-            config_, {.num_experts = 1, .d_model = config_.d_model, .d_ff = config_.shared_d_ff},
-            true, [&](Index /*expert*/) { return shared_expert(); }),
-        std::move(gate));
+        make_bank<Scalar>(config_, shared_sizes(), true,
+                          [&](Index /*expert*/) { return shared_expert(); }),
+        shared_gate());
   }
 
-  /// The block with these as its routed experts.
-  CheckpointLayer<Scalar> layer(AnyExperts<Scalar> experts) const {
-    CheckpointLayer<Scalar> result(router(), std::move(experts), shared(), config_.capacity);
+  /// The block with these as its experts.
+  CheckpointLayer<Scalar> layer(AnyExperts<Scalar> experts,
+                                SharedExperts<AnyExperts<Scalar>> shared) const {
+    CheckpointLayer<Scalar> result(router(), std::move(experts), std::move(shared),
+                                   config_.capacity);
     result.set_output_bias(output_bias());
     return result;
-  }
-
-  /// Throws FormatError if the block has a tensor that none of the parts above uses: what it means
-  /// for the output is not known.
-  void check_that_all_is_read() const {
-    for (const std::string& tensor : tensors_.names_below(prefix_))
-      if (!used_.contains(tensor))
-        throw FormatError(
-            tensors_.file_of(tensor), tensor, tensors_.tensor(tensor).offset,
-            moe::detail::text_of("is no part of a block of the family ", traits_.model_type));
   }
 
   /// JetMoE adds a bias to the block's output.
@@ -183,26 +197,6 @@ class BlockReader {
   }
 
  private:
-  template <class... Parts>
-  std::string name(const Parts&... parts) const {
-    return *used_.insert(moe::detail::text_of(prefix_, parts...)).first;
-  }
-
-  bool is_plain() const {
-    return traits_.layout == ExpertLayout::plain || traits_.layout == ExpertLayout::plain_bias;
-  }
-
-  /// "<block>experts.<e>." or the plain experts' form of it.
-  std::string expert_name(Index e, std::string_view role, std::string_view kind) const {
-    return name(is_plain() ? "experts.expert_" : "experts.", e, ".", role, ".", kind);
-  }
-
-  /// Granite's shared expert stands beside the block, fused; others have three matrices in it.
-  std::string shared_name(std::string_view role) const {
-    if (config_.family != Family::granitemoe) return name(traits_.shared, role, ".weight");
-    return moe::detail::text_of(block_parent(prefix_), traits_.shared, role, ".weight");
-  }
-
   void require_expert(Index e) const {
     const Index d_model = config_.d_model;
     const Index d_ff = config_.d_ff;
@@ -269,9 +263,9 @@ class BlockReader {
     ExpertMatrices<Scalar> m;
     switch (traits_.layout) {
       case ExpertLayout::gated:
-        m.gate = linear(expert_name(e, traits_.gate, "weight"), d_ff, d_model);
-        m.up = linear(expert_name(e, traits_.up, "weight"), d_ff, d_model);
-        m.down = linear(expert_name(e, traits_.down, "weight"), d_model, d_ff);
+        m.gate = linear<Scalar>(expert_name(e, traits_.gate, "weight"), d_ff, d_model);
+        m.up = linear<Scalar>(expert_name(e, traits_.up, "weight"), d_ff, d_model);
+        m.down = linear<Scalar>(expert_name(e, traits_.down, "weight"), d_model, d_ff);
         return m;
       case ExpertLayout::plain_bias:
         m.up_bias = tensors_.matrix<Scalar>(expert_name(e, traits_.up, "bias"), d_ff, 1);
@@ -331,25 +325,6 @@ class BlockReader {
     return m;
   }
 
-  /// A matrix of a linear layer, in floats or in eight bits with scales.
-  Matrix<Scalar> linear(const std::string& weight, Index outputs, Index inner) const {
-    if (!is_fp8(tensors_, weight)) return tensors_.matrix<Scalar>(weight, outputs, inner);
-    used_.insert(Fp8Matrix::scales_of(weight));
-    return Fp8Matrix(tensors_, weight, outputs, inner).template widened<Scalar>();
-  }
-
-  /// Whether the experts of gpt-oss are in mxfp4, as they are published.
-  bool is_mxfp4() const {
-    return traits_.layout == ExpertLayout::fused_biased &&
-           tensors_.contains(prefix_ + Mxfp4Matrices::blocks_of(std::string(traits_.up)));
-  }
-  Mxfp4Matrices mxfp4(std::string_view part, Index outputs, Index inner) const {
-    const std::string matrix = moe::detail::text_of(prefix_, part);
-    used_.insert(Mxfp4Matrices::blocks_of(matrix));
-    used_.insert(Mxfp4Matrices::scales_of(matrix));
-    return {tensors_, matrix, config_.num_experts, outputs, inner};
-  }
-
   ExpertMatrices<Scalar> shared_expert() const {
     const Index d_model = config_.d_model;
     const Index d_ff = config_.shared_d_ff;
@@ -359,17 +334,11 @@ class BlockReader {
       return separate<Scalar>({.gate_up = fused, .down = down});
     }
     ExpertMatrices<Scalar> m;
-    m.gate = linear(shared_name("gate_proj"), d_ff, d_model);
-    m.up = linear(shared_name("up_proj"), d_ff, d_model);
-    m.down = linear(shared_name("down_proj"), d_model, d_ff);
+    m.gate = linear<Scalar>(shared_name("gate_proj"), d_ff, d_model);
+    m.up = linear<Scalar>(shared_name("up_proj"), d_ff, d_model);
+    m.down = linear<Scalar>(shared_name("down_proj"), d_model, d_ff);
     return m;
   }
-
-  const Tensors& tensors_;
-  const LayerConfig& config_;
-  const FamilyTraits& traits_;
-  std::string prefix_;
-  mutable std::set<std::string> used_;
 };
 
 }  // namespace detail
@@ -382,7 +351,7 @@ template <class Scalar>
 CheckpointLayer<Scalar> load_block(const Tensors& tensors, const LayerConfig& config,
                                    const std::string& prefix) {
   const detail::BlockReader<Scalar> reader(tensors, config, prefix);
-  CheckpointLayer<Scalar> layer = reader.layer(reader.experts());
+  CheckpointLayer<Scalar> layer = reader.layer(reader.experts(), reader.shared());
   reader.check_that_all_is_read();
   return layer;
 }

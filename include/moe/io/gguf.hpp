@@ -42,7 +42,8 @@ struct GgufTensor {
   GgufType type = GgufType::f32;
   std::vector<Index> shape;
   std::span<const std::byte> data;
-  std::uint64_t offset = 0;  ///< of data, from the start of the file
+  std::uint64_t offset = 0;  ///< of data, from the start of its file
+  std::size_t part = 0;      ///< which file of a model that is split has it
 
   Index inner() const noexcept { return shape.empty() ? 1 : shape.back(); }
   /// All dimensions but the last one together.
@@ -69,15 +70,33 @@ struct GgufTensor {
   }
 };
 
-/// A mapped file and its checked header. Copies share the mapping.
+/// A mapped file and its checked header, or the files that a large model is split into: the first
+/// one's name is given, "<name>-00001-of-00003.gguf", the others lie beside it. Copies share the
+/// mappings.
 class GgufFile {
  public:
-  /// Throws  std::system_error if the file cannot be read; FormatError if it is no GGUF file of
+  /// Throws  std::system_error if a file cannot be read; FormatError if it is no GGUF file of
   ///         version 2 or 3, is cut short, has a name twice, a size that makes no sense, a tensor
-  ///         of a type that is not one of GgufType, or one that leads beyond its end.
-  explicit GgufFile(const std::string& path) : file_(path) { parse(); }
+  ///         of a type that is not one of GgufType, or one that leads beyond its end, or if it is a
+  ///         later part of a model, or a part of another.
+  explicit GgufFile(const std::string& path) {
+    metadata_ = read_part(path);
+    const std::uint64_t parts = split_number(metadata_, "split.count");
+    if (split_number(metadata_, "split.no") != 0)
+      fail(0, "is a later part of a model: the first one has what all need");
+    for (std::uint64_t part = 1; part < parts; ++part) {
+      const auto metadata = read_part(part_path(path, part, parts));
+      if (split_number(metadata, "split.no") != part ||
+          split_number(metadata, "split.count") != parts)
+        fail(0, moe::detail::text_of("is not part ", part + 1, " of ", parts));
+    }
+  }
 
-  const std::string& path() const noexcept { return file_.path(); }
+  const std::string& path() const noexcept { return files_.front().path(); }
+  /// The file that has a tensor.
+  const std::string& path_of(const GgufTensor& tensor) const noexcept {
+    return files_[tensor.part].path();
+  }
   const std::map<std::string, GgufValue, std::less<>>& metadata() const noexcept {
     return metadata_;
   }
@@ -95,9 +114,37 @@ class GgufFile {
   }
 
  private:
+  using Metadata = std::map<std::string, GgufValue, std::less<>>;
+
+  /// Of the file that is being read.
   [[noreturn]] MOE_COLD void fail(std::uint64_t offset, const std::string& problem,
                                   const std::string& tensor = {}) const {
-    throw FormatError(path(), tensor, offset, problem);
+    throw FormatError(files_.back().path(), tensor, offset, problem);
+  }
+
+  /// Zero, where there is no such entry.
+  std::uint64_t split_number(const Metadata& metadata, std::string_view key) const {
+    constexpr std::uint64_t most = 99'999;  // Names have five digits.
+    const auto found = metadata.find(key);
+    if (found == metadata.end()) return 0;
+    const auto* const number = std::get_if<std::uint64_t>(&found->second);
+    if (number == nullptr || *number > most) fail(0, moe::detail::text_of(key, " makes no sense"));
+    return *number;
+  }
+
+  std::string part_path(const std::string& path, std::uint64_t part, std::uint64_t parts) const {
+    const auto ending = [&](std::uint64_t i) {
+      const auto digits = [](std::uint64_t number) {
+        std::string text = std::to_string(number);
+        return std::string(5 - text.size(), '0') + text;
+      };
+      return "-" + digits(i + 1) + "-of-" + digits(parts) + ".gguf";
+    };
+    if (!path.ends_with(ending(0)))
+      fail(0,
+           moe::detail::text_of("is the first of ", parts, " parts, but its name does not end in ",
+                                ending(0), ", which tells the others'"));
+    return path.substr(0, path.size() - ending(0).size()) + ending(part);
   }
 
   template <class Number>
@@ -108,7 +155,7 @@ class GgufFile {
   }
 
   std::span<const std::byte> take(std::uint64_t count) {
-    const std::span<const std::byte> bytes = file_.bytes();
+    const std::span<const std::byte> bytes = files_.back().bytes();
     if (count > bytes.size() - at_) fail(bytes.size(), "the file ends within its header");
     const auto result = bytes.subspan(at_, static_cast<std::size_t>(count));
     at_ += static_cast<std::size_t>(count);
@@ -169,7 +216,7 @@ class GgufFile {
     const auto type = read<std::uint32_t>();
     const auto length = read<std::uint64_t>();
     // Every element takes a byte at least: no more are read than there are.
-    if (length > file_.bytes().size() - at_)
+    if (length > files_.back().bytes().size() - at_)
       fail(at_, "an array of metadata leads beyond the file");
     if (const std::uint64_t bytes = size_of(type); bytes != 0) {
       take(length * bytes);
@@ -179,8 +226,10 @@ class GgufFile {
     return GgufArray{length};
   }
 
-  void parse() {
-    const std::span<const std::byte> bytes = file_.bytes();
+  /// Adds a file's tensors, and gives its metadata.
+  Metadata read_part(const std::string& path) {
+    files_.emplace_back(path);
+    const std::span<const std::byte> bytes = files_.back().bytes();
     if (bytes.size() < 4 || std::memcmp(bytes.data(), "GGUF", 4) != 0)
       fail(0, "is no GGUF file: it does not begin with 'GGUF'");
     at_ = 4;
@@ -189,16 +238,18 @@ class GgufFile {
       fail(4, moe::detail::text_of("version ", version, " is not read, 2 and 3 are"));
     const auto tensors = read<std::uint64_t>();
     const auto entries = read<std::uint64_t>();
+    Metadata metadata;
     for (std::uint64_t i = 0; i < entries; ++i) {
       const std::uint64_t begin = at_;
       std::string key = read_text();
       const auto type = read<std::uint32_t>();
       GgufValue value = read_value(type, 4);
-      if (!metadata_.emplace(key, std::move(value)).second)
+      if (!metadata.emplace(key, std::move(value)).second)
         fail(begin, moe::detail::text_of("the metadata has '", key, "' twice"));
     }
     for (std::uint64_t i = 0; i < tensors; ++i) read_tensor();
-    place_data();
+    place_data(metadata);
+    return metadata;
   }
 
   void read_tensor() {
@@ -227,21 +278,23 @@ class GgufFile {
                                 info->name),
            name);
     tensor.offset = read<std::uint64_t>();  // From the start of the data, for now.
+    tensor.part = files_.size() - 1;
     if (!tensors_.emplace(name, std::move(tensor)).second)
       fail(begin, "there are two tensors of this name", name);
   }
 
-  void place_data() {
+  void place_data(const Metadata& metadata) {
     std::uint64_t alignment = 32;
-    if (const auto found = metadata_.find("general.alignment"); found != metadata_.end()) {
+    if (const auto found = metadata.find("general.alignment"); found != metadata.end()) {
       const auto* const number = std::get_if<std::uint64_t>(&found->second);
       if (number == nullptr || *number == 0 || *number > (1U << 20U) || *number % 8 != 0)
         fail(0, "general.alignment makes no sense");
       alignment = *number;
     }
-    const std::span<const std::byte> bytes = file_.bytes();
+    const std::span<const std::byte> bytes = files_.back().bytes();
     const std::uint64_t start = (at_ + alignment - 1) / alignment * alignment;
     for (auto& [name, tensor] : tensors_) {
+      if (tensor.part + 1 != files_.size()) continue;
       const std::uint64_t size = static_cast<std::uint64_t>(tensor.rows()) * tensor.row_bytes();
       const std::uint64_t offset = tensor.offset;
       if (start > bytes.size() || offset > bytes.size() - start ||
@@ -254,9 +307,9 @@ class GgufFile {
     }
   }
 
-  MappedFile file_;
+  std::vector<MappedFile> files_;
   std::size_t at_ = 0;
-  std::map<std::string, GgufValue, std::less<>> metadata_;
+  Metadata metadata_;
   std::map<std::string, GgufTensor, std::less<>> tensors_;
 };
 

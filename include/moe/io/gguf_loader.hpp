@@ -46,11 +46,16 @@
 namespace moe::inline MOE_ABI::io {
 namespace detail {
 
-/// One block of a file.
+/// One block of a file; shapes are checked before any memory is taken.
 class GgufBlock {
  public:
+  /// Throws  FormatError naming a tensor that is missing or has another shape.
   GgufBlock(const GgufFile& file, const LayerConfig& config, Index layer)
-      : file_(file), config_(config), prefix_(moe::detail::text_of("blk.", layer, ".")) {}
+      : file_(file), config_(config), prefix_(moe::detail::text_of("blk.", layer, ".")) {
+    require(prefix_ + "ffn_gate_inp.weight", {config_.num_experts, config_.d_model});
+    for (Index e = 0; e < config_.num_experts; ++e) stored_parts(e);
+    if (has_shared()) stored_shared_format();
+  }
 
   TopKRouter<float> router() const {
     RouterWeights<float> weights;
@@ -67,53 +72,98 @@ class GgufBlock {
             std::move(weights)};
   }
 
+  ExpertsConfig sizes() const {
+    return {.num_experts = config_.num_experts,
+            .d_model = config_.d_model,
+            .d_ff = config_.d_ff,
+            .biases = config_.family == Family::gpt_oss};
+  }
+  bool is_gated() const { return true; }
+
+  /// The formats of an expert's matrices that have the grids of ours.
+  StoredParts stored_parts(Index e) const {
+    const auto grid = [&](std::string_view part) {
+      return same_grid(rows_of(e, part).tensor->type);
+    };
+    return {grid("gate"), grid("up"), grid("down")};
+  }
+
+  /// Formats of the experts as they are stored.
+  ///
+  /// Throws  FormatError naming a tensor of another grid, or of another than up has if it is gate.
+  std::vector<ExpertFormat> stored_formats() const {
+    std::vector<ExpertFormat> formats;
+    for (Index e = 0; e < config_.num_experts; ++e) {
+      const StoredParts stored = stored_parts(e);
+      if (!stored.gate) fail_grid(rows_of(e, "gate"), "no format has the grid of ");
+      if (!stored.up) fail_grid(rows_of(e, "up"), "no format has the grid of ");
+      if (!stored.down) fail_grid(rows_of(e, "down"), "no format has the grid of ");
+      if (stored.gate != stored.up)
+        fail_grid(rows_of(e, "gate"), "the up matrix has not the grid of ");
+      formats.push_back({*stored.up, *stored.down});
+    }
+    return formats;
+  }
+
+  /// The codes of those of an expert's matrices that have the grids of ours.
+  CodedExpertSource codes(Index e) const {
+    return {coded(rows_of(e, "gate"), config_.d_model), coded(rows_of(e, "up"), config_.d_model),
+            coded(rows_of(e, "down"), config_.d_ff)};
+  }
+
+  /// Throws  FormatError naming a row's offset if a weight is not finite.
+  ExpertMatrices<float> matrices(Index e) const {
+    ExpertMatrices<float> expert;
+    if (sizes().biases) expert = biases(e);
+    expert.gate = widened(rows_of(e, "gate"), config_.d_ff, config_.d_model);
+    expert.up = widened(rows_of(e, "up"), config_.d_ff, config_.d_model);
+    expert.down = widened(rows_of(e, "down"), config_.d_model, config_.d_ff);
+    return expert;
+  }
+  ExpertMatrices<float> biases(Index e) const {
+    ExpertMatrices<float> expert;
+    expert.gate_bias = bias(e, "gate", config_.d_ff);
+    expert.up_bias = bias(e, "up", config_.d_ff);
+    expert.down_bias = bias(e, "down", config_.d_model);
+    return expert;
+  }
+
+  bool has_shared() const { return config_.shared_d_ff > 0; }
+  ExpertsConfig shared_sizes() const {
+    return {.num_experts = 1, .d_model = config_.d_model, .d_ff = config_.shared_d_ff};
+  }
+  Matrix<float> shared_gate() const { return {}; }
+
+  /// The format of the shared expert, if its matrices have the grids of ours, gate and up the same.
+  std::optional<ExpertFormat> stored_shared_format() const {
+    const auto grid = [&](std::string_view part) {
+      return same_grid(shared_rows(part).tensor->type);
+    };
+    const std::optional<WeightFormat> up = grid("up");
+    const std::optional<WeightFormat> down = grid("down");
+    if (!up || !down || grid("gate") != up) return std::nullopt;
+    return ExpertFormat{*up, *down};
+  }
+  CodedExpertSource shared_codes() const {
+    return {coded(shared_rows("gate"), config_.d_model), coded(shared_rows("up"), config_.d_model),
+            coded(shared_rows("down"), config_.shared_d_ff)};
+  }
   SharedExperts<AnyExperts<float>> shared() const {
-    if (config_.shared_d_ff == 0) return {};
-    return SharedExperts<AnyExperts<float>>(make_bank<float>(
-        config_, {.num_experts = 1, .d_model = config_.d_model, .d_ff = config_.shared_d_ff}, true,
-        [&](Index /*e*/) {
+    if (!has_shared()) return {};
+    return SharedExperts<AnyExperts<float>>(
+        make_bank<float>(config_, shared_sizes(), true, [&](Index /*e*/) {
           ExpertMatrices<float> m;
-          m.gate = matrix("ffn_gate_shexp.weight", config_.shared_d_ff, config_.d_model);
-          m.up = matrix("ffn_up_shexp.weight", config_.shared_d_ff, config_.d_model);
-          m.down = matrix("ffn_down_shexp.weight", config_.d_model, config_.shared_d_ff);
+          m.gate = widened(shared_rows("gate"), config_.shared_d_ff, config_.d_model);
+          m.up = widened(shared_rows("up"), config_.shared_d_ff, config_.d_model);
+          m.down = widened(shared_rows("down"), config_.d_model, config_.shared_d_ff);
           return m;
         }));
   }
 
-  AnyExperts<float> experts(const QuantizedLoading& loading) const {
-    const bool biases = config_.family == Family::gpt_oss;
-    const ExpertsConfig sizes{.num_experts = config_.num_experts,
-                              .d_model = config_.d_model,
-                              .d_ff = config_.d_ff,
-                              .biases = biases};
-    const ExpertFormat format = loading.format ? *loading.format : stored_formats();
-    const auto load = [&](auto activation) -> AnyExperts<float> {
-      QuantizedExperts<decltype(activation)> bank(sizes, format, activation);
-      bank.set_product(loading.product);
-      for (Index e = 0; e < sizes.num_experts; ++e) {
-        const auto& layout = bank.layout_of(e);
-        ExpertMatrices<float> expert;
-        if (biases) {
-          expert.gate_bias = bias(e, "gate", sizes.d_ff);
-          expert.up_bias = bias(e, "up", sizes.d_ff);
-          expert.down_bias = bias(e, "down", sizes.d_model);
-        }
-        ExpertMoments moments;
-        if (loading.calibration.size() > 0 && !takes_codes(e, layout)) {
-          expert.gate = widened(e, "gate");
-          expert.up = widened(e, "up");
-          moments = expert_moments(expert, activation, loading.calibration);
-        }
-        bank.set_expert_codes(e, {codes(e, "gate", layout.up, loading, moments.up),
-                                  codes(e, "up", layout.up, loading, moments.up),
-                                  codes(e, "down", layout.down, loading, moments.down)});
-        if (biases) bank.set_expert_biases(e, expert.weights());
-      }
-      return bank;
-    };
-    // The architectures that are read have no other.
-    if (config_.family == Family::gpt_oss) return load(config_.clamp);
-    return load(SwiGlu{});
+  /// The block with these as its experts.
+  CheckpointLayer<float> layer(AnyExperts<float> experts,
+                               SharedExperts<AnyExperts<float>> shared) const {
+    return {router(), std::move(experts), std::move(shared), config_.capacity};
   }
 
  private:
@@ -140,51 +190,42 @@ class GgufBlock {
   const GgufTensor& require(const std::string& name, const std::vector<Index>& shape) const {
     const GgufTensor& tensor = file_.tensor(name);
     if (tensor.shape != shape)
-      throw FormatError(file_.path(), name, tensor.offset,
+      throw FormatError(file_.path_of(tensor), name, tensor.offset,
                         moe::detail::text_of("expected shape ", printed_shape(shape), ", found ",
                                              printed_shape(tensor.shape)));
     return tensor;
   }
 
-  /// The formats of the same grids.
-  ExpertFormat stored_formats() const {
-    const auto format = [&](std::string_view part) {
-      const Rows rows = rows_of(0, part);
-      const std::optional<WeightFormat> same = same_grid(rows.tensor->type);
-      if (!same)
-        throw FormatError(
-            file_.path(), rows.name, rows.tensor->offset,
-            moe::detail::text_of("no format has the grid of ", gguf_type(rows.tensor->type).name,
-                                 ": name the one that the experts are to have"));
-      return *same;
-    };
-    return {format("up"), format("down")};
+  Rows shared_rows(std::string_view part) const {
+    const bool is_down = part == "down";
+    const Index outputs = is_down ? config_.d_model : config_.shared_d_ff;
+    const Index inner = is_down ? config_.shared_d_ff : config_.d_model;
+    const std::string name = moe::detail::text_of(prefix_, "ffn_", part, "_shexp.weight");
+    return {&require(name, {outputs, inner}), name, 0};
   }
 
-  /// The codes of an expert's matrix: the file's, where the grid is the same.
-  std::function<CodedOutput(Index)> codes(Index e, std::string_view part,
-                                          const MatrixLayout& layout,
-                                          const QuantizedLoading& loading,
-                                          std::span<const float> importance) const {
-    const Rows rows = rows_of(e, part);
-    const bool is_same = same_grid(rows.tensor->type) == layout.format;
-    return [this, rows, is_same, &layout, &loading, importance](Index o) {
+  [[noreturn]] MOE_COLD void fail_grid(const Rows& rows, const char* problem) const {
+    throw FormatError(file_.path_of(*rows.tensor), rows.name, rows.tensor->offset,
+                      moe::detail::text_of(problem, gguf_type(rows.tensor->type).name,
+                                           ": name the format that the experts are to have"));
+  }
+
+  /// The codes of a matrix's outputs, or nothing if no format of ours has its grid.
+  std::function<CodedOutput(Index)> coded(const Rows& rows, Index inner) const {
+    const std::optional<WeightFormat> format = same_grid(rows.tensor->type);
+    if (!format) return {};
+    return [this, rows, layout = MatrixLayout(*format, 1, inner)](Index o) {
       const Index row = rows.first + o;
-      if (is_same) {
-        CodedOutput output = codes_of(rows.tensor->type, rows.tensor->row(row), layout.inner);
-        check_scales(rows, row, output, layout);
-        return output;
-      }
-      std::vector<float> values(static_cast<std::size_t>(layout.inner));
-      decode_finite(rows, row, values);
-      return quantize_output(layout, values, importance, loading.search);
+      CodedOutput output = codes_of(rows.tensor->type, rows.tensor->row(row), layout.inner);
+      check_scales(rows, row, output, layout);
+      return output;
     };
   }
 
   [[noreturn]] MOE_COLD void fail_row(const Rows& rows, Index row,
                                       const std::string& problem) const {
     throw FormatError(
-        file_.path(), rows.name,
+        file_.path_of(*rows.tensor), rows.name,
         rows.tensor->offset + static_cast<std::uint64_t>(row) * rows.tensor->row_bytes(), problem);
   }
 
@@ -205,18 +246,8 @@ class GgufBlock {
       fail_row(rows, row, "a weight is not finite");
   }
 
-  /// All of an expert's codes are the file's.
-  bool takes_codes(Index e, const moe::ExpertLayout& layout) const {
-    const auto is_same = [&](std::string_view part, const MatrixLayout& matrix) {
-      return same_grid(rows_of(e, part).tensor->type) == matrix.format;
-    };
-    return is_same("gate", layout.up) && is_same("up", layout.up) && is_same("down", layout.down);
-  }
-
-  /// An expert's gate or up as floats.
-  Matrix<float> widened(Index e, std::string_view part) const {
-    const Rows rows = rows_of(e, part);
-    Matrix<float> result(config_.d_ff, config_.d_model);
+  Matrix<float> widened(const Rows& rows, Index outputs, Index inner) const {
+    Matrix<float> result(outputs, inner);
     parallel::for_each_block(result.rows(), 16, [&](Index begin, Index end) {
       for (Index o = begin; o < end; ++o)
         decode_finite(rows, rows.first + o,
@@ -333,6 +364,16 @@ inline LayerConfig layer_config(const GgufFile& file) {
   return layer_config(detail::gguf_config(file), file.path());
 }
 
+/// The layers of a file that have an MoE block, 0-based, in order.
+inline std::vector<Index> moe_layers(const GgufFile& file) {
+  constexpr Index most = 10'000;
+  std::vector<Index> layers;
+  for (Index layer = 0; layer < most; ++layer)
+    if (file.contains(moe::detail::text_of("blk.", layer, ".ffn_gate_inp.weight")))
+      layers.push_back(layer);
+  return layers;
+}
+
 /// The MoE block of a layer. Experts of a type whose grid a format of ours has (Q8_0, Q4_0, MXFP4,
 /// BF16, F16) are taken over code by code, where no other format is named; others are widened as
 /// the type defines it, and quantised to the format that must be named then.
@@ -344,7 +385,8 @@ inline LayerConfig layer_config(const GgufFile& file) {
 inline CheckpointLayer<float> load_gguf_block(const GgufFile& file, const LayerConfig& config,
                                               Index layer, const QuantizedLoading& loading = {}) {
   const detail::GgufBlock block(file, config, layer);
-  return {block.router(), block.experts(loading), block.shared(), config.capacity};
+  return block.layer(detail::load_quantized_experts(block, config, loading),
+                     detail::load_stored_shared(block, config, loading.product));
 }
 
 }  // namespace moe::inline MOE_ABI::io

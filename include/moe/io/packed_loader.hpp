@@ -16,8 +16,11 @@
 #include "moe/io/bank_factory.hpp"
 #include "moe/io/block_loader.hpp"
 #include "moe/io/checkpoint.hpp"
+#include "moe/io/gguf.hpp"
+#include "moe/io/gguf_loader.hpp"
 #include "moe/io/layer_config.hpp"
 #include "moe/io/packed.hpp"
+#include "moe/io/quantized_loader.hpp"
 
 namespace moe::inline MOE_ABI::io {
 
@@ -26,13 +29,33 @@ inline std::string packed_bank_name(Index layer) {
   return moe::detail::text_of("layers.", layer);
 }
 
+namespace detail {
+
+/// A layer's bank in a packed file, for a checkpoint whose experts have these sizes.
+template <class Reader>
+AnyExperts<float> packed_experts(const Reader& reader, const LayerConfig& config, Index layer,
+                                 const PackedFile& packed, ProductKind product) {
+  const ExpertsConfig sizes = reader.sizes();
+  const std::string name = packed_bank_name(layer);
+  return with_activation(config, reader.is_gated(), [&](auto activation) -> AnyExperts<float> {
+    QuantizedExperts<decltype(activation)> bank = packed.template bank<decltype(activation)>(name);
+    if (bank.num_experts() != sizes.num_experts || bank.d_model() != sizes.d_model ||
+        bank.d_ff() != sizes.d_ff || bank.has_biases() != sizes.biases)
+      throw FormatError(packed.path(), name, 0,
+                        "the bank has other sizes than the checkpoint's experts");
+    bank.set_product(product);
+    return bank;
+  });
+}
+
+}  // namespace detail
+
 /// The MoE block of layer `layer` of a checkpoint, 0-based, with the experts of a packed file's
-/// bank "layers.<layer>", mapped: the checkpoint gives router and shared experts. Its routed
-/// experts must be there and have their shapes, but are not read.
+/// bank "layers.<layer>", mapped: the checkpoint gives router and shared experts, these in codes
+/// where it has them so. Its routed experts must be there and have their shapes, but are not read.
 ///
 /// Throws  FormatError naming the checkpoint's tensor that is missing or does not fit, or the
-/// packed
-///         file if it has no such bank, or one of other sizes or another activation.
+///         packed file if it has no such bank, or one of other sizes or another activation.
 inline CheckpointLayer<float> packed_layer(const Checkpoint& checkpoint, Index layer,
                                            const PackedFile& packed,
                                            ProductKind product = ProductKind::integer,
@@ -40,19 +63,20 @@ inline CheckpointLayer<float> packed_layer(const Checkpoint& checkpoint, Index l
   const LayerConfig config = checkpoint.layer_config();
   const detail::BlockReader<float> reader(checkpoint.tensors(), config,
                                           checkpoint.block_prefix(layer, stack));
-  const ExpertsConfig sizes = reader.sizes();
-  const std::string name = packed_bank_name(layer);
-  return reader.layer(
-      detail::with_activation(config, reader.is_gated(), [&](auto activation) -> AnyExperts<float> {
-        QuantizedExperts<decltype(activation)> bank =
-            packed.template bank<decltype(activation)>(name);
-        if (bank.num_experts() != sizes.num_experts || bank.d_model() != sizes.d_model ||
-            bank.d_ff() != sizes.d_ff || bank.has_biases() != sizes.biases)
-          throw FormatError(packed.path(), name, 0,
-                            "the bank has other sizes than the checkpoint's experts");
-        bank.set_product(product);
-        return bank;
-      }));
+  return reader.layer(detail::packed_experts(reader, config, layer, packed, product),
+                      detail::load_stored_shared(reader, config, product));
+}
+
+/// The same for a GGUF file.
+///
+/// Throws  as above.
+inline CheckpointLayer<float> packed_layer(const GgufFile& file, Index layer,
+                                           const PackedFile& packed,
+                                           ProductKind product = ProductKind::integer) {
+  const LayerConfig config = layer_config(file);
+  const detail::GgufBlock reader(file, config, layer);
+  return reader.layer(detail::packed_experts(reader, config, layer, packed, product),
+                      detail::load_stored_shared(reader, config, product));
 }
 
 }  // namespace moe::inline MOE_ABI::io

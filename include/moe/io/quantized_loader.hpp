@@ -4,8 +4,12 @@
 // load_quantized_block: one MoE block whose experts take few bits. (optional: needs nlohmann_json)
 #pragma once
 
+#include <cstddef>
+#include <functional>
 #include <optional>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "moe/core/config.hpp"
 #include "moe/core/contracts.hpp"
@@ -13,6 +17,7 @@
 #include "moe/core/weight_format.hpp"
 #include "moe/experts/any_experts.hpp"
 #include "moe/experts/coded_experts.hpp"
+#include "moe/experts/coded_matrix.hpp"
 #include "moe/experts/coded_product.hpp"
 #include "moe/experts/expert_source.hpp"
 #include "moe/experts/quantize.hpp"
@@ -22,14 +27,17 @@
 #include "moe/io/checkpoint.hpp"
 #include "moe/io/families.hpp"
 #include "moe/io/layer_config.hpp"
+#include "moe/io/stored_codes.hpp"
 #include "moe/io/tensors.hpp"
 #include "moe/layer/calibrate.hpp"
+#include "moe/layer/shared_experts.hpp"
 
 namespace moe::inline MOE_ABI::io {
 
-/// How a block's routed experts are quantised; shared experts and routers stay floats.
+/// How a block's routed experts are quantised. Shared experts are as the checkpoint has them, codes
+/// where a format of ours has these, else floats; routers are floats.
 struct QuantizedLoading {
-  std::optional<ExpertFormat> format{};  ///< none: as the checkpoint has them, in fp8 or mxfp4
+  std::optional<ExpertFormat> format{};  ///< none: as the checkpoint has them, expert by expert
   ScaleSearch search = ScaleSearch::least_error;
   ProductKind product = ProductKind::integer;
   /// Tokens (T, D) that the block may get, all of which every expert is calibrated with: an error
@@ -48,33 +56,83 @@ ExpertMoments moments_of(const ExpertMatrices<float>& expert, const ActivationT&
                                  : expert_moments(expert, activation, calibration);
 }
 
-inline AnyExperts<float> load_quantized_experts(const BlockReader<float>& reader,
-                                                const LayerConfig& config,
-                                                const QuantizedLoading& loading) {
-  const std::optional<WeightFormat> stored = reader.stored_format();
-  if (!loading.format && !stored)
-    moe::detail::throw_invalid(
-        "load_quantized_block",
-        "the experts are stored as floats: name the format that they are to have");
-  const ExpertFormat format = loading.format ? *loading.format : ExpertFormat{*stored, *stored};
+/// Writes expert e of a checkpoint to a bank: matrices that are stored in the bank's format code by
+/// code, others quantised.
+template <class Reader, class ActivationT>
+void load_quantized_expert(const Reader& reader, Index e, const QuantizedLoading& loading,
+                           QuantizedExperts<ActivationT>& bank, Index to) {
+  const auto& layout = bank.layout_of(to);
+  const StoredParts stored = reader.stored_parts(e);
+  const bool gate_as_stored = stored.gate == layout.up.format;
+  const bool up_as_stored = stored.up == layout.up.format;
+  const bool down_as_stored = stored.down == layout.down.format;
+  const bool has_biases = bank.has_biases();
+  if (gate_as_stored && up_as_stored && down_as_stored) {
+    bank.set_expert_codes(to, reader.codes(e));
+    if (has_biases) bank.set_expert_biases(to, reader.biases(e).weights());
+    return;
+  }
+  const ExpertMatrices<float> expert = reader.matrices(e);
+  const ExpertMoments moments = moments_of(expert, bank.activation(), loading.calibration);
+  if (!gate_as_stored && !up_as_stored && !down_as_stored)
+    return bank.set_expert(to, expert.weights(), moments.options(loading.search));
+  const CodedExpertSource codes = reader.codes(e);
+  const auto source = [&](bool as_stored, const std::function<CodedOutput(Index)>& its_codes,
+                          const Matrix<float>& matrix, const MatrixLayout& to_layout,
+                          std::span<const float> importance) -> std::function<CodedOutput(Index)> {
+    if (as_stored) return its_codes;
+    return [&to_layout, &matrix, importance, search = loading.search](Index o) {
+      const std::span<const float> row{moe::detail::row_data(matrix, o),
+                                       static_cast<std::size_t>(matrix.cols())};
+      return quantize_output(to_layout, row, importance, search);
+    };
+  };
+  bank.set_expert_codes(
+      to, {source(gate_as_stored, codes.gate, expert.gate, layout.up, moments.up),
+           source(up_as_stored, codes.up, expert.up, layout.up, moments.up),
+           source(down_as_stored, codes.down, expert.down, layout.down, moments.down)});
+  if (has_biases) bank.set_expert_biases(to, expert.weights());
+}
+
+/// The formats that the experts of a checkpoint get.
+template <class Reader>
+std::vector<ExpertFormat> formats_of(const Reader& reader, const QuantizedLoading& loading) {
+  if (!loading.format) return reader.stored_formats();
+  return std::vector(static_cast<std::size_t>(reader.sizes().num_experts), *loading.format);
+}
+
+template <class Reader>
+AnyExperts<float> load_quantized_experts(const Reader& reader, const LayerConfig& config,
+                                         const QuantizedLoading& loading) {
   const ExpertsConfig sizes = reader.sizes();
-  const bool as_stored = stored && format == ExpertFormat{*stored, *stored};
+  const std::vector<ExpertFormat> formats = formats_of(reader, loading);
   return with_activation(config, reader.is_gated(), [&](auto activation) -> AnyExperts<float> {
-    QuantizedExperts<decltype(activation)> bank(sizes, format, activation);
+    QuantizedExperts<decltype(activation)> bank(sizes, formats, activation);
     bank.set_product(loading.product);
-    for (Index e = 0; e < sizes.num_experts; ++e) {
-      if (as_stored) {
-        reader.with_codes(
-            e, [&](const CodedExpertSource& source) { bank.set_expert_codes(e, source); });
-        if (sizes.biases) bank.set_expert_biases(e, reader.biases(e).weights());
-        continue;
-      }
-      const ExpertMatrices<float> expert = reader.matrices(e);
-      const ExpertMoments moments = moments_of(expert, activation, loading.calibration);
-      bank.set_expert(e, expert.weights(), moments.options(loading.search));
-    }
+    for (Index e = 0; e < sizes.num_experts; ++e)
+      load_quantized_expert(reader, e, loading, bank, e);
     return bank;
   });
+}
+
+/// A block's shared experts with their codes as they are stored, or as floats where no format of
+/// ours has these.
+template <class Reader>
+SharedExperts<AnyExperts<float>> load_stored_shared(const Reader& reader, const LayerConfig& config,
+                                                    ProductKind product) {
+  if (!reader.has_shared()) return {};
+  const std::optional<ExpertFormat> format = reader.stored_shared_format();
+  if (!format) return reader.shared();
+  return SharedExperts<AnyExperts<float>>(
+      with_activation(config, true,
+                      [&](auto activation) -> AnyExperts<float> {
+                        QuantizedExperts<decltype(activation)> bank(reader.shared_sizes(), *format,
+                                                                    activation);
+                        bank.set_product(product);
+                        bank.set_expert_codes(0, reader.shared_codes());
+                        return bank;
+                      }),
+      reader.shared_gate());
 }
 
 }  // namespace detail
@@ -91,7 +149,8 @@ inline CheckpointLayer<float> load_quantized_block(const Tensors& tensors,
                                                    const QuantizedLoading& loading = {}) {
   const detail::BlockReader<float> reader(tensors, config, prefix);
   CheckpointLayer<float> layer =
-      reader.layer(detail::load_quantized_experts(reader, config, loading));
+      reader.layer(detail::load_quantized_experts(reader, config, loading),
+                   detail::load_stored_shared(reader, config, loading.product));
   reader.check_that_all_is_read();
   return layer;
 }

@@ -11,6 +11,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -25,6 +27,13 @@
 #include "moe/io/tensors.hpp"
 
 namespace moe::inline MOE_ABI::io::detail {
+
+/// The formats of ours that an expert's matrices are stored in, none where they are in another.
+struct StoredParts {
+  std::optional<WeightFormat> gate;
+  std::optional<WeightFormat> up;
+  std::optional<WeightFormat> down;
+};
 
 /// The weights of an output as Scalar.
 template <class Scalar>
@@ -111,6 +120,19 @@ class Fp8Matrix {
   const TensorView& weights_;
   Matrix<float> scales_;
 };
+
+/// The codes of a matrix's outputs.
+///
+/// Throws  as Fp8Matrix; FormatError naming the tensor, further, if it has not the format.
+inline std::function<CodedOutput(Index)> fp8_outputs(const Tensors& tensors,
+                                                     const std::string& name, WeightFormat format,
+                                                     Index outputs, Index inner) {
+  const Fp8Matrix matrix(tensors, name, outputs, inner);
+  if (matrix.format() != format)
+    throw FormatError(tensors.file_of(name), name, tensors.tensor(name).offset,
+                      "has another type than the first expert's");
+  return [matrix](Index o) { return matrix.output(o); };
+}
 
 /// The matrices [outputs, inner] of all experts in mxfp4: "<name>_blocks" [E, outputs, inner / 32,
 /// 16] has two codes a byte, the first one low; "<name>_scales" [E, outputs, inner / 32].

@@ -1,0 +1,116 @@
+// SPDX-FileCopyrightText: The moe authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// The tensors of one MoE block by the names of its family. (optional: needs nlohmann_json)
+#pragma once
+
+#include <array>
+#include <optional>
+#include <set>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "moe/core/config.hpp"
+#include "moe/core/contracts.hpp"
+#include "moe/core/types.hpp"
+#include "moe/core/weight_format.hpp"
+#include "moe/experts/coded_experts.hpp"
+#include "moe/io/families.hpp"
+#include "moe/io/layer_config.hpp"
+#include "moe/io/stored_codes.hpp"
+#include "moe/io/tensors.hpp"
+
+namespace moe::inline MOE_ABI::io::detail {
+
+/// Names of a block's tensors, with a note of those that were asked for, and matrices in the forms
+/// in which checkpoints have them.
+class BlockTensors {
+ public:
+  /// Throws FormatError if the block has a tensor that nobody asked for: what it means for the
+  /// output is not known.
+  void check_that_all_is_read() const {
+    for (const std::string& tensor : tensors_.names_below(prefix_))
+      if (!used_.contains(tensor))
+        throw FormatError(
+            tensors_.file_of(tensor), tensor, tensors_.tensor(tensor).offset,
+            moe::detail::text_of("is no part of a block of the family ", traits_.model_type));
+  }
+
+ protected:
+  BlockTensors(const Tensors& tensors, const LayerConfig& config, std::string prefix)
+      : tensors_(tensors),
+        config_(config),
+        traits_(traits_of(config.family)),
+        prefix_(std::move(prefix)) {}
+  ~BlockTensors() = default;
+
+  template <class... Parts>
+  std::string name(const Parts&... parts) const {
+    return *used_.insert(moe::detail::text_of(prefix_, parts...)).first;
+  }
+
+  bool is_plain() const {
+    return traits_.layout == ExpertLayout::plain || traits_.layout == ExpertLayout::plain_bias;
+  }
+
+  /// "<block>experts.<e>." or the plain experts' form of it.
+  std::string expert_name(Index e, std::string_view role, std::string_view kind) const {
+    return name(is_plain() ? "experts.expert_" : "experts.", e, ".", role, ".", kind);
+  }
+
+  /// Granite's shared expert stands beside the block, fused; others have three matrices in it.
+  std::string shared_weight(std::string_view role) const {
+    const std::string parent =
+        config_.family == Family::granitemoe ? std::string(block_parent(prefix_)) : prefix_;
+    return moe::detail::text_of(parent, traits_.shared, role, ".weight");
+  }
+  std::string shared_name(std::string_view role) const {
+    const std::string result = shared_weight(role);
+    if (config_.family != Family::granitemoe) used_.insert(result);
+    return result;
+  }
+
+  std::optional<WeightFormat> fp8_format(const std::string& weight) const {
+    if (!is_fp8(tensors_, weight)) return std::nullopt;
+    return Fp8Matrix::format_of(tensors_.tensor(weight).dtype);
+  }
+  /// The codes of gate, up and down by their names.
+  CodedExpertSource fp8_codes(const std::array<std::string, 3>& weights, WeightFormat format,
+                              Index d_ff) const {
+    for (const std::string& weight : weights) used_.insert(Fp8Matrix::scales_of(weight));
+    return {fp8_outputs(tensors_, weights[0], format, d_ff, config_.d_model),
+            fp8_outputs(tensors_, weights[1], format, d_ff, config_.d_model),
+            fp8_outputs(tensors_, weights[2], format, config_.d_model, d_ff)};
+  }
+
+  /// A matrix of a linear layer, in floats or in eight bits with scales.
+  template <class Scalar>
+  Matrix<Scalar> linear(const std::string& weight, Index outputs, Index inner) const {
+    if (!is_fp8(tensors_, weight)) return tensors_.matrix<Scalar>(weight, outputs, inner);
+    used_.insert(Fp8Matrix::scales_of(weight));
+    return Fp8Matrix(tensors_, weight, outputs, inner).template widened<Scalar>();
+  }
+
+  /// Whether the experts of gpt-oss are in mxfp4, as they are published.
+  bool is_mxfp4() const {
+    return traits_.layout == ExpertLayout::fused_biased &&
+           tensors_.contains(prefix_ + Mxfp4Matrices::blocks_of(std::string(traits_.up)));
+  }
+  Mxfp4Matrices mxfp4(std::string_view part, Index outputs, Index inner) const {
+    const std::string matrix = moe::detail::text_of(prefix_, part);
+    used_.insert(Mxfp4Matrices::blocks_of(matrix));
+    used_.insert(Mxfp4Matrices::scales_of(matrix));
+    return {tensors_, matrix, config_.num_experts, outputs, inner};
+  }
+
+  const Tensors& tensors_;
+  const LayerConfig& config_;
+  const FamilyTraits& traits_;
+  std::string prefix_;
+
+ private:
+  mutable std::set<std::string> used_;
+};
+
+}  // namespace moe::inline MOE_ABI::io::detail
