@@ -117,12 +117,12 @@ moe::io::QuantizedLoading loading_of(const Options& options) {
 /// Quantises one layer's experts one by one, writes them, and prints what they lose.
 template <class Reader>
 Errors quantize_layer(const Reader& reader, const moe::io::LayerConfig& config, Index layer,
-                      const Options& options, moe::io::PackedWriter& writer) {
+                      const std::vector<moe::ExpertFormat>& formats, const Options& options,
+                      moe::io::PackedWriter& writer) {
   const std::string name = moe::io::packed_bank_name(layer);
   const Matrix<float> x = activations_of(options, layer, config.d_model);
   moe::io::QuantizedLoading loading = loading_of(options);
   if (options.calibrate) loading.calibration = x;
-  const std::vector<moe::ExpertFormat> formats = moe::io::detail::formats_of(reader, loading);
   moe::ExpertsConfig sizes = reader.sizes();
   const Index experts = sizes.num_experts;
   sizes.num_experts = 1;
@@ -140,8 +140,10 @@ Errors quantize_layer(const Reader& reader, const moe::io::LayerConfig& config, 
       moe::io::detail::load_quantized_expert(reader, e, loading, bank, 0);
       writer.write_expert(name, e, bank.expert_bytes(0));
       if (sizes.biases) {
-        up_biases.conservativeResize(experts, bank.up_bias().cols());
-        down_biases.conservativeResize(experts, bank.down_bias().cols());
+        if (e == 0) {
+          up_biases.resize(experts, bank.up_bias().cols());
+          down_biases.resize(experts, bank.down_bias().cols());
+        }
         up_biases.row(e) = bank.up_bias().row(0);
         down_biases.row(e) = bank.down_bias().row(0);
       }
@@ -181,7 +183,8 @@ void quantize_layers(const std::vector<Index>& layers, const moe::io::LayerConfi
   std::printf("layer expert      weights      outputs\n");
   Errors all;
   for (const Index layer : layers)
-    all.add(quantize_layer(reader_of(layer), config, layer, options, writer));
+    all.add(quantize_layer(reader_of(layer), config, layer,
+                           banks[moe::io::packed_bank_name(layer)].formats, options, writer));
   all.print("all", "all");
   writer.finish();
   const moe::io::PackedFile file(options.out);
@@ -192,6 +195,9 @@ void quantize_layers(const std::vector<Index>& layers, const moe::io::LayerConfi
 }
 
 void quantize(const Options& options) {
+  if (options.weights == as_stored && (options.calibrate || options.no_search))
+    throw std::invalid_argument(
+        "--weights stored takes codes as they are: there is nothing to search");
   if (options.model.ends_with(".gguf")) {
     const moe::io::GgufFile file(options.model);
     const moe::io::LayerConfig config = moe::io::layer_config(file);
@@ -219,7 +225,7 @@ int main(int argc, char** argv) {
   app.add_option("--out", options.out, "the packed file to write")->required();
   app.add_option("--weights", options.weights,
                  "the format, or those of gate and up, and of down: int4-g32,int8; or stored: the "
-                 "codes of fp8, mxfp4, Q8_0 and so on, taken over as they are")
+                 "codes of fp8, mxfp4, Q8_0 and so on, which all experts must have")
       ->capture_default_str();
   CLI::Option* const no_search =
       app.add_flag("--no-search", options.no_search,

@@ -77,9 +77,12 @@ inline void read_gguf(const std::string& path) {
   const moe::io::LayerConfig config = moe::io::layer_config(file);
   const moe::WeightFormat format = moe::format_of("int4-g32");
   for (const moe::Index layer : {0, 1}) {
+    try {
+      moe::io::load_gguf_block(file, config, layer);
+    } catch (const moe::FormatError&) {  // Other grids need a name.
+    }
     moe::io::load_gguf_block(file, config, layer,
                              {.format = moe::ExpertFormat{format, moe::format_of("int8-g32")}});
-    moe::io::load_gguf_block(file, config, layer);
   }
 }
 

@@ -29,7 +29,6 @@ namespace gguf_loader_test {
 using moe::Index;
 using moe::Matrix;
 using moe::io::QuantizedLoading;
-using test_support::Blocks;
 using test_support::calibrated_with;
 using test_support::expect_calibrated;
 using test_support::expect_same;
@@ -106,20 +105,14 @@ TEST_F(GgufLoading, OfDeepSeekAndGptOss) {
     EXPECT_NE(layer.router().target<moe::TopKRouter<float>>()->weights().selection_bias.size(), 0);
   }
   GgufModel oss("gpt-oss", moe::io::GgufType::mxfp4);
-  oss.file.floats("blk.1.ffn_gate_inp.bias", {experts}, random_matrix<float>(1, experts, 2));
-  const Matrix<float> up_bias = random_matrix<float>(experts, GgufModel::hidden, 4);
-  oss.file.floats("blk.1.ffn_gate_exps.bias", {experts, GgufModel::hidden},
-                  random_matrix<float>(experts, GgufModel::hidden, 3));
-  oss.file.floats("blk.1.ffn_up_exps.bias", {experts, GgufModel::hidden}, up_bias);
-  oss.file.floats("blk.1.ffn_down_exps.bias", {experts, GgufModel::width},
-                  random_matrix<float>(experts, GgufModel::width, 5));
+  oss.add_biases();
   write(oss.file.bytes());
   const moe::io::GgufFile file(path_);
   const auto layer = moe::io::load_gguf_block(file, moe::io::layer_config(file), 1);
   const auto* const bank = layer.experts().target<moe::QuantizedExperts<moe::ClampedSwiGlu>>();
   ASSERT_NE(bank, nullptr);
   expect_weights(*bank, oss.routed);
-  EXPECT_EQ(bank->expert(2).up_bias.transpose(), up_bias.row(2));
+  EXPECT_EQ(bank->expert(2).up_bias, oss.routed[2].up_bias);
 }
 
 /// The bank of a layer's shared expert, if it is one of this type.
@@ -226,7 +219,60 @@ TEST_F(GgufLoading, ExpertsOfAPackedFile) {
   writer.write_bank("layers.1", quantized(layer));
   writer.finish();
   expect_same(layer, moe::io::packed_layer(file, 1, moe::io::PackedFile(packed)));
+  moe::ExpertsConfig sizes = quantized(layer).config();
+  sizes.d_ff += 32;
+  const moe::QuantizedExperts<moe::SwiGlu> wider(
+      sizes, moe::ExpertFormat{moe::format_of("int8-g32"), moe::format_of("int8-g32")});
+  moe::io::PackedWriter other(packed, {{"layers.1", moe::io::describe(wider)}});
+  other.write_bank("layers.1", wider);
+  other.finish();
+  const std::string text =
+      refusal([&] { moe::io::packed_layer(file, 1, moe::io::PackedFile(packed)); });
+  EXPECT_NE(text.find("has other sizes"), std::string::npos) << text;
   std::filesystem::remove(packed);
+}
+
+TEST_F(GgufLoading, BiasesStayWhereAPartIsQuantised) {
+  GgufModel model("gpt-oss", moe::io::GgufType::mxfp4);
+  model.add_biases();
+  write(model.file.bytes());
+  const moe::io::GgufFile file(path_);
+  const auto layer = moe::io::load_gguf_block(
+      file, moe::io::layer_config(file), 1,
+      {.format = moe::ExpertFormat{moe::format_of("mxfp4"), moe::format_of("int8-g32")}});
+  const auto* const bank = layer.experts().target<moe::QuantizedExperts<moe::ClampedSwiGlu>>();
+  ASSERT_NE(bank, nullptr);
+  const moe::ExpertMatrices<float> its = bank->expert(3);
+  EXPECT_EQ(its.gate, model.routed[3].gate);
+  EXPECT_NE(its.down, model.routed[3].down);
+  EXPECT_LT((its.down - model.routed[3].down).norm(), 0.01 * model.routed[3].down.norm());
+  EXPECT_EQ(its.gate_bias, model.routed[3].gate_bias);
+  EXPECT_EQ(its.up_bias, model.routed[3].up_bias);
+  EXPECT_EQ(its.down_bias, model.routed[3].down_bias);
+}
+
+TEST_F(GgufLoading, AllTensorsMustBeThereBeforeExpertsAreRead) {
+  const GgufModel oss("gpt-oss", moe::io::GgufType::mxfp4);
+  write(oss.file.bytes());
+  const auto error = [&] {
+    const moe::io::GgufFile file(path_);
+    return refusal([&] { moe::io::load_gguf_block(file, moe::io::layer_config(file), 1); });
+  };
+  EXPECT_NE(error().find("ffn_gate_inp.bias"), std::string::npos);
+  GgufModel deepseek("deepseek2", moe::io::GgufType::q8_0);
+  deepseek.file.entry("deepseek2.expert_gating_func", std::uint32_t{2});
+  write(deepseek.file.bytes());
+  EXPECT_NE(error().find("exp_probs_b.bias"), std::string::npos);
+  // As many experts as would take all memory.
+  GgufWriter huge;
+  huge.entry("general.architecture", "llama");
+  huge.entry("llama.embedding_length", std::uint32_t{4096});
+  huge.entry("llama.expert_count", std::uint32_t{900'000'000});
+  huge.entry("llama.expert_used_count", std::uint32_t{2});
+  huge.entry("llama.feed_forward_length", std::uint32_t{14336});
+  huge.floats("blk.1.ffn_gate_inp.weight", {experts, 4096}, Matrix<float>::Zero(experts, 4096));
+  write(huge.bytes());
+  EXPECT_NE(error().find("ffn_gate_inp.weight"), std::string::npos);
 }
 
 /// A model in several files: all that is no tensor in the first one.
@@ -270,6 +316,39 @@ TEST_F(SplitGguf, AllPartsAreRead) {
   }
 }
 
+TEST_F(SplitGguf, ErrorsOfTensorsNameTheirFile) {
+  GgufWriter first;
+  first.entry("split.no", std::uint32_t{0});
+  first.entry("split.count", std::uint32_t{2});
+  first.entry("general.architecture", "llama");
+  first.entry("llama.embedding_length", std::uint32_t{32});
+  first.entry("llama.expert_count", std::uint32_t{2});
+  first.entry("llama.expert_used_count", std::uint32_t{1});
+  first.entry("llama.feed_forward_length", std::uint32_t{64});
+  first.floats("blk.0.ffn_gate_inp.weight", {2, 32}, Matrix<float>::Ones(2, 32));
+  write(part(1), first);
+  // Tensors whose inner size, or one of whose weights, is wrong.
+  for (const bool has_infinity : {false, true}) {
+    GgufWriter second;
+    second.entry("split.no", std::uint32_t{1});
+    second.entry("split.count", std::uint32_t{2});
+    std::string codes(2 * 64 * 32 * 2, '\0');
+    for (const char* name : {"gate", "up"})
+      second.tensor("blk.0.ffn_" + std::string(name) + "_exps.weight", {2, 64, 32},
+                    moe::io::GgufType::f16, codes);
+    if (has_infinity) codes[1001] = 0x7c;
+    second.tensor("blk.0.ffn_down_exps.weight",
+                  has_infinity ? std::vector<Index>{2, 32, 64} : std::vector<Index>{2, 64, 32},
+                  moe::io::GgufType::f16, codes);
+    write(part(2), second);
+    const moe::io::GgufFile file(part(1));
+    const std::string text =
+        refusal([&] { moe::io::load_gguf_block(file, moe::io::layer_config(file), 0); });
+    EXPECT_NE(text.find(part(2)), std::string::npos) << text;
+    EXPECT_NE(text.find("ffn_down_exps.weight"), std::string::npos) << text;
+  }
+}
+
 TEST_F(SplitGguf, PartsThatDoNotFitAreRefused) {
   write(part(1), with_vector(1, 2, "a", 1));
   EXPECT_THROW(moe::io::GgufFile(part(1)), std::system_error) << "the second is missing";
@@ -281,6 +360,7 @@ TEST_F(SplitGguf, PartsThatDoNotFitAreRefused) {
   EXPECT_NE(error(part(1)).find("is not part 2 of 2"), std::string::npos);
   write(part(2), with_vector(2, 2, "a", 2));
   EXPECT_NE(error(part(1)).find("two tensors"), std::string::npos);
+  EXPECT_NE(error(part(1)).find(part(2)), std::string::npos) << "the file that has it";
   write(folder_ + "/other.gguf", with_vector(1, 2, "a", 1));
   EXPECT_NE(error(folder_ + "/other.gguf").find("-00001-of-00002.gguf"), std::string::npos);
   write(part(1), with_vector(1, 100000, "a", 1));

@@ -2,12 +2,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Checkpoints in eight and four bits, made here, against the weights that their codes say.
-#include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
-#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -264,14 +261,40 @@ TEST_F(Loading, FourBitsOfGptOss) {
   EXPECT_EQ(config.d_ff, Mxfp4Model::hidden);
 }
 
-TEST_F(Loading, RefusesExpertsOfSeveralTypes) {
-  const std::string weight = "model.layers.0.mlp.experts.2.down_proj.weight";
-  for (const char* dtype : {"F8_E5M2", "U8"}) {
+TEST_F(Loading, EightBitsOfSeveralTypes) {
+  const std::string prefix = "model.layers.0.mlp.experts.2.";
+  const auto with_type = [&](const std::string& part, const char* dtype) {
     Fp8Model model;
-    model.file.header()[weight]["dtype"] = dtype;
+    model.file.header()[prefix + part]["dtype"] = dtype;
     write(model.file.bytes());
-    const std::string text = refusal([&] { load(moe::io::Checkpoint::open(path_), {}); });
-    EXPECT_NE(text.find(weight), std::string::npos) << text;
+    return moe::io::Checkpoint::open(path_);
+  };
+  // Every expert has its own, but gate and up have one together.
+  const auto checkpoint = with_type("down_proj.weight", "F8_E5M2");
+  const auto layer = load(checkpoint, {.product = moe::ProductKind::widened});
+  EXPECT_EQ(quantized(layer).format(1).down, moe::format_of("fp8"));
+  EXPECT_EQ(quantized(layer).format(2).down, moe::format_of("fp8-e5m2"));
+  expect_same(checkpoint.layer<float>(0), layer);
+  const auto error = [&](const std::string& part, const char* dtype) {
+    return refusal([&] { load(with_type(part, dtype), {}); });
+  };
+  EXPECT_NE(error("gate_proj.weight", "F8_E5M2").find(prefix + "gate_proj"), std::string::npos);
+  EXPECT_NE(error("down_proj.weight", "U8").find(prefix + "down_proj"), std::string::npos);
+}
+
+TEST_F(Loading, PartsInTheirFormatKeepTheirCodes) {
+  const Fp8Model model;
+  write(model.file.bytes());
+  const auto layer =
+      load(moe::io::Checkpoint::open(path_),
+           {.format = moe::ExpertFormat{moe::format_of("fp8"), moe::format_of("int8-g32")}});
+  for (Index e = 0; e < experts; ++e) {
+    const auto its = quantized(layer).expert(e);
+    const auto& exact = model.routed[static_cast<std::size_t>(e)];
+    EXPECT_EQ(its.gate, exact.gate);
+    EXPECT_EQ(its.up, exact.up);
+    EXPECT_NE(its.down, exact.down);
+    EXPECT_LT((its.down - exact.down).norm(), 0.01 * exact.down.norm());
   }
 }
 

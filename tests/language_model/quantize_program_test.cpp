@@ -124,6 +124,8 @@ TEST_F(QuantizeProgram, TakesGgufFiles) {
 TEST_F(QuantizeProgram, SaysWhatIsWrong) {
   EXPECT_EQ(run("--weights stored"), 1);
   EXPECT_NE(error().find("stored as floats"), std::string::npos) << error();
+  EXPECT_EQ(run("--weights stored --no-search"), 1);
+  EXPECT_NE(error().find("nothing to search"), std::string::npos) << error();
   EXPECT_NE(run("--calibrate"), 0) << "without activations";
   test_support::SafetensorsWriter narrow;
   narrow.add("x", random(8, d_model - 1, 3));

@@ -101,6 +101,24 @@ struct GgufModel {
       : GgufModel(
             arch, [type](const std::string& /*part*/, Index /*e*/) { return type; }, apart) {}
 
+  /// The biases of gpt-oss.
+  void add_biases() {
+    file.floats("blk.1.ffn_gate_inp.bias", {experts}, random_matrix<float>(1, experts, 2));
+    std::uint64_t seed = 2;
+    for (const char* part : {"gate", "up", "down"}) {
+      const Index size = shape_of(part)[0];
+      const Matrix<float> all = random_matrix<float>(experts, size, ++seed);
+      file.floats("blk.1.ffn_" + std::string(part) + "_exps.bias", {experts, size}, all);
+      for (Index e = 0; e < experts; ++e) {
+        moe::ExpertMatrices<float>& expert = routed[static_cast<std::size_t>(e)];
+        Matrix<float>& bias = part[0] == 'd'   ? expert.down_bias
+                              : part[0] == 'g' ? expert.gate_bias
+                                               : expert.up_bias;
+        bias = all.row(e).transpose();
+      }
+    }
+  }
+
   /// DeepSeek-V3's router, and a shared expert.
   static GgufModel deepseek(moe::io::GgufType routed, moe::io::GgufType shared) {
     GgufModel model("deepseek2", routed);

@@ -86,6 +86,18 @@ struct ExpertLayout {
 
 namespace detail {
 
+/// The outputs of a matrix, quantised one by one: see quantize_output. All that is given lives as
+/// long as what is returned.
+inline std::function<CodedOutput(Index)> quantized_outputs(const MatrixLayout& layout,
+                                                           MatrixView<const float> matrix,
+                                                           std::span<const float> importance,
+                                                           ScaleSearch search) {
+  return [&layout, matrix, importance, search](Index o) {
+    return quantize_output(layout, {matrix.row(o), static_cast<std::size_t>(matrix.cols())},
+                           importance, search);
+  };
+}
+
 /// The layout of each of E experts.
 ///
 /// Throws  std::invalid_argument, beginning with `where`, if a size is not positive, the weights
@@ -165,17 +177,10 @@ class CodedExperts {
            const QuantizeOptions& options) {
     check_expert(where, e);
     check_expert_shapes(where, config, gated_, weights);
-    const auto quantized = [&](const MatrixLayout& matrix, MatrixView<const float> from,
-                               std::span<const float> importance) {
-      return [&matrix, from, importance, &options](Index o) {
-        return quantize_output(matrix, {from.row(o), static_cast<std::size_t>(from.cols())},
-                               importance, options.search);
-      };
-    };
     const ExpertLayout& its = layout(e);
-    put(e, quantized(its.up, weights.gate, options.up_importance),
-        quantized(its.up, weights.up, options.up_importance),
-        quantized(its.down, weights.down, options.down_importance));
+    put(e, quantized_outputs(its.up, weights.gate, options.up_importance, options.search),
+        quantized_outputs(its.up, weights.up, options.up_importance, options.search),
+        quantized_outputs(its.down, weights.down, options.down_importance, options.search));
     set_biases(e, weights);
   }
 

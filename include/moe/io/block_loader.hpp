@@ -4,12 +4,11 @@
 // load_block: one MoE block from a family's tensors. (optional: needs nlohmann_json)
 #pragma once
 
+#include <array>
 #include <cstddef>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
-#include <vector>
 
 #include "moe/core/config.hpp"
 #include "moe/core/contracts.hpp"
@@ -110,44 +109,34 @@ class BlockReader : private BlockTensors {
     return make_bank<Scalar>(config_, sizes(), is_gated(), [&](Index e) { return expert(e); });
   }
 
-  /// The format that all routed experts are stored in, where it is one of ours with scales.
-  std::optional<WeightFormat> stored_format() const {
-    if (is_mxfp4()) return Mxfp4Matrices::format();
-    if (traits_.layout != ExpertLayout::gated) return std::nullopt;
-    return fp8_format(moe::detail::text_of(prefix_, "experts.0.", traits_.up, ".weight"));
+  /// What is stored in formats of ours with scales of an expert's matrices.
+  StoredParts stored_parts(Index e) const {
+    constexpr WeightFormat four_bits = Mxfp4Matrices::format();
+    if (is_mxfp4()) return {four_bits, four_bits, four_bits};
+    return traits_.layout == ExpertLayout::gated ? fp8_parts(expert_names(e)) : StoredParts{};
   }
 
-  /// Formats of the experts as they are stored.
-  ///
-  /// Throws  std::invalid_argument if they are floats.
-  std::vector<ExpertFormat> stored_formats() const {
-    const std::optional<WeightFormat> format = stored_format();
-    moe::detail::check(format.has_value(), "load_quantized_block",
-                       "the experts are stored as floats: name the format that they are to have");
-    return std::vector(static_cast<std::size_t>(config_.num_experts),
-                       ExpertFormat{*format, *format});
-  }
-
-  /// The formats of an expert's matrices, gate, up and down, as they are stored.
-  StoredParts stored_parts(Index /*e*/) const {
-    const std::optional<WeightFormat> format = stored_format();
-    return {format, format, format};
-  }
-
-  /// The codes of an expert that is stored in such a format.
+  /// The codes of these.
   CodedExpertSource codes(Index e) const {
-    const Index d_model = config_.d_model;
-    const Index d_ff = config_.d_ff;
-    if (is_mxfp4()) {
-      const Mxfp4Matrices fused = mxfp4(traits_.up, 2 * d_ff, d_model);
-      const Mxfp4Matrices down = mxfp4(traits_.down, d_model, d_ff);
-      return {[fused, e](Index o) { return fused.output(e, 2 * o); },
-              [fused, e](Index o) { return fused.output(e, 2 * o + 1); },
-              [down, e](Index o) { return down.output(e, o); }};
-    }
-    return fp8_codes({expert_name(e, traits_.gate, "weight"), expert_name(e, traits_.up, "weight"),
-                      expert_name(e, traits_.down, "weight")},
-                     *stored_format(), d_ff);
+    if (!is_mxfp4()) return fp8_codes(expert_names(e), config_.d_ff);
+    const Mxfp4Matrices fused = mxfp4(traits_.up, 2 * config_.d_ff, config_.d_model);
+    const Mxfp4Matrices down = mxfp4(traits_.down, config_.d_model, config_.d_ff);
+    return {[fused, e](Index o) { return fused.output(e, 2 * o); },
+            [fused, e](Index o) { return fused.output(e, 2 * o + 1); },
+            [down, e](Index o) { return down.output(e, o); }};
+  }
+
+  /// Throws  FormatError naming a part that has no format of its own where other experts have, or
+  ///         std::invalid_argument where none has.
+  [[noreturn]] MOE_COLD void fail_stored(Index e, ExpertPart part) const {
+    if (!stored_parts(0).up)
+      moe::detail::throw_invalid(
+          "load_quantized_block",
+          "the experts are stored as floats: name the format that they are to have");
+    const std::string weight = expert_names(e)[static_cast<std::size_t>(part)];
+    throw FormatError(tensors_.file_of(weight), weight, tensors_.tensor(weight).offset,
+                      "is not of eight bits, or gate not as up is: name the format that the "
+                      "experts are to have");
   }
 
   bool has_shared() const { return config_.shared_d_ff > 0; }
@@ -160,18 +149,10 @@ class BlockReader : private BlockTensors {
     return tensors_.matrix<Scalar>(name("shared_expert_gate.weight"), 1, config_.d_model);
   }
 
-  /// The format that all of the shared expert is stored in, where it is one of ours with scales.
-  std::optional<ExpertFormat> stored_shared_format() const {
-    const std::optional<WeightFormat> format = fp8_format(shared_weight("up_proj"));
-    if (!format || fp8_format(shared_weight("gate_proj")) != format ||
-        fp8_format(shared_weight("down_proj")) != format)
-      return std::nullopt;
-    return ExpertFormat{*format, *format};
+  StoredParts stored_shared() const {
+    return config_.family == Family::granitemoe ? StoredParts{} : fp8_parts(shared_names());
   }
-  CodedExpertSource shared_codes() const {
-    return fp8_codes({shared_name("gate_proj"), shared_name("up_proj"), shared_name("down_proj")},
-                     stored_shared_format()->up, config_.shared_d_ff);
-  }
+  CodedExpertSource shared_codes() const { return fp8_codes(shared_names(), config_.shared_d_ff); }
 
   SharedExperts<AnyExperts<Scalar>> shared() const {
     if (!has_shared()) return {};
@@ -263,10 +244,7 @@ class BlockReader : private BlockTensors {
     ExpertMatrices<Scalar> m;
     switch (traits_.layout) {
       case ExpertLayout::gated:
-        m.gate = linear<Scalar>(expert_name(e, traits_.gate, "weight"), d_ff, d_model);
-        m.up = linear<Scalar>(expert_name(e, traits_.up, "weight"), d_ff, d_model);
-        m.down = linear<Scalar>(expert_name(e, traits_.down, "weight"), d_model, d_ff);
-        return m;
+        return linear_expert(expert_names(e), d_ff);
       case ExpertLayout::plain_bias:
         m.up_bias = tensors_.matrix<Scalar>(expert_name(e, traits_.up, "bias"), d_ff, 1);
         m.down_bias = tensors_.matrix<Scalar>(expert_name(e, traits_.down, "bias"), d_model, 1);
@@ -333,10 +311,16 @@ class BlockReader : private BlockTensors {
       const auto down = tensors_.matrix<Scalar>(shared_name("output_linear"), d_model, d_ff);
       return separate<Scalar>({.gate_up = fused, .down = down});
     }
+    return linear_expert(shared_names(), d_ff);
+  }
+
+  /// Of three matrices, gate, up and down, by their names.
+  ExpertMatrices<Scalar> linear_expert(const std::array<std::string, 3>& weights,
+                                       Index d_ff) const {
     ExpertMatrices<Scalar> m;
-    m.gate = linear<Scalar>(shared_name("gate_proj"), d_ff, d_model);
-    m.up = linear<Scalar>(shared_name("up_proj"), d_ff, d_model);
-    m.down = linear<Scalar>(shared_name("down_proj"), d_model, d_ff);
+    m.gate = linear<Scalar>(weights[0], d_ff, config_.d_model);
+    m.up = linear<Scalar>(weights[1], d_ff, config_.d_model);
+    m.down = linear<Scalar>(weights[2], config_.d_model, d_ff);
     return m;
   }
 };

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <array>
+#include <functional>
 #include <optional>
 #include <set>
 #include <string>
@@ -16,6 +17,7 @@
 #include "moe/core/types.hpp"
 #include "moe/core/weight_format.hpp"
 #include "moe/experts/coded_experts.hpp"
+#include "moe/experts/coded_matrix.hpp"
 #include "moe/io/families.hpp"
 #include "moe/io/layer_config.hpp"
 #include "moe/io/stored_codes.hpp"
@@ -60,28 +62,38 @@ class BlockTensors {
   }
 
   /// Granite's shared expert stands beside the block, fused; others have three matrices in it.
-  std::string shared_weight(std::string_view role) const {
-    const std::string parent =
-        config_.family == Family::granitemoe ? std::string(block_parent(prefix_)) : prefix_;
-    return moe::detail::text_of(parent, traits_.shared, role, ".weight");
-  }
   std::string shared_name(std::string_view role) const {
-    const std::string result = shared_weight(role);
-    if (config_.family != Family::granitemoe) used_.insert(result);
-    return result;
+    if (config_.family != Family::granitemoe) return name(traits_.shared, role, ".weight");
+    return moe::detail::text_of(block_parent(prefix_), traits_.shared, role, ".weight");
+  }
+  /// Of gate, up and down.
+  std::array<std::string, 3> expert_names(Index e) const {
+    return {expert_name(e, traits_.gate, "weight"), expert_name(e, traits_.up, "weight"),
+            expert_name(e, traits_.down, "weight")};
+  }
+  std::array<std::string, 3> shared_names() const {
+    return {shared_name("gate_proj"), shared_name("up_proj"), shared_name("down_proj")};
   }
 
-  std::optional<WeightFormat> fp8_format(const std::string& weight) const {
-    if (!is_fp8(tensors_, weight)) return std::nullopt;
-    return Fp8Matrix::format_of(tensors_.tensor(weight).dtype);
+  /// What is stored in eight bits of three matrices, gate, up and down, by their names.
+  StoredParts fp8_parts(const std::array<std::string, 3>& weights) const {
+    const auto format = [&](const std::string& weight) -> std::optional<WeightFormat> {
+      if (!is_fp8(tensors_, weight)) return std::nullopt;
+      return Fp8Matrix::format_of(tensors_.tensor(weight).dtype);
+    };
+    return {format(weights[0]), format(weights[1]), format(weights[2])};
   }
-  /// The codes of gate, up and down by their names.
-  CodedExpertSource fp8_codes(const std::array<std::string, 3>& weights, WeightFormat format,
-                              Index d_ff) const {
-    for (const std::string& weight : weights) used_.insert(Fp8Matrix::scales_of(weight));
-    return {fp8_outputs(tensors_, weights[0], format, d_ff, config_.d_model),
-            fp8_outputs(tensors_, weights[1], format, d_ff, config_.d_model),
-            fp8_outputs(tensors_, weights[2], format, config_.d_model, d_ff)};
+  /// The codes of those.
+  CodedExpertSource fp8_codes(const std::array<std::string, 3>& weights, Index d_ff) const {
+    const auto outputs = [&](const std::string& weight, Index rows,
+                             Index inner) -> std::function<CodedOutput(Index)> {
+      if (!is_fp8(tensors_, weight)) return {};
+      used_.insert(Fp8Matrix::scales_of(weight));
+      return
+          [matrix = Fp8Matrix(tensors_, weight, rows, inner)](Index o) { return matrix.output(o); };
+    };
+    return {outputs(weights[0], d_ff, config_.d_model), outputs(weights[1], d_ff, config_.d_model),
+            outputs(weights[2], config_.d_model, d_ff)};
   }
 
   /// A matrix of a linear layer, in floats or in eight bits with scales.

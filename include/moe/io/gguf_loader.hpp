@@ -26,19 +26,17 @@
 #include "moe/core/contracts.hpp"
 #include "moe/core/types.hpp"
 #include "moe/core/weight_format.hpp"
-#include "moe/experts/activation.hpp"
 #include "moe/experts/any_experts.hpp"
 #include "moe/experts/coded_experts.hpp"
+#include "moe/experts/coded_matrix.hpp"
 #include "moe/experts/expert_source.hpp"
-#include "moe/experts/quantize.hpp"
-#include "moe/experts/quantized_experts.hpp"
 #include "moe/io/bank_factory.hpp"
 #include "moe/io/block_loader.hpp"
 #include "moe/io/gguf.hpp"
 #include "moe/io/gguf_blocks.hpp"
 #include "moe/io/layer_config.hpp"
 #include "moe/io/quantized_loader.hpp"
-#include "moe/layer/calibrate.hpp"
+#include "moe/io/stored_codes.hpp"
 #include "moe/layer/shared_experts.hpp"
 #include "moe/parallel/parallel_for.hpp"
 #include "moe/routing/topk_router.hpp"
@@ -52,9 +50,19 @@ class GgufBlock {
   /// Throws  FormatError naming a tensor that is missing or has another shape.
   GgufBlock(const GgufFile& file, const LayerConfig& config, Index layer)
       : file_(file), config_(config), prefix_(moe::detail::text_of("blk.", layer, ".")) {
-    require(prefix_ + "ffn_gate_inp.weight", {config_.num_experts, config_.d_model});
-    for (Index e = 0; e < config_.num_experts; ++e) stored_parts(e);
-    if (has_shared()) stored_shared_format();
+    const Index experts = config_.num_experts;
+    require(prefix_ + "ffn_gate_inp.weight", {experts, config_.d_model});
+    if (config_.family == Family::deepseek_v3) require(prefix_ + "exp_probs_b.bias", {experts});
+    if (sizes().biases) {
+      require(prefix_ + "ffn_gate_inp.bias", {experts});
+      require(bias_name("gate"), {experts, config_.d_ff});
+      require(bias_name("up"), {experts, config_.d_ff});
+      require(bias_name("down"), {experts, config_.d_model});
+    }
+    for (const std::string_view part : parts) {
+      for (Index e = 0; e < experts; ++e) rows_of(e, part);
+      if (has_shared()) shared_rows(part);
+    }
   }
 
   TopKRouter<float> router() const {
@@ -80,44 +88,33 @@ class GgufBlock {
   }
   bool is_gated() const { return true; }
 
-  /// The formats of an expert's matrices that have the grids of ours.
+  /// The formats of ours that have the grids of an expert's matrices.
   StoredParts stored_parts(Index e) const {
-    const auto grid = [&](std::string_view part) {
-      return same_grid(rows_of(e, part).tensor->type);
-    };
-    return {grid("gate"), grid("up"), grid("down")};
+    return {rows_of(e, "gate").format(), rows_of(e, "up").format(), rows_of(e, "down").format()};
   }
 
-  /// Formats of the experts as they are stored.
-  ///
-  /// Throws  FormatError naming a tensor of another grid, or of another than up has if it is gate.
-  std::vector<ExpertFormat> stored_formats() const {
-    std::vector<ExpertFormat> formats;
-    for (Index e = 0; e < config_.num_experts; ++e) {
-      const StoredParts stored = stored_parts(e);
-      if (!stored.gate) fail_grid(rows_of(e, "gate"), "no format has the grid of ");
-      if (!stored.up) fail_grid(rows_of(e, "up"), "no format has the grid of ");
-      if (!stored.down) fail_grid(rows_of(e, "down"), "no format has the grid of ");
-      if (stored.gate != stored.up)
-        fail_grid(rows_of(e, "gate"), "the up matrix has not the grid of ");
-      formats.push_back({*stored.up, *stored.down});
-    }
-    return formats;
-  }
-
-  /// The codes of those of an expert's matrices that have the grids of ours.
+  /// The codes of these.
   CodedExpertSource codes(Index e) const {
-    return {coded(rows_of(e, "gate"), config_.d_model), coded(rows_of(e, "up"), config_.d_model),
-            coded(rows_of(e, "down"), config_.d_ff)};
+    return {coded(rows_of(e, "gate")), coded(rows_of(e, "up")), coded(rows_of(e, "down"))};
+  }
+
+  /// Throws  FormatError naming a part that no format has the grid of, or not that of up.
+  [[noreturn]] MOE_COLD void fail_stored(Index e, ExpertPart part) const {
+    const Rows rows = rows_of(e, parts[static_cast<std::size_t>(part)]);
+    throw FormatError(
+        file_.path_of(*rows.tensor), rows.name, rows.tensor->offset,
+        moe::detail::text_of("no format has the grid of ", gguf_type(rows.tensor->type).name,
+                             ", or gate not that of up: name the format that the experts are to "
+                             "have"));
   }
 
   /// Throws  FormatError naming a row's offset if a weight is not finite.
   ExpertMatrices<float> matrices(Index e) const {
     ExpertMatrices<float> expert;
     if (sizes().biases) expert = biases(e);
-    expert.gate = widened(rows_of(e, "gate"), config_.d_ff, config_.d_model);
-    expert.up = widened(rows_of(e, "up"), config_.d_ff, config_.d_model);
-    expert.down = widened(rows_of(e, "down"), config_.d_model, config_.d_ff);
+    expert.gate = widened(rows_of(e, "gate"));
+    expert.up = widened(rows_of(e, "up"));
+    expert.down = widened(rows_of(e, "down"));
     return expert;
   }
   ExpertMatrices<float> biases(Index e) const {
@@ -133,29 +130,20 @@ class GgufBlock {
     return {.num_experts = 1, .d_model = config_.d_model, .d_ff = config_.shared_d_ff};
   }
   Matrix<float> shared_gate() const { return {}; }
-
-  /// The format of the shared expert, if its matrices have the grids of ours, gate and up the same.
-  std::optional<ExpertFormat> stored_shared_format() const {
-    const auto grid = [&](std::string_view part) {
-      return same_grid(shared_rows(part).tensor->type);
-    };
-    const std::optional<WeightFormat> up = grid("up");
-    const std::optional<WeightFormat> down = grid("down");
-    if (!up || !down || grid("gate") != up) return std::nullopt;
-    return ExpertFormat{*up, *down};
+  StoredParts stored_shared() const {
+    return {shared_rows("gate").format(), shared_rows("up").format(), shared_rows("down").format()};
   }
   CodedExpertSource shared_codes() const {
-    return {coded(shared_rows("gate"), config_.d_model), coded(shared_rows("up"), config_.d_model),
-            coded(shared_rows("down"), config_.shared_d_ff)};
+    return {coded(shared_rows("gate")), coded(shared_rows("up")), coded(shared_rows("down"))};
   }
   SharedExperts<AnyExperts<float>> shared() const {
     if (!has_shared()) return {};
     return SharedExperts<AnyExperts<float>>(
         make_bank<float>(config_, shared_sizes(), true, [&](Index /*e*/) {
           ExpertMatrices<float> m;
-          m.gate = widened(shared_rows("gate"), config_.shared_d_ff, config_.d_model);
-          m.up = widened(shared_rows("up"), config_.shared_d_ff, config_.d_model);
-          m.down = widened(shared_rows("down"), config_.d_model, config_.shared_d_ff);
+          m.gate = widened(shared_rows("gate"));
+          m.up = widened(shared_rows("up"));
+          m.down = widened(shared_rows("down"));
           return m;
         }));
   }
@@ -167,24 +155,36 @@ class GgufBlock {
   }
 
  private:
+  static constexpr std::string_view parts[] = {"gate", "up", "down"};
+
   /// Where the outputs of an expert's matrix stand: in a tensor of all experts, or one of its own.
   struct Rows {
     const GgufTensor* tensor;
     std::string name;
     Index first;
+    Index outputs;
+
+    std::optional<WeightFormat> format() const { return same_grid(tensor->type); }
   };
 
   Rows rows_of(Index e, std::string_view part) const {
-    const bool is_down = part == "down";
-    const Index outputs = is_down ? config_.d_model : config_.d_ff;
-    const Index inner = is_down ? config_.d_ff : config_.d_model;
+    const std::vector<Index> shape = shape_of(part, config_.d_ff);
     const std::string all = moe::detail::text_of(prefix_, "ffn_", part, "_exps.weight");
     if (file_.contains(all)) {
-      const GgufTensor& tensor = require(all, {config_.num_experts, outputs, inner});
-      return {&tensor, all, e * outputs};
+      const GgufTensor& tensor = require(all, {config_.num_experts, shape[0], shape[1]});
+      return {&tensor, all, e * shape[0], shape[0]};
     }
     const std::string own = moe::detail::text_of(prefix_, "ffn_", part, ".", e, ".weight");
-    return {&require(own, {outputs, inner}), own, 0};
+    return {&require(own, shape), own, 0, shape[0]};
+  }
+  Rows shared_rows(std::string_view part) const {
+    const std::vector<Index> shape = shape_of(part, config_.shared_d_ff);
+    const std::string name = moe::detail::text_of(prefix_, "ffn_", part, "_shexp.weight");
+    return {&require(name, shape), name, 0, shape[0]};
+  }
+  std::vector<Index> shape_of(std::string_view part, Index d_ff) const {
+    return part == "down" ? std::vector<Index>{config_.d_model, d_ff}
+                          : std::vector<Index>{d_ff, config_.d_model};
   }
 
   const GgufTensor& require(const std::string& name, const std::vector<Index>& shape) const {
@@ -196,25 +196,11 @@ class GgufBlock {
     return tensor;
   }
 
-  Rows shared_rows(std::string_view part) const {
-    const bool is_down = part == "down";
-    const Index outputs = is_down ? config_.d_model : config_.shared_d_ff;
-    const Index inner = is_down ? config_.shared_d_ff : config_.d_model;
-    const std::string name = moe::detail::text_of(prefix_, "ffn_", part, "_shexp.weight");
-    return {&require(name, {outputs, inner}), name, 0};
-  }
-
-  [[noreturn]] MOE_COLD void fail_grid(const Rows& rows, const char* problem) const {
-    throw FormatError(file_.path_of(*rows.tensor), rows.name, rows.tensor->offset,
-                      moe::detail::text_of(problem, gguf_type(rows.tensor->type).name,
-                                           ": name the format that the experts are to have"));
-  }
-
   /// The codes of a matrix's outputs, or nothing if no format of ours has its grid.
-  std::function<CodedOutput(Index)> coded(const Rows& rows, Index inner) const {
-    const std::optional<WeightFormat> format = same_grid(rows.tensor->type);
+  std::function<CodedOutput(Index)> coded(const Rows& rows) const {
+    const std::optional<WeightFormat> format = rows.format();
     if (!format) return {};
-    return [this, rows, layout = MatrixLayout(*format, 1, inner)](Index o) {
+    return [this, rows, layout = MatrixLayout(*format, 1, rows.tensor->inner())](Index o) {
       const Index row = rows.first + o;
       CodedOutput output = codes_of(rows.tensor->type, rows.tensor->row(row), layout.inner);
       check_scales(rows, row, output, layout);
@@ -246,8 +232,8 @@ class GgufBlock {
       fail_row(rows, row, "a weight is not finite");
   }
 
-  Matrix<float> widened(const Rows& rows, Index outputs, Index inner) const {
-    Matrix<float> result(outputs, inner);
+  Matrix<float> widened(const Rows& rows) const {
+    Matrix<float> result(rows.outputs, rows.tensor->inner());
     parallel::for_each_block(result.rows(), 16, [&](Index begin, Index end) {
       for (Index o = begin; o < end; ++o)
         decode_finite(rows, rows.first + o,
@@ -272,12 +258,14 @@ class GgufBlock {
     return result;
   }
 
+  std::string bias_name(std::string_view part) const {
+    return moe::detail::text_of(prefix_, "ffn_", part, "_exps.bias");
+  }
+
   /// (size, 1), of one expert.
   Matrix<float> bias(Index e, std::string_view part, Index size) const {
-    const std::string name = moe::detail::text_of(prefix_, "ffn_", part, "_exps.bias");
-    const GgufTensor& tensor = require(name, {config_.num_experts, size});
     Matrix<float> result(size, 1);
-    tensor.decode_row(e, result.data());
+    file_.tensor(bias_name(part)).decode_row(e, result.data());
     return result;
   }
 
@@ -374,14 +362,17 @@ inline std::vector<Index> moe_layers(const GgufFile& file) {
   return layers;
 }
 
-/// The MoE block of a layer. Experts of a type whose grid a format of ours has (Q8_0, Q4_0, MXFP4,
-/// BF16, F16) are taken over code by code, where no other format is named; others are widened as
-/// the type defines it, and quantised to the format that must be named then.
+/// The MoE block of a layer. Matrices of a type whose grid the format has that they are to have are
+/// taken over code by code: Q8_0 has that of int8-g32, Q4_0 of int4-g32, MXFP4, BF16 and F16 have
+/// those of formats of the same name. Others are widened as the type defines it, and quantised.
+/// Where no format is named, each expert has the formats of its types; Q4_K and Q6_K need a name. A
+/// shared expert of such types keeps its codes, another's weights become floats.
 ///
-/// Throws  FormatError naming the tensor that is missing or has another shape, and the offset of a
-///         row with a scale that is not finite, or is zero where a weight is not, or of a weight
-///         that is not finite; std::invalid_argument if a weight is beyond the format that is
-///         named; what expert_moments throws.
+/// Throws  FormatError naming the tensor that is missing or has another shape, or, if no format is
+///         named, has another grid than any format, or than up if it is gate; naming the offset,
+///         too, of a row with a scale that is not finite, or is zero where a weight is not, or of a
+///         weight that is not finite; std::invalid_argument if a weight is beyond the format that
+///         is named; what expert_moments throws.
 inline CheckpointLayer<float> load_gguf_block(const GgufFile& file, const LayerConfig& config,
                                               Index layer, const QuantizedLoading& loading = {}) {
   const detail::GgufBlock block(file, config, layer);

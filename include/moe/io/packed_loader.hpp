@@ -51,8 +51,9 @@ AnyExperts<float> packed_experts(const Reader& reader, const LayerConfig& config
 }  // namespace detail
 
 /// The MoE block of layer `layer` of a checkpoint, 0-based, with the experts of a packed file's
-/// bank "layers.<layer>", mapped: the checkpoint gives router and shared experts, these in codes
-/// where it has them so. Its routed experts must be there and have their shapes, but are not read.
+/// bank "layers.<layer>", mapped: the checkpoint gives router and shared experts, these in
+/// codes or floats as QuantizedLoading says, with the same kind of product. Its routed experts must
+/// be there and have their shapes, but are not read.
 ///
 /// Throws  FormatError naming the checkpoint's tensor that is missing or does not fit, or the
 ///         packed file if it has no such bank, or one of other sizes or another activation.

@@ -34,12 +34,13 @@
 
 namespace moe::inline MOE_ABI::io {
 
-/// How a block's routed experts are quantised. Shared experts are as the checkpoint has them, codes
-/// where a format of ours has these, else floats; routers are floats.
+/// How a block's routed experts are quantised. Shared experts are taken over in their codes where
+/// the routed ones could be (fp8, and the types of GGUF that are formats of ours), and are floats
+/// elsewhere; routers are floats.
 struct QuantizedLoading {
   std::optional<ExpertFormat> format{};  ///< none: as the checkpoint has them, expert by expert
   ScaleSearch search = ScaleSearch::least_error;
-  ProductKind product = ProductKind::integer;
+  ProductKind product = ProductKind::integer;  ///< of routed experts, and of shared ones in codes
   /// Tokens (T, D) that the block may get, all of which every expert is calibrated with: an error
   /// counts what it is multiplied with (see expert_moments). Empty: all errors count the same, as
   /// they do for ScaleSearch::nearest. Codes that are taken over as they are stay so.
@@ -76,29 +77,31 @@ void load_quantized_expert(const Reader& reader, Index e, const QuantizedLoading
   const ExpertMoments moments = moments_of(expert, bank.activation(), loading.calibration);
   if (!gate_as_stored && !up_as_stored && !down_as_stored)
     return bank.set_expert(to, expert.weights(), moments.options(loading.search));
-  const CodedExpertSource codes = reader.codes(e);
-  const auto source = [&](bool as_stored, const std::function<CodedOutput(Index)>& its_codes,
-                          const Matrix<float>& matrix, const MatrixLayout& to_layout,
-                          std::span<const float> importance) -> std::function<CodedOutput(Index)> {
-    if (as_stored) return its_codes;
-    return [&to_layout, &matrix, importance, search = loading.search](Index o) {
-      const std::span<const float> row{moe::detail::row_data(matrix, o),
-                                       static_cast<std::size_t>(matrix.cols())};
-      return quantize_output(to_layout, row, importance, search);
-    };
+  CodedExpertSource source = reader.codes(e);
+  const auto quantize = [&](std::function<CodedOutput(Index)>& outputs, const Matrix<float>& matrix,
+                            const MatrixLayout& to_layout, std::span<const float> importance) {
+    outputs = moe::detail::quantized_outputs(to_layout, matrix, importance, loading.search);
   };
-  bank.set_expert_codes(
-      to, {source(gate_as_stored, codes.gate, expert.gate, layout.up, moments.up),
-           source(up_as_stored, codes.up, expert.up, layout.up, moments.up),
-           source(down_as_stored, codes.down, expert.down, layout.down, moments.down)});
+  if (!gate_as_stored) quantize(source.gate, expert.gate, layout.up, moments.up);
+  if (!up_as_stored) quantize(source.up, expert.up, layout.up, moments.up);
+  if (!down_as_stored) quantize(source.down, expert.down, layout.down, moments.down);
+  bank.set_expert_codes(to, source);
   if (has_biases) bank.set_expert_biases(to, expert.weights());
 }
 
 /// The formats that the experts of a checkpoint get.
 template <class Reader>
 std::vector<ExpertFormat> formats_of(const Reader& reader, const QuantizedLoading& loading) {
-  if (!loading.format) return reader.stored_formats();
-  return std::vector(static_cast<std::size_t>(reader.sizes().num_experts), *loading.format);
+  const Index experts = reader.sizes().num_experts;
+  if (loading.format) return std::vector(static_cast<std::size_t>(experts), *loading.format);
+  std::vector<ExpertFormat> formats;
+  for (Index e = 0; e < experts; ++e) {
+    const StoredParts stored = reader.stored_parts(e);
+    const std::optional<ExpertFormat> format = stored.format();
+    if (!format) reader.fail_stored(e, stored.part_without());
+    formats.push_back(*format);
+  }
+  return formats;
 }
 
 template <class Reader>
@@ -121,7 +124,7 @@ template <class Reader>
 SharedExperts<AnyExperts<float>> load_stored_shared(const Reader& reader, const LayerConfig& config,
                                                     ProductKind product) {
   if (!reader.has_shared()) return {};
-  const std::optional<ExpertFormat> format = reader.stored_shared_format();
+  const std::optional<ExpertFormat> format = reader.stored_shared().format();
   if (!format) return reader.shared();
   return SharedExperts<AnyExperts<float>>(
       with_activation(config, true,
@@ -137,8 +140,8 @@ SharedExperts<AnyExperts<float>> load_stored_shared(const Reader& reader, const 
 
 }  // namespace detail
 
-/// As load_block, with experts that are quantised one by one, or, where the checkpoint has them in
-/// the same format, taken over code by code.
+/// As load_block, with experts that are quantised one by one; matrices that the checkpoint has in
+/// the format that they are to have are taken over code by code.
 ///
 /// Throws  as load_block; FormatError naming tensor and offset of a scale or weight that is not
 ///         finite; std::invalid_argument if no format is named and the experts are floats, or a

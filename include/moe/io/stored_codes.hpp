@@ -11,7 +11,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <functional>
 #include <optional>
 #include <string>
 #include <utility>
@@ -28,11 +27,24 @@
 
 namespace moe::inline MOE_ABI::io::detail {
 
+enum class ExpertPart { gate, up, down };
+
 /// The formats of ours that an expert's matrices are stored in, none where they are in another.
 struct StoredParts {
   std::optional<WeightFormat> gate;
   std::optional<WeightFormat> up;
   std::optional<WeightFormat> down;
+
+  /// The expert's, if all are in formats of ours, gate and up in the same.
+  std::optional<ExpertFormat> format() const {
+    if (!up || !down || gate != up) return std::nullopt;
+    return ExpertFormat{*up, *down};
+  }
+  /// A part for which there is none.
+  ExpertPart part_without() const {
+    if (!up) return ExpertPart::up;
+    return down ? ExpertPart::gate : ExpertPart::down;
+  }
 };
 
 /// The weights of an output as Scalar.
@@ -120,19 +132,6 @@ class Fp8Matrix {
   const TensorView& weights_;
   Matrix<float> scales_;
 };
-
-/// The codes of a matrix's outputs.
-///
-/// Throws  as Fp8Matrix; FormatError naming the tensor, further, if it has not the format.
-inline std::function<CodedOutput(Index)> fp8_outputs(const Tensors& tensors,
-                                                     const std::string& name, WeightFormat format,
-                                                     Index outputs, Index inner) {
-  const Fp8Matrix matrix(tensors, name, outputs, inner);
-  if (matrix.format() != format)
-    throw FormatError(tensors.file_of(name), name, tensors.tensor(name).offset,
-                      "has another type than the first expert's");
-  return [matrix](Index o) { return matrix.output(o); };
-}
 
 /// The matrices [outputs, inner] of all experts in mxfp4: "<name>_blocks" [E, outputs, inner / 32,
 /// 16] has two codes a byte, the first one low; "<name>_scales" [E, outputs, inner / 32].
