@@ -18,10 +18,11 @@
 #include <moe/experts/panel_product.hpp>
 #include <moe/experts/quantized_experts.hpp>
 #include <moe/experts/staged_bank.hpp>
-#include <moe/kernels/cache.hpp>
 #include <moe/kernels/dispatch.hpp>
 #include <moe/layer/sparse_moe.hpp>
 #include <moe/routing/topk_router.hpp>
+
+#include "support/streams.hpp"
 
 namespace panel_product_test {
 
@@ -150,18 +151,6 @@ void expect_products(Index rows, Index blocks) {
   EXPECT_EQ(finished, rows * panels);
 }
 
-/// Sets whether memory is read in several streams, until it goes out of scope.
-class Streams {
- public:
-  explicit Streams(bool choice) : before_(moe::kernels::stream_choice().exchange(choice)) {}
-  Streams(const Streams&) = delete;
-  Streams& operator=(const Streams&) = delete;
-  ~Streams() { moe::kernels::stream_choice() = before_; }
-
- private:
-  bool before_;
-};
-
 /// What a layer gives for one token and more, with as many panels as fill no whole groups.
 template <class Bank, class... Format>
 void expect_same_bits_in_streams(const Format&... format) {
@@ -177,7 +166,7 @@ void expect_same_bits_in_streams(const Format&... format) {
     const Matrix<float> x = Matrix<float>::Random(tokens, config.d_model);
     Matrix<float> y[2];
     for (const bool choice : {false, true}) {
-      const Streams streams(choice);
+      const test_support::Streams streams(choice);
       moe::Workspace<float> workspace;
       y[choice].resize(tokens, config.d_model);
       layer.forward(x, y[choice], workspace);

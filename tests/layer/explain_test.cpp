@@ -9,6 +9,7 @@
 #include <moe/moe.hpp>
 
 #include "support/layers.hpp"
+#include "support/streams.hpp"
 
 namespace explain_test {
 
@@ -105,6 +106,7 @@ TEST(Explain, Prints) {
   const std::string text = layer.explain(routing_of(30)).text();
   EXPECT_NE(text.find("30 tokens, 90 rows; kernels "), std::string::npos) << text;
   EXPECT_NE(text.find("shared"), std::string::npos) << text;
+  EXPECT_NE(text.find("f32, "), std::string::npos) << text;
   EXPECT_NE(text.find("at least "), std::string::npos) << text;
 }
 
@@ -137,6 +139,38 @@ TEST(Explain, KnowsTheWorkspaceBeforeTheRun) {
                                                   moe::parallel::available_threads(), false);
   EXPECT_GE(of_threads, 0);
   EXPECT_LE(of_threads, moe::parallel::available_threads() * 8192.0);
+}
+
+TEST(Explain, NamesTheKernelOfEveryExpert) {
+  std::mt19937_64 rng(1);
+  const moe::ExpertsConfig sizes{.num_experts = 4, .d_model = 64, .d_ff = 96};
+  const auto router =
+      moe::TopKRouter<float>::random({.d_model = 64, .num_experts = 4, .top_k = 2}, rng);
+  const auto floats =
+      moe::SparseMoe(router, moe::SwiGluExperts<float, moe::bfloat16>::random(sizes, rng));
+  const auto& tiles = moe::kernels::tile_kernels<float, moe::bfloat16>();
+  for (const bool streams : {false, true}) {
+    const test_support::Streams scope(streams);
+    for (const Index tokens : {1, 9, 100}) {
+      const moe::Explanation e = floats.explain(routing_of(tokens));
+      const Index rows = e.experts[0].rows;
+      const bool is_side = streams && rows <= tiles.most_rows && tiles.side_panels[rows - 1] > 0;
+      const Index asking = moe::detail::most_waiting_blocks * tiles.most_rows;
+      const Index tile_rows = e.experts[0].tile_rows;
+      const bool is_asked = streams && rows <= asking && tiles.in_streams[tile_rows - 1] != nullptr;
+      EXPECT_EQ(e.experts[0].kernel, is_side
+                                         ? "bf16, " + std::to_string(tiles.side_panels[rows - 1]) +
+                                               " panels side by side"
+                                     : is_asked ? "bf16, next panel in 8 streams"
+                                                : "bf16, panel by panel");
+    }
+  }
+  const auto kernel = [&](const char* up, const char* down) {
+    moe::QuantizedExperts<moe::SwiGlu> bank(sizes, {moe::format_of(up), moe::format_of(down)});
+    return moe::SparseMoe(router, std::move(bank)).explain(routing_of(1)).experts[0].kernel;
+  };
+  EXPECT_EQ(kernel("int8", "int8"), "int8 in integers");
+  EXPECT_EQ(kernel("int4-g32", "fp8"), "int4-g32 in integers, fp8 widened");
 }
 
 TEST(Explain, CountsOperationsOnCodesApart) {

@@ -177,6 +177,9 @@ class FeedForwardExperts final : public detail::StagedBank<ScalarT> {
   /// The bank as a part of a layer's expert stage.
   const detail::StagedBank<Scalar>* staged() const noexcept { return this; }
 
+  std::string kernel_of(Index /*expert*/, Index rows) const override {
+    return detail::tile_kernel<Scalar, Storage>(rows);
+  }
   detail::StageShape stage_shape() const noexcept override {
     return {.d_model = d_model(),
             .packed = d_model(),

@@ -5,8 +5,12 @@
 #pragma once
 
 #include <algorithm>
+#include <string>
+#include <type_traits>
 
 #include "moe/core/config.hpp"
+#include "moe/core/contracts.hpp"
+#include "moe/core/numeric.hpp"
 #include "moe/core/packed_matrices.hpp"
 #include "moe/core/types.hpp"
 #include "moe/experts/staged_bank.hpp"
@@ -134,6 +138,24 @@ void for_each_tile(const StageSlice<Scalar>& work, const PackedMatrices<Storage>
     }
     begin = end;
   }
+}
+
+/// What `for_each_tile` runs so many rows of an expert with, in words.
+template <class Scalar, class Storage>
+std::string tile_kernel(Index rows) {
+  const char* const weights = std::is_same_v<Storage, double>     ? "f64"
+                              : std::is_same_v<Storage, float>    ? "f32"
+                              : std::is_same_v<Storage, bfloat16> ? "bf16"
+                                                                  : "f16";
+  const auto& kernels = kernels::tile_kernels<Scalar, Storage>();
+  const Index blocks = (rows + kernels.most_rows - 1) / kernels.most_rows;
+  const Index block_rows = (rows + blocks - 1) / blocks;
+  const bool has_streams = kernels::fetches_in_streams();
+  if (has_streams && blocks == 1 && kernels.side_panels[rows - 1] > 0)
+    return text_of(weights, ", ", kernels.side_panels[rows - 1], " panels side by side");
+  if (has_streams && blocks <= most_waiting_blocks && kernels.in_streams[block_rows - 1] != nullptr)
+    return text_of(weights, ", next panel in 8 streams");
+  return text_of(weights, ", panel by panel");
 }
 
 }  // namespace moe::inline MOE_ABI::detail

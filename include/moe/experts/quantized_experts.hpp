@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <memory>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -197,6 +198,7 @@ class QuantizedExperts final : public detail::StagedBank<float> {
   const detail::StagedBank<float>* staged() const noexcept { return this; }
 
   detail::StageShape stage_shape() const noexcept override { return shape_; }
+  std::string kernel_of(Index expert, Index rows) const override;
   void run_pack(const detail::StageSlice<float>& slice, Index b, const float* const* rows,
                 const float* scale) const override;
   void run_up(const detail::StageSlice<float>& slice) const override;
@@ -228,6 +230,17 @@ class QuantizedExperts final : public detail::StagedBank<float> {
   ProductKind product_ = ProductKind::integer;
   detail::StageShape shape_;
 };
+
+template <Activation<float> ActivationT>
+std::string QuantizedExperts<ActivationT>::kernel_of(Index expert, Index /*rows*/) const {
+  const auto product_of = [&](const MatrixLayout& layout) {
+    return format_name(layout.format) + (is_integer(layout) ? " in integers" : " widened");
+  };
+  const ExpertLayout& layout = weights_.layout(expert);
+  const std::string up = product_of(layout.up);
+  const std::string down = product_of(layout.down);
+  return up == down ? up : up + ", " + down;
+}
 
 template <Activation<float> ActivationT>
 void QuantizedExperts<ActivationT>::find_shape() noexcept {

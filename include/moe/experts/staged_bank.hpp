@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include "moe/core/concepts.hpp"
 #include "moe/core/config.hpp"
@@ -92,6 +93,9 @@ template <class Scalar>
 class StagedBank {
  public:
   virtual StageShape stage_shape() const noexcept = 0;
+
+  /// What multiplies so many rows of an expert, in words: its weights, and the kernel's form.
+  virtual std::string kernel_of(Index expert, Index rows) const = 0;
 
   /// Packs block b of an expert's rows.
   ///

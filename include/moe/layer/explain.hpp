@@ -56,6 +56,7 @@ struct ExpertWork {
   Index tile_rows = 0;  ///< of the largest tile
   double flop = 0;
   double weight_bytes = 0;  ///< read once
+  std::string kernel{};     ///< weights, and the form of their products
 };
 
 /// A forward, explained. Prints as a table.
@@ -103,12 +104,12 @@ struct Explanation {
     if (e.dropped > 0) out << ", " << e.dropped << " dropped";
     out << "; kernels " << isa_name(e.isa) << ", " << e.threads
         << (e.threads == 1 ? " thread\n" : " threads\n");
-    out << "  expert    rows  tiles            Gflop   weights MB\n";
+    out << "  expert    rows  tiles            Gflop   weights MB  kernel\n";
     for (const ExpertWork& work : e.experts)
       out << (work.shared ? "  shared" : "        ") << std::setw(4) << work.expert << std::setw(8)
           << work.rows << std::setw(7) << work.tiles << " of " << std::setw(2) << work.tile_rows
           << "x32" << std::setw(12) << work.flop / 1e9 << std::setw(13) << work.weight_bytes / 1e6
-          << '\n';
+          << "  " << work.kernel << '\n';
     out << "  sum   " << std::setw(12) << e.rows << std::setw(28) << e.flop / 1e9 << std::setw(13)
         << e.weight_bytes / 1e6 << '\n';
     if (!e.complete) out << "  some experts do not tell what they do\n";
@@ -149,7 +150,8 @@ void explain_bank(const StagedBank<Scalar>* bank, const DispatchPlan& plan, bool
     const Index tiles = (rows + most - 1) / most;
     const auto n = static_cast<double>(rows);
     explanation.experts.push_back({e, shared, rows, tiles, (rows + tiles - 1) / tiles,
-                                   2 * n * weights, weights * shape.weight_bytes});
+                                   2 * n * weights, weights * shape.weight_bytes,
+                                   bank != nullptr ? bank->kernel_of(e, rows) : ""});
     explanation.flop += 2 * n * weights;
     explanation.integer_flop += 2 * n * weights * shape.integer_share;
     explanation.padding_flop += 2 * n * (run - weights);
