@@ -11,6 +11,7 @@
 #include <memory>
 #include <new>
 #include <numeric>
+#include <random>
 #include <string>
 #include <system_error>
 #include <type_traits>
@@ -38,6 +39,17 @@ struct Shape {
 
   moe::Index weights_per_expert() const {
     return (gating == Gating::gated ? 3 : 2) * d_model * d_ff;
+  }
+  moe::ExpertsConfig experts() const {
+    return {.num_experts = num_experts, .d_model = d_model, .d_ff = d_ff};
+  }
+  /// A multiplication and an addition for each weight of a token's experts.
+  double forward_flop(moe::Index tokens) const {
+    return 2 * static_cast<double>(tokens * top_k * weights_per_expert());
+  }
+  moe::TopKRouter<float> router(std::mt19937_64& rng) const {
+    return moe::TopKRouter<float>::random(
+        {.d_model = d_model, .num_experts = num_experts, .top_k = top_k}, rng);
   }
 };
 

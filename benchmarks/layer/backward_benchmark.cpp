@@ -24,12 +24,7 @@ void backward(benchmark::State& state, const Shape& shape, Index tokens) {
   using Layer = moe::SparseMoe<moe::TopKRouter<float>, Bank>;
   auto& layer = Kept::get<Layer>(std::string("backward/") + shape.name, [&] {
     std::mt19937_64 rng(1);
-    return Layer(
-        moe::TopKRouter<float>::random(
-            {.d_model = shape.d_model, .num_experts = shape.num_experts, .top_k = shape.top_k},
-            rng),
-        Bank::random(
-            {.num_experts = shape.num_experts, .d_model = shape.d_model, .d_ff = shape.d_ff}, rng));
+    return Layer(shape.router(rng), Bank::random(shape.experts(), rng));
   });
   const Matrix<float> x = Matrix<float>::Random(tokens, shape.d_model);   // (T, D)
   const Matrix<float> dy = Matrix<float>::Random(tokens, shape.d_model);  // (T, D)
@@ -61,7 +56,7 @@ void backward(benchmark::State& state, const Shape& shape, Index tokens) {
   run();  // Takes the memory.
   step();
   const auto weights = static_cast<double>(shape.weights_per_expert());
-  const double flop = 3 * 2 * static_cast<double>(tokens * shape.top_k) * weights;
+  const double flop = 3 * shape.forward_flop(tokens);
   // Weights are read forward and backward, their gradients read and written.
   const double bytes = 4 * static_cast<double>(shape.num_experts) * weights * sizeof(float);
   measure_against_limits(

@@ -48,10 +48,6 @@ using Router = moe::TopKRouter<float>;
 
 constexpr const char* format_name = "int4-g32";
 
-moe::ExpertsConfig config_of(const Shape& shape) {
-  return {.num_experts = shape.num_experts, .d_model = shape.d_model, .d_ff = shape.d_ff};
-}
-
 Router router_of(const Shape& shape) {
   std::mt19937_64 rng(1);
   return Router::random(
@@ -60,7 +56,7 @@ Router router_of(const Shape& shape) {
 
 /// A bank of one expert of that shape, random weights that are quantised.
 Bank random_expert(const Shape& shape) {
-  moe::ExpertsConfig config = config_of(shape);
+  moe::ExpertsConfig config = shape.experts();
   config.num_experts = 1;
   std::mt19937_64 rng(1);
   const auto matrices = moe::SwiGluExperts<float>::random(config, rng).expert(0);
@@ -84,7 +80,7 @@ struct PackedExample {
     const std::vector<moe::ExpertFormat> formats(static_cast<std::size_t>(shape.num_experts),
                                                  format);
     moe::io::PackedWriter writer(
-        path, {{"experts", moe::io::describe(config_of(shape), formats, moe::SwiGlu{})}});
+        path, {{"experts", moe::io::describe(shape.experts(), formats, moe::SwiGlu{})}});
     for (Index e = 0; e < shape.num_experts; ++e)
       writer.write_expert("experts", e, bank.expert_bytes(0));
     writer.finish();
@@ -197,7 +193,7 @@ void whole(benchmark::State& state, const Shape& shape, Index tokens) {
   auto& layer = Kept::get<Whole>(std::string("whole/") + shape.name, [&] {
     reset_peak();
     Bank shared = random_expert(shape);
-    Bank bank(config_of(shape), moe::ExpertFormat{format, format});
+    Bank bank(shape.experts(), moe::ExpertFormat{format, format});
     for (Index e = 0; e < shape.num_experts; ++e) bank.set_expert_bytes(e, shared.expert_bytes(0));
     moe::RouterWeights<float> weights;
     weights.weight = Matrix<float>::Random(shape.num_experts, shape.d_model) * 0.02F;

@@ -63,10 +63,7 @@ using Layer = moe::SparseMoe<moe::TopKRouter<float>, Bank>;
 template <class Bank>
 Layer<Bank> layer_with(const Shape& shape, Bank bank) {
   std::mt19937_64 rng(1);
-  return {
-      moe::TopKRouter<float>::random(
-          {.d_model = shape.d_model, .num_experts = shape.num_experts, .top_k = shape.top_k}, rng),
-      std::move(bank)};
+  return {shape.router(rng), std::move(bank)};
 }
 
 template <class Bank, class Floats>
@@ -86,7 +83,7 @@ void forward(benchmark::State& state, const Shape& shape, const moe::WeightForma
     ++turn;
   };
   run();  // Takes the workspace's memory.
-  const double flop = 2 * static_cast<double>(tokens * shape.top_k * shape.weights_per_expert());
+  const double flop = shape.forward_flop(tokens);
   const Work work{.tokens = static_cast<double>(tokens),
                   .flop = flop,
                   .weight_bytes = set.mean_touched * banks[0].weight_bytes() /
@@ -101,10 +98,7 @@ void forward(benchmark::State& state, const Shape& shape, const moe::WeightForma
                                    seconds;
   if (tokens != 1024 || format.code != moe::WeightCode::int8 || shape.num_experts > 128) return;
   std::mt19937_64 rng(1);
-  const auto floats = layer_with(
-      shape,
-      Floats::random(
-          {.num_experts = shape.num_experts, .d_model = shape.d_model, .d_ff = shape.d_ff}, rng));
+  const auto floats = layer_with(shape, Floats::random(shape.experts(), rng));
   moe::Workspace<float> of_floats;
   state.counters["times_f32"] =
       ratio_in_turn([&](std::size_t i) { floats.forward(x, set.at(i), y, of_floats); },

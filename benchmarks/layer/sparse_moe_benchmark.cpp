@@ -36,10 +36,6 @@ double bank_bytes(const Shape& shape, Index experts, std::size_t weight_bytes) {
          static_cast<double>(weight_bytes);
 }
 
-double flop_of(const Shape& shape, Index tokens) {
-  return 2 * static_cast<double>(tokens * shape.top_k * shape.weights_per_expert());
-}
-
 template <class Bank>
 using Layer = moe::SparseMoe<moe::TopKRouter<float>, Bank>;
 
@@ -53,13 +49,7 @@ std::vector<Layer<Bank>>& layers_of(const Shape& shape) {
     std::vector<Layer<Bank>> layers;
     const std::size_t copies = copies_needed(bank_bytes(shape, shape.num_experts, sizeof(Storage)));
     for (std::size_t i = 0; i < copies; ++i)
-      layers.emplace_back(
-          moe::TopKRouter<float>::random(
-              {.d_model = shape.d_model, .num_experts = shape.num_experts, .top_k = shape.top_k},
-              rng),
-          Bank::random(
-              {.num_experts = shape.num_experts, .d_model = shape.d_model, .d_ff = shape.d_ff},
-              rng));
+      layers.emplace_back(shape.router(rng), Bank::random(shape.experts(), rng));
     return layers;
   });
 }
@@ -138,7 +128,7 @@ void forward(benchmark::State& state, const Shape& shape, Index tokens, Skew ske
     ++turn;
   };
   run();  // Takes the workspace's memory.
-  const double flop = flop_of(shape, tokens);
+  const double flop = shape.forward_flop(tokens);
   const double bytes = set.mean_touched * bank_bytes(shape, 1, sizeof(typename Bank::Storage));
   const moe::MachineLimits limits = measure_against_limits(
       state, {.tokens = static_cast<double>(tokens), .flop = flop, .weight_bytes = bytes}, run);
@@ -183,7 +173,7 @@ void dense(benchmark::State& state, const Shape& shape, Index tokens) {
   run();
   measure_against_limits(state,
                          {.tokens = static_cast<double>(tokens),
-                          .flop = flop_of(shape, tokens),
+                          .flop = shape.forward_flop(tokens),
                           .weight_bytes = bytes},
                          run);
 }

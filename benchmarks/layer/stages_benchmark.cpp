@@ -33,8 +33,7 @@ double bytes_of_rows(const Shape& shape, Index rows) {
 
 void router(benchmark::State& state, const Shape& shape, Index tokens) {
   std::mt19937_64 rng(1);
-  const auto router = moe::TopKRouter<float>::random(
-      {.d_model = shape.d_model, .num_experts = shape.num_experts, .top_k = shape.top_k}, rng);
+  const auto router = shape.router(rng);
   const Matrix<float> x = Matrix<float>::Random(tokens, shape.d_model);  // (T, D)
   moe::Routing<float> routing;
   router.route(x, {}, routing);
@@ -114,8 +113,7 @@ const std::vector<Bank>& banks_of(const Shape& shape) {
                          sizeof(typename Bank::Storage);
     std::vector<Bank> banks;
     for (std::size_t i = 0; i < copies_needed(bytes); ++i)
-      banks.push_back(Bank::random(
-          {.num_experts = shape.num_experts, .d_model = shape.d_model, .d_ff = shape.d_ff}, rng));
+      banks.push_back(Bank::random(shape.experts(), rng));
     return banks;
   });
 }
