@@ -21,6 +21,7 @@
 #include "moe/core/small_floats.hpp"
 #include "moe/core/types.hpp"
 #include "moe/core/weight_format.hpp"
+#include "moe/experts/coded_experts.hpp"
 #include "moe/experts/coded_matrix.hpp"
 #include "moe/io/safetensors.hpp"
 #include "moe/io/tensors.hpp"
