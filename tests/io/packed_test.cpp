@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -199,6 +200,43 @@ TEST_F(Packed, EveryChangedByteIsFound) {
     refused += is_found ? 1 : 0;
   }
   EXPECT_GT(refused, data / 2);
+}
+
+/// An output of codes and scales that depend on its place alone.
+moe::CodedOutput output_of(const moe::MatrixLayout& layout, Index o) {
+  const auto traits = moe::detail::traits_of(layout.format);
+  moe::CodedOutput output;
+  output.output_scale = traits.has_output_scale ? 0.25F : 1;
+  for (Index k = 0; k < layout.inner; ++k) {
+    const auto code = static_cast<unsigned>(37 * o + 11 * k) % (traits.bits == 4 ? 16U : 120U);
+    output.codes.push_back(static_cast<std::uint16_t>(traits.bits == 16 ? 0x3c00U + code : code));
+  }
+  const bool has_scales = traits.scale != moe::detail::ScaleKind::none;
+  for (Index g = 0; g < layout.groups && has_scales; ++g)
+    output.scales.push_back(static_cast<float>(1 << ((o + g) % 3)));
+  for (Index g = 0; g < layout.groups && traits.has_zeros; ++g)
+    output.zeros.push_back(static_cast<std::uint8_t>((o + 2 * g) % 16));
+  return output;
+}
+
+/// One expert of each format, D = 40, F = 36: more than one group, and panels that are filled up.
+Bank bank_of_codes() {
+  const std::vector<moe::ExpertFormat> formats = all_formats();
+  Bank bank({.num_experts = static_cast<Index>(formats.size()), .d_model = 40, .d_ff = 36},
+            formats);
+  for (Index e = 0; e < bank.num_experts(); ++e) {
+    const moe::ExpertLayout& layout = bank.layout_of(e);
+    bank.set_expert_codes(e, {[&](Index o) { return output_of(layout.up, o); },
+                              [&](Index o) { return output_of(layout.up, 100 + o); },
+                              [&](Index o) { return output_of(layout.down, 200 + o); }});
+  }
+  return bank;
+}
+
+TEST_F(Packed, AFileOfBeforeHasTheSameBytes) {
+  const PackedFile file(MOE_TEST_DATA "/packed_version_2.safetensors");
+  file.verify();
+  expect_equal(file.bank<moe::SwiGlu>("experts"), bank_of_codes());
 }
 
 TEST_F(Packed, RefusesWhatIsNoPackedFileOfThisVersion) {
