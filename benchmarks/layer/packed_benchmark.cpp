@@ -50,8 +50,7 @@ constexpr const char* format_name = "int4-g32";
 
 Router router_of(const Shape& shape) {
   std::mt19937_64 rng(1);
-  return Router::random(
-      {.d_model = shape.d_model, .num_experts = shape.num_experts, .top_k = shape.top_k}, rng);
+  return shape.router(rng);
 }
 
 /// A bank of one expert of that shape, random weights that are quantised.
