@@ -3,6 +3,8 @@
 //
 // What moe/instances.hpp declares. By definitions after the declarations, so that a precompiled
 // header or another file before this one in a unity build changes nothing.
+#include "moe/kernels/coded/levels.hpp"
+#include "moe/kernels/levels.hpp"
 #include "moe/moe.hpp"
 
 #if !defined(MOE_EXTERN_INSTANCES)

@@ -3,8 +3,8 @@
 //
 // The kernels and the usual layers, compiled once for a program: with MOE_EXTERN_INSTANCES, files
 // that include <moe/moe.hpp> leave them to moe/instances.cpp, which is compiled beside them with
-// the same flags (in CMake: link moe::instances). Whatever is not in the list is compiled where it
-// is used.
+// the same flags (in CMake: link moe::instances). Layers that are not in the list are compiled
+// where they are used, with its kernels.
 #pragma once
 
 #include "moe/core/config.hpp"

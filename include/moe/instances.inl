@@ -5,34 +5,41 @@
 //
 // Uses: MOE_INSTANCE, `extern template` or `template`.
 
-// The usual kernels of every level, whatever layer calls them.
-#define MOE_KERNEL_INSTANCES(Scalar)                                                 \
-  MOE_INSTANCE const kernels::RowKernels<Scalar>& kernels::row_kernels<Scalar>();    \
-  MOE_INSTANCE kernels::TransposeKernel<Scalar> kernels::transpose_kernel<Scalar>(); \
-  MOE_INSTANCE const kernels::TileKernels<Scalar, Scalar>& kernels::tile_kernels<Scalar, Scalar>();
+// All kernels of every level, whatever layer calls them.
 #define MOE_ACTIVATION_INSTANCES(Scalar, ...)                                 \
   MOE_INSTANCE kernels::ActivationKernel<Scalar>                              \
   kernels::activation_kernel<Scalar, kernels::ActivationKind::__VA_ARGS__>(); \
   MOE_INSTANCE kernels::ActivationGradientKernel<Scalar>                      \
   kernels::activation_gradient_kernel<Scalar, kernels::ActivationKind::__VA_ARGS__>();
+#define MOE_KERNEL_INSTANCES(Scalar)                                                    \
+  MOE_INSTANCE const kernels::RowKernels<Scalar>& kernels::row_kernels<Scalar>();       \
+  MOE_INSTANCE const kernels::ColumnKernels<Scalar>& kernels::column_kernels<Scalar>(); \
+  MOE_INSTANCE kernels::TransposeKernel<Scalar> kernels::transpose_kernel<Scalar>();    \
+  MOE_INSTANCE const kernels::TileKernels<Scalar, Scalar>&                              \
+  kernels::tile_kernels<Scalar, Scalar>();                                              \
+  MOE_INSTANCE kernels::MapKernel<Scalar>                                               \
+  kernels::map_kernel<Scalar, kernels::MapKind::exponential>();                         \
+  MOE_INSTANCE kernels::MapKernel<Scalar>                                               \
+  kernels::map_kernel<Scalar, kernels::MapKind::error_function>();                      \
+  MOE_ACTIVATION_INSTANCES(Scalar, relu, true)                                          \
+  MOE_ACTIVATION_INSTANCES(Scalar, relu, false)                                         \
+  MOE_ACTIVATION_INSTANCES(Scalar, silu, true)                                          \
+  MOE_ACTIVATION_INSTANCES(Scalar, silu, false)                                         \
+  MOE_ACTIVATION_INSTANCES(Scalar, gelu, true)                                          \
+  MOE_ACTIVATION_INSTANCES(Scalar, gelu, false)                                         \
+  MOE_ACTIVATION_INSTANCES(Scalar, gelu_tanh, true)                                     \
+  MOE_ACTIVATION_INSTANCES(Scalar, gelu_tanh, false)                                    \
+  MOE_ACTIVATION_INSTANCES(Scalar, clamped, true)                                       \
+  MOE_ACTIVATION_INSTANCES(Scalar, clamped, false)
 
 MOE_KERNEL_INSTANCES(float)
 MOE_KERNEL_INSTANCES(double)
 MOE_INSTANCE const kernels::TileKernels<float, bfloat16>& kernels::tile_kernels<float, bfloat16>();
 MOE_INSTANCE const kernels::TileKernels<float, half>& kernels::tile_kernels<float, half>();
-MOE_ACTIVATION_INSTANCES(float, silu, true)
-MOE_ACTIVATION_INSTANCES(float, silu, false)
-MOE_ACTIVATION_INSTANCES(float, gelu, true)
-MOE_ACTIVATION_INSTANCES(float, gelu, false)
-MOE_ACTIVATION_INSTANCES(float, gelu_tanh, true)
-MOE_ACTIVATION_INSTANCES(float, gelu_tanh, false)
-MOE_ACTIVATION_INSTANCES(float, relu, true)
-MOE_ACTIVATION_INSTANCES(float, relu, false)
-MOE_ACTIVATION_INSTANCES(float, clamped, true)
 MOE_INSTANCE const kernels::CodedKernels& kernels::coded_kernels<WeightFormat>(WeightFormat);
 
-#undef MOE_ACTIVATION_INSTANCES
 #undef MOE_KERNEL_INSTANCES
+#undef MOE_ACTIVATION_INSTANCES
 
 // What all layers share.
 MOE_INSTANCE class detail::LinearMap<float>;

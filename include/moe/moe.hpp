@@ -1,7 +1,8 @@
 // SPDX-FileCopyrightText: The moe authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// All of moe but its optional folders (io). Includes only.
+// All of moe but its optional folders (io) and the kernels of each level, which dispatch.hpp brings
+// where they are compiled. Includes only.
 #pragma once
 
 #include "moe/core/aligned_buffer.hpp"
@@ -48,20 +49,13 @@
 #include "moe/experts/zero_cost_experts.hpp"
 #include "moe/fwd.hpp"
 #include "moe/instances.hpp"
-#include "moe/kernels/avx2.hpp"
-#include "moe/kernels/avx512.hpp"
+#include "moe/kernels/active_isa.hpp"
 #include "moe/kernels/cache.hpp"
-#include "moe/kernels/coded/avx2.hpp"
-#include "moe/kernels/coded/avx512.hpp"
 #include "moe/kernels/coded/dispatch.hpp"
-#include "moe/kernels/coded/neon.hpp"
-#include "moe/kernels/coded/scalar.hpp"
 #include "moe/kernels/coded/table.hpp"
 #include "moe/kernels/dispatch.hpp"
 #include "moe/kernels/isa.hpp"
 #include "moe/kernels/kernel_table.hpp"
-#include "moe/kernels/neon.hpp"
-#include "moe/kernels/scalar.hpp"
 #include "moe/kernels/target.hpp"
 #include "moe/layer/calibrate.hpp"
 #include "moe/layer/dense_mixture.hpp"

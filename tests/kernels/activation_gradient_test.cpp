@@ -11,6 +11,7 @@
 #include <gtest/gtest.h>
 
 #include <moe/experts/activation.hpp>
+#include <moe/kernels/active_isa.hpp>
 #include <moe/kernels/dispatch.hpp>
 
 #include "support/levels.hpp"

@@ -7,6 +7,7 @@
 
 #include <gtest/gtest.h>
 
+#include <moe/kernels/active_isa.hpp>
 #include <moe/kernels/dispatch.hpp>
 
 #include "support/levels.hpp"

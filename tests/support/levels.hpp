@@ -10,7 +10,7 @@
 
 #include <gtest/gtest.h>
 
-#include <moe/kernels/dispatch.hpp>
+#include <moe/kernels/active_isa.hpp>
 
 namespace test_support {
 

@@ -6,7 +6,6 @@
 
 #include <concepts>
 #include <cstdint>
-#include <functional>
 #include <type_traits>
 
 #include "moe/core/config.hpp"

@@ -15,6 +15,7 @@
 #include "moe/core/dispatch_plan.hpp"
 #include "moe/core/types.hpp"
 #include "moe/experts/staged_bank.hpp"
+#include "moe/kernels/active_isa.hpp"
 #include "moe/kernels/dispatch.hpp"
 #include "moe/parallel/parallel_for.hpp"
 

@@ -15,6 +15,7 @@
 #include "moe/core/types.hpp"
 #include "moe/experts/expert_stage.hpp"
 #include "moe/experts/staged_bank.hpp"
+#include "moe/kernels/active_isa.hpp"
 #include "moe/kernels/dispatch.hpp"
 #include "moe/layer/explain.hpp"
 #include "moe/layer/shared_experts.hpp"

@@ -9,7 +9,6 @@
 #include <cstdint>
 #include <numeric>
 #include <optional>
-#include <random>
 #include <span>
 #include <utility>
 #include <vector>
