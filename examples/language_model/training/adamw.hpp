@@ -56,8 +56,9 @@ class AdamW {
         Map v(moments_[i].second.data() + begin, static_cast<moe::Index>(size));
         m = Scalar(beta1) * m + Scalar(1 - beta1) * shrink * g;
         v = Scalar(beta2) * v + Scalar(1 - beta2) * (shrink * g).square();
-        value = kept * value -
-                static_cast<Scalar>(rate) * of_first * m / ((of_second * v).sqrt() + Scalar(1e-8));
+        // Eigen's square root begins with an approximation that differs between processors.
+        const auto root = (of_second * v).unaryExpr([](Scalar x) { return std::sqrt(x); });
+        value = kept * value - static_cast<Scalar>(rate) * of_first * m / (root + Scalar(1e-8));
       });
     }
     return norm;
