@@ -283,6 +283,38 @@ TEST_P(Coded, PanelsSideBySideGiveTheBitsOfEachAlone) {
   }
 }
 
+TEST_P(Coded, WidenedPanelsSideBySideGiveTheBitsOfEachAlone) {
+  for (const WeightFormat format : moe::weight_formats) {
+    const auto& kernels = moe::kernels::coded_kernels(format);
+    ASSERT_EQ(kernels.widened_side_panels > 0, kernels.widened_side_by_side != nullptr);
+    if (kernels.widened_side_panels == 0) continue;
+    constexpr Index inner = 270;
+    const Index panels = kernels.widened_side_panels;
+    const MatrixLayout layout(format, panels * width, inner);
+    AlignedBuffer<std::byte> bytes(static_cast<std::size_t>(layout.bytes()));
+    Draw draw(11);
+    for (Index o = 0; o < panels * width; ++o)
+      moe::detail::put_output(layout, o, draw_output(layout, draw), bytes.data());
+    const std::vector<float> x = activations(1, inner, 12);
+    const auto outputs_of = [&](Index p) {
+      return moe::detail::traits_of(format).has_output_scale
+                 ? reinterpret_cast<const float*>(bytes.data() + layout.panel_offset(p))
+                 : nullptr;
+    };
+    AlignedBuffer<float> together(static_cast<std::size_t>(panels * width));
+    kernels.widened_side_by_side(x.data(), bytes.data() + layout.record_offset(0, 0), outputs_of(0),
+                                 layout.panel_bytes, inner, layout.group, together.data());
+    AlignedBuffer<float> alone(width);
+    for (Index p = 0; p < panels; ++p) {
+      kernels.widened[0](x.data(), bytes.data() + layout.record_offset(p, 0), outputs_of(p), inner,
+                         layout.group, alone.data());
+      for (Index o = 0; o < width; ++o)
+        ASSERT_EQ(together.data()[p * width + o], alone.data()[o])
+            << moe::format_name(format) << ", panel " << p << ", output " << o;
+    }
+  }
+}
+
 TEST_P(Coded, ARowsBitsDoNotDependOnTheOtherRows) {
   for (const WeightFormat format : moe::weight_formats) {
     if (!moe::has_integer_products(format)) continue;

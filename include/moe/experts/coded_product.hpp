@@ -82,15 +82,13 @@ void for_each_integer_tile(const StageSlice<float>& work, const MatrixLayout& la
     while (end < work.last_block && work.block_row(end + 1) - first_row <= chunk) ++end;
     Index first_panel = work.first_panel;
     const bool is_one_row = end - begin == 1 && work.block_row(end) - first_row == 1;
-    if (is_one_row && kernels.side_panels > 0 && kernels::fetches_in_streams()) {
+    if (is_one_row) {
       const CodedBlock block(layout, a + first_row * row_size + lead, 1);
-      const Index group = kernels.side_panels;
-      for (; first_panel + group <= work.last_panel; first_panel += group) {
-        kernels.side_by_side(block.rows(), matrix + layout.panel_offset(first_panel),
-                             layout.panel_bytes, layout.groups, quads, work.sums);
-        for (Index i = 0; i < group; ++i)
-          finish(first_panel + i, first_row, Index{1}, work.sums + i * kernels::panel_width);
-      }
+      const auto product = [&](Index p) {
+        kernels.side_by_side(block.rows(), matrix + layout.panel_offset(p), layout.panel_bytes,
+                             layout.groups, quads, work.sums);
+      };
+      first_panel = finish_side_by_side(work, kernels.side_panels, product, finish);
     }
     for (Index p = first_panel; p < work.last_panel; ++p) {
       const std::byte* const panel = matrix + layout.panel_offset(p);
@@ -156,9 +154,21 @@ void for_each_widened_tile(const StageSlice<float>& work, const MatrixLayout& la
     // A few rows alone need the weights once, so that these are not kept.
     const Index first_block_rows = work.block_row(begin + 1) - first_row;
     const bool is_direct = end - begin == 1 && first_block_rows <= 2;
-    for (Index p = work.first_panel; p < work.last_panel; ++p) {
-      const std::byte* const panel = matrix + layout.panel_offset(p);
-      const auto* const outputs = has_outputs ? reinterpret_cast<const float*>(panel) : nullptr;
+    const auto outputs_of = [&](Index p) {
+      return has_outputs ? reinterpret_cast<const float*>(matrix + layout.panel_offset(p))
+                         : nullptr;
+    };
+    Index first_panel = work.first_panel;
+    if (is_direct && first_block_rows == 1) {
+      const auto product = [&](Index p) {
+        coded.widened_side_by_side(a + first_row * row_size, matrix + layout.record_offset(p, 0),
+                                   outputs_of(p), layout.panel_bytes, layout.inner, layout.group,
+                                   work.sums);
+      };
+      first_panel = finish_side_by_side(work, coded.widened_side_panels, product, finish);
+    }
+    for (Index p = first_panel; p < work.last_panel; ++p) {
+      const float* const outputs = outputs_of(p);
       if (is_direct)
         coded.widened[first_block_rows - 1](a + first_row * row_size,
                                             matrix + layout.record_offset(p, 0), outputs,

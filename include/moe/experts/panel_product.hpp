@@ -34,25 +34,6 @@ inline Index chunk_values() noexcept {
   return kernels::second_level_cache() / 4;
 }
 
-/// Where memory wants several streams: the tiles of a slice's only block, a group of panels at a
-/// time. Returns the first panel that is left.
-template <class Scalar, class Storage, class Finish>
-Index finish_side_by_side(const StageSlice<Scalar>& work, const PackedMatrices<Storage>& weights,
-                          const Scalar* a, Finish& finish) {
-  const auto& kernels = kernels::tile_kernels<Scalar, Storage>();
-  const Index at = work.block_row(work.first_block);
-  const Index rows = work.block_row(work.last_block) - at;
-  const Index group = kernels.side_panels[rows - 1];
-  Index p = work.first_panel;
-  if (group == 0 || !kernels::fetches_in_streams()) return p;
-  for (; p + group <= work.last_panel; p += group) {
-    kernels.side_by_side[rows - 1](a, weights.panel(work.expert, p), weights.inner(), work.sums);
-    for (Index i = 0; i < group; ++i)
-      finish(p + i, at, rows, work.sums + i * rows * kernels::panel_width);
-  }
-  return p;
-}
-
 /// Blocks of rows that compute for less long than memory takes for their weights.
 inline constexpr Index most_waiting_blocks = 3;
 
@@ -106,9 +87,14 @@ void for_each_tile(const StageSlice<Scalar>& work, const PackedMatrices<Storage>
       kernels.of_rows[block_rows - 1](rows_at, panel, count, sums, k > 0, next, step);
     };
     if (slices == 1) {
-      const Index first = is_single
-                              ? finish_side_by_side(work, weights, a + first_row * row_size, finish)
-                              : work.first_panel;
+      Index first = work.first_panel;
+      if (is_single) {
+        const auto product = [&](Index p) {
+          kernels.side_by_side[rows - 1](a + first_row * row_size, weights.panel(work.expert, p),
+                                         inner, work.sums);
+        };
+        first = finish_side_by_side(work, kernels.side_panels[rows - 1], product, finish);
+      }
       for (Index p = first; p < work.last_panel; ++p) {
         for (Index b = begin; b < end; ++b) {
           tile(p, b, 0, inner, work.sums);

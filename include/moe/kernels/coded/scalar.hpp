@@ -113,6 +113,7 @@ MOE_ALWAYS_INLINE IntVec store_codes(const float* x, Vec by, Vec up, std::ptrdif
 inline constexpr int few_coded_rows = 0;
 inline constexpr std::ptrdiff_t coded_bytes_ahead = 0;
 inline constexpr int coded_side_panels = 1;
+inline constexpr int widened_side_panels = 1;
 constexpr int coded_pass(int /*tile_rows*/) noexcept {
   return 4;
 }

@@ -64,6 +64,11 @@ using CodedDecoder = void (*)(const std::byte* record, const float* outputs, std
 using WidenedProduct = void (*)(const float* a, const std::byte* record, const float* outputs,
                                 std::ptrdiff_t inner, std::ptrdiff_t group, float* sums) noexcept;
 
+/// The same of one row with several panels, `stride` bytes apart: sums (panels, 32), the same bits.
+using SideWidenedProduct = void (*)(const float* a, const std::byte* record, const float* outputs,
+                                    std::ptrdiff_t stride, std::ptrdiff_t inner,
+                                    std::ptrdiff_t group, float* sums) noexcept;
+
 /// One row of activations in eight bits: with a the largest magnitude of a group, codes are
 /// round(x / (a / 127)), ties to even. Where a is below 1e-30, all codes are 0. What is not finite
 /// makes the scale so.
@@ -80,11 +85,13 @@ using RowCoder = void (*)(const float* x, float factor, std::ptrdiff_t n, std::p
 struct CodedKernels {
   CodedDecoder decode = nullptr;
   RowCoder code_row = nullptr;
-  WidenedProduct widened[2] = {};                // of one row, and of two
-  std::int32_t start = 0;                        // of products, for each unit of a group's sum
-  std::ptrdiff_t most_rows = 0;                  // of a tile
-  CodedProduct of_rows[most_tile_rows] = {};     // of_rows[r - 1] for r rows
-  CodedProduct in_streams[most_tile_rows] = {};  // or null, where rows are few
+  WidenedProduct widened[2] = {};  // of one row, and of two
+  std::ptrdiff_t widened_side_panels = 0;
+  SideWidenedProduct widened_side_by_side = nullptr;  // of widened_side_panels panels, or null
+  std::int32_t start = 0;                             // of products, for each unit of a group's sum
+  std::ptrdiff_t most_rows = 0;                       // of a tile
+  CodedProduct of_rows[most_tile_rows] = {};          // of_rows[r - 1] for r rows
+  CodedProduct in_streams[most_tile_rows] = {};       // or null, where rows are few
   std::ptrdiff_t side_panels = 0;
   SideCodedProduct side_by_side = nullptr;  // of side_panels panels, or null
 };

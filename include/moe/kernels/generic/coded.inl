@@ -219,6 +219,10 @@ constexpr CodedKernels make_coded() noexcept {
   table.code_row = &code_row;
   table.widened[0] = &widened_product<code, grouped, 1>;
   table.widened[1] = &widened_product<code, grouped, 2>;
+  if constexpr (widened_side_panels > 1) {
+    table.widened_side_panels = widened_side_panels;
+    table.widened_side_by_side = &widened_side_by_side<code, grouped>;
+  }
   if constexpr (traits_of(code, grouped).is_integer) {
     table.start = start_of(code);
     table.most_rows = most_coded_rows(code, grouped);
