@@ -69,7 +69,6 @@ MOE_ALWAYS_INLINE void load_row(const std::byte* row, Values& value) noexcept {
 /// hardware's prefetcher stops while the product is busy.
 inline constexpr std::ptrdiff_t decoded_bytes_ahead = 4096;
 inline constexpr std::ptrdiff_t widened_bytes_ahead = 2048;
-inline constexpr std::ptrdiff_t side_bytes_ahead = 1024;
 
 /// What the codes of a group are multiplied by, and their zero points, where there are any.
 template <WeightCode code, bool grouped>
@@ -163,7 +162,7 @@ MOE_ALWAYS_INLINE void widened_pass(const float* a, const std::byte* record, con
   constexpr std::ptrdiff_t scale_size = panel_width * scale_bytes(traits.scale);
   constexpr std::ptrdiff_t zero_size = traits.has_zeros ? panel_width : 0;
   constexpr bool is_scaled = traits.scale != ScaleKind::none || traits.has_output_scale;
-  constexpr std::ptrdiff_t ahead = panels > 1 ? side_bytes_ahead : widened_bytes_ahead;
+  SideLines ahead{record, record + stride, stride};
   Vec sum[panels][rows][coded_vectors];
   MOE_UNROLL
   for (int p = 0; p < panels; ++p) {
@@ -185,14 +184,19 @@ MOE_ALWAYS_INLINE void widened_pass(const float* a, const std::byte* record, con
       load_group<code, grouped>(record + p * stride, of_panel, scale[p], zero[p]);
     }
     const std::byte* codes = record + scale_size + zero_size;
+    ahead.at += scale_size + zero_size;
     if constexpr (traits.in_quads) {
       for (std::ptrdiff_t k = 0; k < count; k += 4) {
         const std::ptrdiff_t left = count - k < 4 ? count - k : 4;
+        if constexpr (panels > 1) {
+          ahead.ask<panels, quad_bytes(code)>();
+        } else {
+          __builtin_prefetch(codes + widened_bytes_ahead);
+          if constexpr (quad_bytes(code) > 64) __builtin_prefetch(codes + widened_bytes_ahead + 64);
+        }
         MOE_UNROLL
         for (int p = 0; p < panels; ++p) {
           const std::byte* const from = codes + p * stride;
-          __builtin_prefetch(from + ahead);
-          if constexpr (quad_bytes(code) > 64) __builtin_prefetch(from + ahead + 64);
           MOE_UNROLL_8
           for (std::ptrdiff_t v = 0; v < coded_vectors; ++v) {
             Vec quad[4];
@@ -214,9 +218,13 @@ MOE_ALWAYS_INLINE void widened_pass(const float* a, const std::byte* record, con
     } else {
       constexpr std::ptrdiff_t row_bytes = panel_width * traits.bits / 8;
       for (std::ptrdiff_t k = 0; k < count; ++k) {
+        if constexpr (panels > 1) {
+          ahead.ask<panels, row_bytes>();
+        } else {
+          __builtin_prefetch(codes + widened_bytes_ahead);
+        }
         MOE_UNROLL
         for (int p = 0; p < panels; ++p) {
-          __builtin_prefetch(codes + p * stride + ahead);
           Vec value[coded_vectors];
           load_row<code>(codes + p * stride, value);
           MOE_UNROLL_8

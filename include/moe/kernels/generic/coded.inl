@@ -24,6 +24,7 @@ MOE_ALWAYS_INLINE void coded_pass_of(const CodedRows& a, const std::byte* panel,
   const std::byte* const outputs = panel;
   if constexpr (traits.has_output_scale) panel += panel_width * sizeof(float);
   const std::int8_t* x = a.codes;
+  SideLines ahead{panel, outputs + stride, stride};
   const char* asked = next.begin;
   std::ptrdiff_t steps = 0;
   Vec total[panels][rows][count];
@@ -47,9 +48,10 @@ MOE_ALWAYS_INLINE void coded_pass_of(const CodedRows& a, const std::byte* panel,
       }
     }
     const std::byte* codes = panel + scale_size + zero_size;
+    ahead.at += scale_size + zero_size;
     for (std::ptrdiff_t q = 0; q < quads; ++q) {
       if constexpr (panels > 1) {
-        // Several streams are best left to the hardware.
+        ahead.ask<panels, quad_bytes(code)>();
       } else if constexpr (rows <= few_coded_rows) {
         __builtin_prefetch(codes + coded_bytes_ahead);
         if constexpr (quad_bytes(code) > 64) __builtin_prefetch(codes + coded_bytes_ahead + 64);
@@ -152,7 +154,7 @@ void coded_product(const CodedRows& a, const std::byte* panel, std::ptrdiff_t gr
 /// One row with panels that are streamed side by side (see tiles_side_by_side). Of what memory
 /// reads, decode reached 0.74 to 0.79 in int8, 0.62 to 0.65 in int4 and 0.60 in mxfp4 with one
 /// stream; with 4 panels 0.84 to 0.92, 0.75 to 0.80 and 0.70; with 8, whose sums do not all stay in
-/// registers, 0.89 to 0.93, 0.84 to 0.87 and 0.79.
+/// registers, 0.89 to 0.93, 0.84 to 0.87 and 0.79 (left to the hardware, see SideLines).
 template <WeightCode code, bool grouped>
 void coded_side_by_side(const CodedRows& a, const std::byte* panel, std::ptrdiff_t stride,
                         std::ptrdiff_t groups, std::ptrdiff_t quads, float* sums) noexcept {

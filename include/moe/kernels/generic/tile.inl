@@ -111,6 +111,30 @@ constexpr int side_panels() noexcept {
   return fit >= 8 ? 8 : fit >= 4 ? 4 : 0;
 }
 
+inline constexpr std::ptrdiff_t side_bytes_ahead = 1024;
+
+/// What panels that are streamed side by side ask for: a little ahead in each of them, past the end
+/// of the page where the hardware begins anew, and at their ends the beginnings of the next ones.
+/// Of what memory reads, one token reached 0.82 to 0.94 in bfloat16 without it, 0.89 to 1.0 with it;
+/// in four bits 0.71 to 0.89, and 0.82 to 0.98. Where a step takes two lines of each panel, in single
+/// precision and int8, it made no difference, nor did the beginnings alone.
+struct SideLines {
+  const std::byte* at;   // of the first panel: what is read
+  const std::byte* end;  // of the first panel
+  std::ptrdiff_t stride;
+
+  /// For `bytes` of each of them; two lines at a time are left to the hardware.
+  template <int panels, std::ptrdiff_t bytes>
+  MOE_ALWAYS_INLINE void ask() noexcept {
+    if constexpr (bytes > 64) return;
+    const std::byte* from = at + side_bytes_ahead;
+    if (from >= end) from += (panels - 1) * stride;
+    MOE_UNROLL
+    for (int p = 0; p < panels; ++p) __builtin_prefetch(from + p * stride);
+    at += bytes;
+  }
+};
+
 /// Where the hardware fetches several streams faster than one (see `fetches_in_streams`): decode
 /// with one stream reached 0.74 of what memory reads (0.51 in bfloat16), with one asked for 8 KiB
 /// ahead 0.84, with 4 streams asked for 2 KiB ahead 0.87, with 8 left to the hardware 0.90 to 0.95
@@ -129,7 +153,11 @@ void tiles_side_by_side(const Scalar* a, const Storage* panel, std::ptrdiff_t in
       for (int v = 0; v < vectors; ++v) sum[p][r][v] = Vec::zero();
     }
   }
+  constexpr std::ptrdiff_t bytes = panel_width * static_cast<std::ptrdiff_t>(sizeof(Storage));
+  const auto* const begin = reinterpret_cast<const std::byte*>(panel);
+  SideLines ahead{begin, begin + inner * bytes, inner * bytes};
   for (std::ptrdiff_t k = 0; k < inner; ++k) {
+    ahead.ask<panels, bytes>();
     MOE_UNROLL
     for (int p = 0; p < panels; ++p) {
       Vec column[vectors];
