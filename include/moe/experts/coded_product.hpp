@@ -88,7 +88,7 @@ void for_each_integer_tile(const StageSlice<float>& work, const MatrixLayout& la
         kernels.side_by_side(block.rows(), matrix + layout.panel_offset(p), layout.panel_bytes,
                              layout.groups, quads, work.sums);
       };
-      first_panel = finish_side_by_side(work, kernels.side_panels, product, finish);
+      first_panel = finish_side_by_side(work, begin, kernels.side_panels, product, finish);
     }
     for (Index p = first_panel; p < work.last_panel; ++p) {
       const std::byte* const panel = matrix + layout.panel_offset(p);
@@ -165,7 +165,7 @@ void for_each_widened_tile(const StageSlice<float>& work, const MatrixLayout& la
                                    outputs_of(p), layout.panel_bytes, layout.inner, layout.group,
                                    work.sums);
       };
-      first_panel = finish_side_by_side(work, coded.widened_side_panels, product, finish);
+      first_panel = finish_side_by_side(work, begin, coded.widened_side_panels, product, finish);
     }
     for (Index p = first_panel; p < work.last_panel; ++p) {
       const float* const outputs = outputs_of(p);

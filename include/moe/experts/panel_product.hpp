@@ -93,7 +93,7 @@ void for_each_tile(const StageSlice<Scalar>& work, const PackedMatrices<Storage>
           kernels.side_by_side[rows - 1](a + first_row * row_size, weights.panel(work.expert, p),
                                          inner, work.sums);
         };
-        first = finish_side_by_side(work, kernels.side_panels[rows - 1], product, finish);
+        first = finish_side_by_side(work, begin, kernels.side_panels[rows - 1], product, finish);
       }
       for (Index p = first; p < work.last_panel; ++p) {
         for (Index b = begin; b < end; ++b) {

@@ -131,16 +131,15 @@ const StagedBank<typename BankT::Scalar>* staged_bank(const BankT& bank) noexcep
   }
 }
 
-/// Where memory wants several streams: the tiles of a slice's only block, `panels` panels at a
-/// time, whose sums (panels, rows, 32) product(first panel) gives. Returns the first panel that is
-/// left.
+/// Where memory wants several streams: the tiles of a slice's block, `panels` panels at a time,
+/// whose sums (panels, rows, 32) product(first panel) gives. Returns the first panel that is left.
 template <class Scalar, class Product, class Finish>
-Index finish_side_by_side(const StageSlice<Scalar>& work, Index panels, Product&& product,
-                          Finish& finish) {
+Index finish_side_by_side(const StageSlice<Scalar>& work, Index block, Index panels,
+                          Product&& product, Finish& finish) {
   Index p = work.first_panel;
   if (panels == 0 || !kernels::fetches_in_streams()) return p;
-  const Index at = work.block_row(work.first_block);
-  const Index rows = work.block_row(work.first_block + 1) - at;
+  const Index at = work.block_row(block);
+  const Index rows = work.block_row(block + 1) - at;
   for (; p + panels <= work.last_panel; p += panels) {
     product(p);
     for (Index i = 0; i < panels; ++i)
