@@ -206,8 +206,7 @@ MOE_ALWAYS_INLINE void widened_pass(const float* a, const std::byte* record, con
               if (j >= left) break;
               MOE_UNROLL
               for (int r = 0; r < rows; ++r)
-                sum[p][r][v] =
-                    multiply_add(Vec::broadcast(a[j * rows + r]), quad[j], sum[p][r][v]);
+                sum[p][r][v] = multiply_add(Vec::broadcast(a[j * rows + r]), quad[j], sum[p][r][v]);
             }
           }
         }
