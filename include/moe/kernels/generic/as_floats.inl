@@ -6,7 +6,7 @@
 // Uses: Vec and its functions; IntVec with load_bytes, power_of_byte and to_float;
 // load_signed<code>(p, v), the codes of vector v of a panel at four inner values each, as signed
 // numbers; widen_quad(codes, quad), the numbers at each of the four; load_e4m3_as_half and
-// load_e5m2_as_half; widened_side_panels, those that one row streams side by side.
+// load_e5m2_as_half; widened_side_panels, those that one row streams side by side; SideLines.
 
 using moe::detail::FormatTraits;
 using moe::detail::scale_bytes;

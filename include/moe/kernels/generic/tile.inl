@@ -128,7 +128,7 @@ struct SideLines {
   MOE_ALWAYS_INLINE void ask() noexcept {
     if constexpr (bytes > 64) return;
     const std::byte* from = at + side_bytes_ahead;
-    if (from >= end) from += (panels - 1) * stride;
+    if (from >= end) from += (panels - 1) * stride;  // It is in the second panel, which is read.
     MOE_UNROLL
     for (int p = 0; p < panels; ++p) __builtin_prefetch(from + p * stride);
     at += bytes;
