@@ -153,7 +153,8 @@ template <class Scalar>
 void TrainableAttention<Scalar>::backward(MatrixView<const Scalar> x, MatrixView<const Scalar> dy,
                                           MatrixView<Scalar> dx) {
   d_mixed_.resize(mixed_.rows(), mixed_.cols());
-  output_map_.backward(mixed_, dy, d_mixed_, false);
+  columns_.pack_columns(mixed_);
+  output_map_.backward(columns_, dy, d_mixed_, false);
   d_query_.resize(query_.rows(), query_.cols());
   d_key_.resize(key_.rows(), key_.cols());
   d_value_.resize(value_.rows(), value_.cols());
@@ -173,9 +174,10 @@ void TrainableAttention<Scalar>::backward(MatrixView<const Scalar> x, MatrixView
   };
   denormalize(query_norm_, d_query_, plain_query_);
   denormalize(key_norm_, d_key_, plain_key_);
-  query_map_.backward(x, d_query_, dx, false);
-  key_map_.backward(x, d_key_, dx, true);
-  value_map_.backward(x, d_value_, dx, true);
+  columns_.pack_columns(x);
+  query_map_.backward(columns_, d_query_, dx, false);
+  key_map_.backward(columns_, d_key_, dx, true);
+  value_map_.backward(columns_, d_value_, dx, true);
 }
 
 /// With S = q k^T / sqrt(head_dim) and P = softmax(S): dV = P^T dO, dP = dO V^T,

@@ -90,6 +90,7 @@ class TrainableAttention {
   Matrix<Scalar> d_key_;
   Matrix<Scalar> d_value_;
   Matrix<Scalar> d_mixed_;
+  Panels<Scalar> columns_;  // of what a projection read
 };
 
 extern template class TrainableAttention<float>;

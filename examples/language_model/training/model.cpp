@@ -215,8 +215,8 @@ void TrainableModel<Scalar>::forward(std::span<const Token> tokens, std::span<co
   norm_.forward(x_, normed_);
   if (config_.has_tied_head) {
     logits_.resize(rows, config_.vocab_size);
-    tied_.pack_rows(embedding_);
-    multiply<Scalar>(normed_, tied_, logits_);
+    panels_.pack_rows(embedding_);
+    multiply<Scalar>(normed_, panels_, logits_);
   } else {
     head_.forward(normed_, logits_);
   }
@@ -254,12 +254,13 @@ void TrainableModel<Scalar>::backward(std::span<const Token> tokens, std::uint64
   const Index rows = x_.rows();
   d_normed_.resize(rows, config_.d_model);
   if (config_.has_tied_head) {
-    tied_.pack_columns(embedding_);
-    multiply<Scalar>(logits_, tied_, d_normed_);
-    tied_.pack_columns(normed_);
-    multiply_transposed<Scalar>(logits_, tied_, embedding_gradient_, true);
+    panels_.pack_columns(embedding_);
+    multiply<Scalar>(logits_, panels_, d_normed_);
+    panels_.pack_columns(normed_);
+    multiply_transposed<Scalar>(logits_, panels_, embedding_gradient_, true);
   } else {
-    head_.backward(normed_, logits_, d_normed_, false);
+    panels_.pack_columns(normed_);
+    head_.backward(panels_, logits_, d_normed_, false);
   }
   d_x_.setZero(rows, config_.d_model);
   norm_.backward(x_, d_normed_, d_x_);

@@ -31,6 +31,13 @@ auto values_at(Scalar* values, Index count) {
   return Eigen::Map<Array>(values, count);
 }
 
+/// `count` values, known to the compiler, times `scale`.
+template <Index count, class Scalar>
+void scale_values(const Scalar* from, Scalar scale, Scalar* to) {
+  using Array = Eigen::Array<Scalar, count, 1>;
+  Eigen::Map<Array>{to} = scale * Eigen::Map<const Array>{from};
+}
+
 /// The right factor of a product, in panels of 32 columns: (inner, 32) each.
 template <class Scalar>
 class Panels {
@@ -50,10 +57,15 @@ class Panels {
     resize(m.rows(), m.cols());
     const auto pack = [&](Index begin, Index end) {
       for (Index p = 0; p < count(); ++p) {
-        const Index columns = this->columns(p);
-        for (Index k = begin; k < end; ++k) {
-          values_at(begin_of(p) + k * panel_width, columns) =
-              scale * values_at(m.row(k) + p * panel_width, columns);
+        const Scalar* const from = m.data() + p * panel_width;
+        Scalar* const to = begin_of(p);
+        if (columns(p) == panel_width) {
+          for (Index k = begin; k < end; ++k)
+            scale_values<panel_width>(from + k * m.row_stride(), scale, to + k * panel_width);
+        } else {
+          for (Index k = begin; k < end; ++k)
+            values_at(to + k * panel_width, columns(p)) =
+                scale * values_at(from + k * m.row_stride(), columns(p));
         }
       }
     };
@@ -126,13 +138,13 @@ class RowTile {
   void take_columns(MatrixView<const Scalar> a, Index first, Index count, Index begin = 0) {
     resize(count, a.rows() - begin);
     for (Index k = 0; k < inner_; ++k)
-      std::copy_n(a.row(begin + k) + first, count, packed() + k * count);
+      copy_few(a.row(begin + k) + first, count, packed() + k * count);
   }
 
   /// out (rows, columns), or out +=, the product with a panel (inner, 32).
   void multiply(const Scalar* panel, Index columns, Scalar* out, Index stride, bool adds) {
     for (Index r = 0; r < rows_ && adds; ++r)
-      std::copy_n(out + r * stride, columns, sums() + r * panel_width);
+      copy_few(out + r * stride, columns, sums() + r * panel_width);
     moe::kernels::tile_kernels<Scalar, Scalar>().of_rows[rows_ - 1](
         packed(), panel, inner_, sums(), adds, reinterpret_cast<const char*>(panel), 0);
     moe::kernels::row_kernels<Scalar>().finish(sums(), nullptr, nullptr, rows_, columns, out,
@@ -140,6 +152,17 @@ class RowTile {
   }
 
  private:
+  /// By fours, the last ones once more where fewer are left: a call takes longer than they do.
+  static void copy_few(const Scalar* from, Index count, Scalar* to) {
+    constexpr Index step = 4;
+    if (count < step) {
+      std::copy_n(from, count, to);
+    } else {
+      for (Index i = 0; i < count - step; i += step) std::copy_n(from + i, step, to + i);
+      std::copy_n(from + count - step, step, to + count - step);
+    }
+  }
+
   static constexpr Index sums_size = moe::kernels::most_tile_rows * panel_width;
 
   void resize(Index rows, Index inner) {
