@@ -18,6 +18,7 @@
 #include <moe/routing/plan.hpp>
 
 #include "support/layers.hpp"
+#include "support/streams.hpp"
 #include "support/threads.hpp"
 
 namespace expert_stage_test {
@@ -193,6 +194,39 @@ TEST(ExpertStage, CutsOneExpertsWorkForAllThreads) {
       }
     }
   }
+}
+
+/// As many as one row streams side by side: a task with fewer streams none.
+TEST(ExpertStage, PanelsThatAreStreamedSideBySideStayTogether) {
+  constexpr Index group = moe::kernels::most_side_panels;
+  const test_support::ScopedThreads scoped(2);
+  const auto tasks_of = [&](Index d, Index hidden, Index top_k) {
+    const test_support::Streams streams(true);
+    StageRun run(1, experts, top_k, d, [](Index /*t*/, Index k) { return k; });
+    const Recorder bank(d, hidden);
+    run.on({&bank});
+    for (Index k = 0; k < top_k; ++k) {
+      expect_each_once(bank, k, Step::up, 1);
+      expect_each_once(bank, k, Step::down, 1);
+    }
+    return bank.tasks();
+  };
+  struct Case {
+    Index d;
+    Index hidden;
+    Index top_k;
+  };
+  // Mixtral's sizes, and others whose experts have 32 to 35 panels to go down.
+  for (const Case& c : {Case{4096, 14336, 2}, Case{1024, 4096, 1}, Case{1120, 4096, 1}}) {
+    for (const Task& task : tasks_of(c.d, c.hidden, c.top_k)) {
+      EXPECT_EQ(task.slice.first_panel % group, 0) << "width " << c.d;
+      EXPECT_GE(task.slice.last_panel - task.slice.first_panel, group) << "width " << c.d;
+    }
+  }
+  // Where there are too few groups for both threads, an even spread comes first.
+  Index downs = 0;
+  for (const Task& task : tasks_of(768, 1536, 1)) downs += task.step == Step::down ? 1 : 0;
+  EXPECT_EQ(downs, 6) << "of 24 panels, 4 each";
 }
 
 TEST(ExpertStage, SharedExpertsAreInTheSameQueueAndCombineComesLast) {

@@ -239,11 +239,14 @@ class ExpertStage {
   /// with 8 and 1.44 with 4, which spread 7 experts over 2 threads badly.
   Index splits(const Job& job) const noexcept {
     if (threads_ == 1) return 1;
-    const double share = job.cost / total_cost_ * threads_;
+    const double share = threads_for(job);
     const double wanted = std::clamp(job.cost / short_cost, share * fewest_tasks_per_thread,
                                      share * most_tasks_per_thread);
     return std::max<Index>(1, static_cast<Index>(std::llround(wanted)));
   }
+
+  /// How many of the threads a job keeps busy, if all work is spread evenly.
+  double threads_for(const Job& job) const noexcept { return job.cost / total_cost_ * threads_; }
 
   /// Whether one thread runs the expert from its rows to its results: it need not be cut, and what
   /// lies between fits that thread's cache. Nobody waits for it but combine.
@@ -265,16 +268,20 @@ class ExpertStage {
   }
 
   /// Cuts a step along the panels, at least 4 a task, and along the rows where that is not enough.
-  /// Panels that few rows stream side by side stay together.
+  /// Panels that few rows stream side by side stay together where every thread has two groups: with
+  /// fewer, an even spread is worth more than streams.
   std::int32_t add_slices(Step step, Index j, Index panels) {
     const Job& job = jobs_[static_cast<std::size_t>(j)];
     const Index wanted = splits(job);
-    const bool in_groups = job.num_rows <= kernels::most_side_rows && kernels::fetches_in_streams();
     constexpr Index group = kernels::most_side_panels;
-    const Index panel_splits = std::clamp<Index>(wanted, 1, std::max<Index>(1, panels / 4));
+    const bool in_groups = job.num_rows <= kernels::most_side_rows &&
+                           kernels::fetches_in_streams() &&
+                           static_cast<double>(panels) >= 2 * group * threads_for(job);
+    const Index least = in_groups ? group : 4;
+    const Index panel_splits = std::clamp<Index>(wanted, 1, std::max<Index>(1, panels / least));
     const Index row_splits =
         std::clamp<Index>((wanted + panel_splits - 1) / panel_splits, 1, (job.blocks + 3) / 4);
-    const Index unit = in_groups && panels >= 2 * group * panel_splits ? group : 1;
+    const Index unit = in_groups ? group : 1;
     const auto cut = [&](Index p) {
       return p == panel_splits ? panels : panels * p / panel_splits / unit * unit;
     };
