@@ -165,12 +165,31 @@ TEST(Explain, NamesTheKernelOfEveryExpert) {
                                                 : "bf16, panel by panel");
     }
   }
-  const auto kernel = [&](const char* up, const char* down) {
+}
+
+TEST(Explain, NamesTheProductsOfQuantisedExperts) {
+  std::mt19937_64 rng(1);
+  const moe::ExpertsConfig sizes{.num_experts = 4, .d_model = 64, .d_ff = 96};
+  const auto router =
+      moe::TopKRouter<float>::random({.d_model = 64, .num_experts = 4, .top_k = 2}, rng);
+  const auto kernel = [&](const char* up, const char* down, Index tokens, bool in_streams) {
+    const test_support::Streams scope(in_streams);
     moe::QuantizedExperts<moe::SwiGlu> bank(sizes, {moe::format_of(up), moe::format_of(down)});
-    return moe::SparseMoe(router, std::move(bank)).explain(routing_of(1)).experts[0].kernel;
+    return moe::SparseMoe(router, std::move(bank)).explain(routing_of(tokens)).experts[0].kernel;
   };
-  EXPECT_EQ(kernel("int8", "int8"), "int8 in integers");
-  EXPECT_EQ(kernel("int4-g32", "fp8"), "int4-g32 in integers, fp8 widened");
+  EXPECT_EQ(kernel("int8", "int8", 1, false), "int8 in integers, panel by panel");
+  EXPECT_EQ(kernel("int4-g32", "fp8", 1, false),
+            "int4-g32 in integers, panel by panel; fp8 widened, panel by panel");
+  EXPECT_EQ(kernel("fp8", "fp8", 5, true), "fp8 widened, slice by slice");
+  EXPECT_EQ(kernel("int8", "int8", 100, true), "int8 in integers, panel by panel");
+  const auto& kernels = moe::kernels::coded_kernels(moe::format_of("int8"));
+  if (kernels.side_panels > 0) {
+    EXPECT_EQ(kernel("int8", "int8", 1, true),
+              "int8 in integers, " + std::to_string(kernels.side_panels) + " panels side by side");
+  }
+  if (kernels.in_streams[3] != nullptr) {
+    EXPECT_EQ(kernel("int8", "int8", 4, true), "int8 in integers, next panel in 8 streams");
+  }
 }
 
 TEST(Explain, CountsOperationsOnCodesApart) {

@@ -7,8 +7,10 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include "moe/core/config.hpp"
+#include "moe/core/contracts.hpp"
 #include "moe/core/types.hpp"
 #include "moe/core/weight_format.hpp"
 #include "moe/experts/staged_bank.hpp"
@@ -197,6 +199,23 @@ void for_each_widened_tile(const StageSlice<float>& work, const MatrixLayout& la
     }
     begin = end;
   }
+}
+
+/// What these run so many rows of an expert with, in words.
+inline std::string coded_kernel(const MatrixLayout& layout, bool is_integer, Index rows) {
+  const auto& kernels = kernels::coded_kernels(layout.format);
+  const std::string product =
+      format_name(layout.format) + (is_integer ? " in integers" : " widened");
+  const bool is_single = rows <= kernels::tile_kernels<float, float>().most_rows;
+  const bool in_streams = kernels::fetches_in_streams() && is_single;
+  const Index side_panels = is_integer ? kernels.side_panels : kernels.widened_side_panels;
+  if (in_streams && rows == 1 && side_panels > 0)
+    return text_of(product, ", ", side_panels, " panels side by side");
+  if (!is_integer) return product + (rows <= 2 ? ", panel by panel" : ", slice by slice");
+  const Index parts = (rows + kernels.most_rows - 1) / kernels.most_rows;
+  if (in_streams && kernels.in_streams[rows / parts - 1] != nullptr)
+    return product + ", next panel in 8 streams";
+  return product + ", panel by panel";
 }
 
 }  // namespace detail

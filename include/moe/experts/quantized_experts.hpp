@@ -232,14 +232,11 @@ class QuantizedExperts final : public detail::StagedBank<float> {
 };
 
 template <Activation<float> ActivationT>
-std::string QuantizedExperts<ActivationT>::kernel_of(Index expert, Index /*rows*/) const {
-  const auto product_of = [&](const MatrixLayout& layout) {
-    return format_name(layout.format) + (is_integer(layout) ? " in integers" : " widened");
-  };
+std::string QuantizedExperts<ActivationT>::kernel_of(Index expert, Index rows) const {
   const ExpertLayout& layout = weights_.layout(expert);
-  const std::string up = product_of(layout.up);
-  const std::string down = product_of(layout.down);
-  return up == down ? up : up + ", " + down;
+  const std::string up = detail::coded_kernel(layout.up, is_integer(layout.up), rows);
+  const std::string down = detail::coded_kernel(layout.down, is_integer(layout.down), rows);
+  return up == down ? up : up + "; " + down;
 }
 
 template <Activation<float> ActivationT>
