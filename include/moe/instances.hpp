@@ -4,7 +4,7 @@
 // The kernels and the usual layers, compiled once for a program: with MOE_EXTERN_INSTANCES, files
 // that include <moe/moe.hpp> leave them to moe/instances.cpp, which is compiled beside them with
 // the same flags (in CMake: link moe::instances). Layers that are not in the list are compiled
-// where they are used, with its kernels.
+// where they are used, with the kernels of instances.cpp.
 #pragma once
 
 #include "moe/core/config.hpp"

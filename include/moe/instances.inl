@@ -29,8 +29,7 @@
   MOE_ACTIVATION_INSTANCES(Scalar, gelu, false)                                         \
   MOE_ACTIVATION_INSTANCES(Scalar, gelu_tanh, true)                                     \
   MOE_ACTIVATION_INSTANCES(Scalar, gelu_tanh, false)                                    \
-  MOE_ACTIVATION_INSTANCES(Scalar, clamped, true)                                       \
-  MOE_ACTIVATION_INSTANCES(Scalar, clamped, false)
+  MOE_ACTIVATION_INSTANCES(Scalar, clamped, true)
 
 MOE_KERNEL_INSTANCES(float)
 MOE_KERNEL_INSTANCES(double)

@@ -22,6 +22,7 @@
 #include <moe/layer/sparse_moe.hpp>
 #include <moe/routing/topk_router.hpp>
 
+#include "support/levels.hpp"
 #include "support/streams.hpp"
 
 namespace panel_product_test {
@@ -151,37 +152,54 @@ void expect_products(Index rows, Index blocks) {
   EXPECT_EQ(finished, rows * panels);
 }
 
-/// What a layer gives for one token and more, with as many panels as fill no whole groups.
-template <class Bank, class... Format>
-void expect_same_bits_in_streams(const Format&... format) {
+/// As many panels as fill no whole groups.
+constexpr moe::ExpertsConfig streamed_config{
+    .num_experts = 2, .d_model = 18 * 32 + 5, .d_ff = 19 * 16};
+
+/// What a layer gives for one token and more.
+template <class Bank>
+void expect_same_bits_in_streams(const Bank& bank) {
   std::mt19937_64 rng(1);
-  const moe::ExpertsConfig config{.num_experts = 3, .d_model = 19 * 32 + 5, .d_ff = 19 * 16};
-  const auto floats = moe::FeedForwardExperts<float, moe::SwiGlu>::random(config, rng);
-  Bank bank(config, format...);
-  for (Index e = 0; e < config.num_experts; ++e) bank.set_expert(e, floats.expert(e).weights());
-  const moe::SparseMoe layer{moe::TopKRouter<float>::random(
-                                 {.d_model = config.d_model, .num_experts = 3, .top_k = 3}, rng),
-                             std::move(bank)};
+  const Index d_model = streamed_config.d_model;
+  const moe::SparseMoe layer{
+      moe::TopKRouter<float>::random({.d_model = d_model, .num_experts = 2, .top_k = 2}, rng),
+      bank};
   for (const Index tokens : {1, 2, 3, 7, 12, 15, 30}) {
-    const Matrix<float> x = Matrix<float>::Random(tokens, config.d_model);
+    const Matrix<float> x = Matrix<float>::Random(tokens, d_model);
     Matrix<float> y[2];
     for (const bool choice : {false, true}) {
       const test_support::Streams streams(choice);
       moe::Workspace<float> workspace;
-      y[choice].resize(tokens, config.d_model);
+      y[choice].resize(tokens, d_model);
       layer.forward(x, y[choice], workspace);
     }
     EXPECT_EQ(y[0], y[1]) << tokens << " tokens";
   }
 }
 
-TEST(PanelProduct, PanelsSideBySideGiveTheSameBits) {
-  expect_same_bits_in_streams<moe::FeedForwardExperts<float, moe::SwiGlu>>();
-  expect_same_bits_in_streams<moe::FeedForwardExperts<float, moe::SwiGlu, moe::bfloat16>>();
-  for (const char* const format : {"int8", "int8-g32", "int4-g32", "mxfp4", "fp8"}) {
-    SCOPED_TRACE(format);
-    const moe::WeightFormat its = moe::format_of(format);
-    expect_same_bits_in_streams<moe::QuantizedExperts<moe::SwiGlu>>(moe::ExpertFormat{its, its});
+class PanelsSideBySide : public test_support::EachLevel {};
+MOE_FOR_EACH_LEVEL(PanelsSideBySide);
+
+TEST_P(PanelsSideBySide, OfFloatsGiveTheSameBits) {
+  std::mt19937_64 rng(1);
+  expect_same_bits_in_streams(
+      moe::FeedForwardExperts<float, moe::SwiGlu>::random(streamed_config, rng));
+  expect_same_bits_in_streams(
+      moe::FeedForwardExperts<float, moe::SwiGlu, moe::bfloat16>::random(streamed_config, rng));
+}
+
+TEST_P(PanelsSideBySide, OfCodesGiveTheSameBits) {
+  std::mt19937_64 rng(1);
+  const auto floats = moe::FeedForwardExperts<float, moe::SwiGlu>::random(streamed_config, rng);
+  for (const moe::WeightFormat format : moe::weight_formats) {
+    SCOPED_TRACE(moe::format_name(format));
+    moe::QuantizedExperts<moe::SwiGlu> bank(streamed_config, moe::ExpertFormat{format, format});
+    for (Index e = 0; e < streamed_config.num_experts; ++e)
+      bank.set_expert(e, floats.expert(e).weights(), {.search = moe::ScaleSearch::nearest});
+    for (const auto product : {moe::ProductKind::integer, moe::ProductKind::widened}) {
+      bank.set_product(product);
+      expect_same_bits_in_streams(bank);
+    }
   }
 }
 

@@ -184,7 +184,7 @@ MOE_ALWAYS_INLINE void widened_pass(const float* a, const std::byte* record, con
       load_group<code, grouped>(record + p * stride, of_panel, scale[p], zero[p]);
     }
     const std::byte* codes = record + scale_size + zero_size;
-    ahead.at += scale_size + zero_size;
+    ahead.skip(scale_size + zero_size);
     if constexpr (traits.in_quads) {
       for (std::ptrdiff_t k = 0; k < count; k += 4) {
         const std::ptrdiff_t left = count - k < 4 ? count - k : 4;

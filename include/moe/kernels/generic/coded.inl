@@ -48,7 +48,7 @@ MOE_ALWAYS_INLINE void coded_pass_of(const CodedRows& a, const std::byte* panel,
       }
     }
     const std::byte* codes = panel + scale_size + zero_size;
-    ahead.at += scale_size + zero_size;
+    ahead.skip(scale_size + zero_size);
     for (std::ptrdiff_t q = 0; q < quads; ++q) {
       if constexpr (panels > 1) {
         ahead.ask<panels, quad_bytes(code)>();

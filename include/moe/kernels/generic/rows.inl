@@ -95,6 +95,7 @@ MOE_ALWAYS_INLINE void for_hidden(const Scalar* sums, const Scalar* bias, std::p
 template <ActivationKind kind, bool gated>
 void activation(const ActivationRule<Scalar>& rule, const Scalar* sums, const Scalar* bias,
                 std::ptrdiff_t rows, Scalar* hidden) noexcept {
+  static_assert(gated || kind != ActivationKind::clamped);
   constexpr std::ptrdiff_t width = gated ? gated_width : panel_width;
   for_hidden<width>(sums, bias, rows, hidden, [&](const Scalar* s, const Scalar* b) {
     const Vec z = biased(s, b);

@@ -57,6 +57,7 @@ template <ActivationKind kind, bool gated>
 void activation_gradient(const ActivationRule<Scalar>& rule, const Scalar* sums,
                          const Scalar* d_hidden, std::ptrdiff_t count, Scalar* hidden,
                          Scalar* d_sums) noexcept {
+  static_assert(gated || kind != ActivationKind::clamped);
   constexpr std::ptrdiff_t width = gated ? gated_width : panel_width;
   for (std::ptrdiff_t r = 0; r < count; ++r) {
     for (std::ptrdiff_t i = 0; i < width; i += Vec::lanes) {
