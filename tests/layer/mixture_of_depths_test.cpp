@@ -90,12 +90,15 @@ TEST(MixtureOfDepths, HasTheGradientsThatDifferencesHave) {
     return Depths({.d_model = 6, .capacity = .25, .sequence_tokens = 8}, its_weight);
   };
   Depths depths = with(w);
+  std::vector<std::uint8_t> mask(20, 1);
+  mask[2] = mask[7] = mask[19] = 0;
   const auto run = [&](bool with_gradient) {
     depths = with(w);
     depths.forward(x, y, tape, block);
+    moe::Vector<double>* const d_r = with_gradient ? &tape.d_r : nullptr;
     return (y.array() * dy.array()).sum() +
-           0.6 * Depths::choice_loss(tape.r, tape.chosen, {}, with_gradient ? &tape.d_r : nullptr,
-                                     0.6);
+           0.6 * Depths::choice_loss(tape.r, tape.chosen, {}, d_r, 0.6) +
+           0.4 * Depths::choice_loss(tape.r, tape.chosen, mask, d_r, 0.4);
   };
   run(true);
   moe::Vector<double> d_weight = moe::Vector<double>::Zero(6);

@@ -371,6 +371,49 @@ TEST(RouterBackward, OfTheSparseMixer) {
     expect_gradients(make, {{"weight", &weight, weight_of}}, {}, both_losses, capacity);
 }
 
+/// In training choices are drawn, and the estimator is no derivative of what differences see. But
+/// with jittered tokens it is what it is for these tokens without jitter, times the jitter.
+TEST(RouterBackward, OfTheSparseMixersJitter) {
+  const Matrix<double> weight = random(experts, d_model, 1);
+  const Bank bank = make_bank();
+  const Matrix<double> x = random(tokens, d_model, 50);
+  const Matrix<double> dy = random(tokens, d_model, 51);
+  const RouteOptions options{.training = true, .seed = 4};
+  struct Seen {
+    Matrix<double> y;
+    Matrix<double> dx;
+    Matrix<double> d_weight;
+  };
+  const auto run = [&](double input_jitter, const Matrix<double>& in) {
+    const moe::SparseMoe layer{moe::SparseMixerRouter<double>({.d_model = d_model,
+                                                               .num_experts = experts,
+                                                               .jitter = 0.4,
+                                                               .input_jitter = input_jitter},
+                                                              weight),
+                               bank};
+    Seen seen{Matrix<double>(tokens, d_model), Matrix<double>(tokens, d_model), {}};
+    moe::Tape<double> tape;
+    moe::Workspace<double> workspace;
+    layer.forward(in, seen.y, tape, workspace, options);
+    auto gradients = layer.gradients();
+    layer.backward(in, tape, dy, seen.dx, gradients, workspace);
+    seen.d_weight = gradients.router.weight;
+    return seen;
+  };
+  moe::GrowingMatrix<double> buffer;
+  const moe::SparseMixerRouter<double> router(
+      {.d_model = d_model, .num_experts = experts, .input_jitter = 0.2}, weight);
+  const Matrix<double> jittered = router.hidden_states(x, options, buffer).map();
+  const Seen with = run(0.2, x);
+  const Seen without = run(0, jittered);
+  EXPECT_FALSE(jittered.isApprox(x, 0.02));
+  EXPECT_EQ(with.y, without.y);
+  EXPECT_EQ(with.d_weight, without.d_weight);
+  EXPECT_FALSE(with.d_weight.isZero(0));
+  const Matrix<double> expected = without.dx.cwiseProduct(jittered.cwiseQuotient(x));
+  EXPECT_TRUE(with.dx.isApprox(expected, 1e-12)) << (with.dx - expected).cwiseAbs().maxCoeff();
+}
+
 TEST(RouterBackward, OfTheSparseMixersEstimator) {
   const Matrix<double> weight = random(experts, d_model, 1);
   const moe::SparseMixerRouter<double> router(
