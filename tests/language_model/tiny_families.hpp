@@ -103,7 +103,7 @@ inline TinyCheckpoint tiny_mixtral() {
 
 /// Heads wider than hidden_size / heads, biases everywhere, norms of query and key, dense layers of
 /// both kinds, a tied head.
-inline TinyCheckpoint tiny_qwen3() {
+inline TinyCheckpoint tiny_qwen3(moe::Index head_dim = 8) {
   return detail::make_checkpoint({{"model_type", "qwen3_moe"},
                                   {"vocab_size", 23},
                                   {"hidden_size", 10},
@@ -112,7 +112,7 @@ inline TinyCheckpoint tiny_qwen3() {
                                   {"num_hidden_layers", 6},
                                   {"num_attention_heads", 4},
                                   {"num_key_value_heads", 2},
-                                  {"head_dim", 8},
+                                  {"head_dim", head_dim},
                                   {"num_experts", 5},
                                   {"num_experts_per_tok", 3},
                                   {"norm_topk_prob", true},

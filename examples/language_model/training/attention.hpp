@@ -90,7 +90,7 @@ class TrainableAttention {
   Matrix<Scalar> d_key_;
   Matrix<Scalar> d_value_;
   Matrix<Scalar> d_mixed_;
-  Panels<Scalar> columns_;  // of what a projection read
+  Panels<Scalar> columns_;  // of mixed_, then of x
 };
 
 extern template class TrainableAttention<float>;

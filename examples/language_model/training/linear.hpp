@@ -36,15 +36,15 @@ class TrainableLinear {
     if (bias_.size() != 0) y.rowwise() += bias_.transpose();
   }
 
-  /// Adds to the gradients, and writes dx or adds to it. Several projections share the columns of
-  /// one x.
+  /// Adds to the gradients, and writes dx or adds to it. `x_columns`, which several projections of
+  /// one x share, is what pack_columns makes of the x of the forward.
   ///
-  /// Shapes  x (T, inputs) by columns, dy (T, outputs), dx (T, inputs).
-  void backward(const Panels<Scalar>& x, MatrixView<const Scalar> dy, MatrixView<Scalar> dx,
+  /// Shapes  dy (T, outputs), dx (T, inputs).
+  void backward(const Panels<Scalar>& x_columns, MatrixView<const Scalar> dy, MatrixView<Scalar> dx,
                 bool adds) {
     panels_.pack_columns(weight_);
     multiply<Scalar>(dy, panels_, dx, adds);
-    multiply_transposed<Scalar>(dy, x, weight_gradient_, true);
+    multiply_transposed<Scalar>(dy, x_columns, weight_gradient_, true);
     for (Index t = 0; t < dy.rows() && bias_.size() != 0; ++t)
       for (Index o = 0; o < bias_.size(); ++o) bias_gradient_[o] += dy(t, o);
   }

@@ -94,7 +94,7 @@ class TrainableModel {
   std::vector<Layer> layers_;
   TrainableNorm<Scalar> norm_;
   TrainableLinear<Scalar> head_;  // empty where the head is the embedding
-  Panels<Scalar> panels_;         // of a tied head, or of what the head read
+  Panels<Scalar> panels_;         // of the head's factors, one after the other
 
   Matrix<Scalar> x_;       // (T, D), behind the last layer
   Matrix<Scalar> added_;   // (T, D)

@@ -11,6 +11,7 @@
 #include <Eigen/Core>
 
 #include <moe/core/aligned_buffer.hpp>
+#include <moe/core/contracts.hpp>
 #include <moe/core/panels.hpp>
 #include <moe/core/types.hpp>
 #include <moe/core/view.hpp>
@@ -152,7 +153,8 @@ class RowTile {
   }
 
  private:
-  /// By fours, the last ones once more where fewer are left: a call takes longer than they do.
+  /// Four at a time, where fewer are left the last four once more: a call of memcpy takes longer
+  /// than the few values of a tile do.
   static void copy_few(const Scalar* from, Index count, Scalar* to) {
     constexpr Index step = 4;
     if (count < step) {
@@ -204,10 +206,12 @@ void multiply(Index rows, const Panels<Scalar>& b, MatrixView<Scalar> c, bool ad
 /// c = a b, or c += a b.
 ///
 /// Shapes  a (rows, inner), c (rows, outputs of b).
+/// Throws  ShapeError if b has another inner size.
 /// Values  the same bits for any number of threads.
 template <class Scalar>
 void multiply(std::type_identity_t<MatrixView<const Scalar>> a, const Panels<Scalar>& b,
               std::type_identity_t<MatrixView<Scalar>> c, bool adds = false) {
+  moe::detail::check_size("multiply", "a.cols()", b.inner(), a.cols());
   detail::multiply<Scalar>(a.rows(), b, c, adds,
                            [&](RowTile<Scalar>& tile, Index first, Index count) {
                              tile.take_rows(a, first, count, a.cols());
@@ -220,6 +224,7 @@ void multiply(std::type_identity_t<MatrixView<const Scalar>> a, const Panels<Sca
 template <class Scalar>
 void multiply_transposed(std::type_identity_t<MatrixView<const Scalar>> a, const Panels<Scalar>& b,
                          std::type_identity_t<MatrixView<Scalar>> c, bool adds = false) {
+  moe::detail::check_size("multiply_transposed", "a.rows()", b.inner(), a.rows());
   detail::multiply<Scalar>(
       a.cols(), b, c, adds,
       [&](RowTile<Scalar>& tile, Index first, Index count) { tile.take_columns(a, first, count); });
