@@ -12,10 +12,10 @@ namespace {
 
 using experiments::Experiment;
 using experiments::LogEntry;
+using experiments::Run;
 using experiments::Variant;
 using language_model::training::Balance;
 using moe::Index;
-using Run = std::vector<LogEntry>;
 
 void run(const Experiment& experiment) {
   std::vector<Variant> variants;
@@ -34,7 +34,7 @@ void run(const Experiment& experiment) {
   add("z-loss", "z", softmax, Balance::none, 1e-3);
   add("none, sigmoid scores", "sigmoid", sigmoid, Balance::none, 0);
   add("bias, sigmoid scores", "bias", sigmoid, Balance::bias, 0);
-  const auto results = experiment.run(variants, experiment.steps() / 10);
+  const auto results = experiment.run(variants, 10);
 
   const auto violation = [](const LogEntry& entry) { return entry.max_violation; };
   const auto dead = [](const LogEntry& entry) { return 100 * entry.dead_experts; };
@@ -48,10 +48,12 @@ void run(const Experiment& experiment) {
              2),
          text_of(spread_of(result, [&](const Run& r) { return experiments::at_the_end(r, dead); }),
                  1),
-         text_of(spread_of(result, experiments::final_loss), 3)});
-  experiment.write_table({"balance", "MaxVio of a step, last tenth", "experts without a token, %",
-                          "validation loss, nats per byte"},
-                         rows);
+         text_of(spread_of(result, experiments::final_loss), 3),
+         loss_above(result, results.front())});
+  experiment.write_table(
+      {"balance", "MaxVio of a step, last tenth", "experts without a token, %, last tenth",
+       "validation loss, nats per byte", "above that of none"},
+      rows);
   const Index group = std::max<Index>(1, experiment.steps() / 100);
   experiment.plot("max_violation", "MaxVio of a step", results, violation, group);
   experiment.plot("dead_experts", "experts without a token, %", results, dead, group);

@@ -13,9 +13,9 @@ namespace {
 
 using experiments::Experiment;
 using experiments::LogEntry;
+using experiments::Run;
 using experiments::Variant;
 using moe::Index;
-using Run = std::vector<LogEntry>;
 
 void run(const Experiment& experiment) {
   std::vector<Variant> variants;
@@ -28,7 +28,7 @@ void run(const Experiment& experiment) {
     variant.options.capacity = capacity;
     variants.push_back(variant);
   }
-  const auto results = experiment.run(variants, experiment.steps() / 10);
+  const auto results = experiment.run(variants, 10);
   const auto dropped = [](const LogEntry& entry) { return 100 * entry.dropped; };
   std::vector<std::vector<std::string>> rows;
   rows.reserve(results.size());
@@ -41,11 +41,12 @@ void run(const Experiment& experiment) {
     rows.push_back(
         {result.name, text_of(spread_of(result, mean_drop), 1),
          text_of(spread_of(result, [&](const Run& run) { return dropped(run.back()); }), 1),
-         text_of(spread_of(result, experiments::final_loss), 3),
+         text_of(spread_of(result, experiments::final_loss), 3), loss_above(result, results.back()),
          text_of(spread_of(result, [](const Run& run) { return run.back().seconds; }), 0)});
   }
   experiment.write_table({"capacity", "dropped choices, %", "at the last step, %",
-                          "validation loss without a limit, nats per byte", "training time, s"},
+                          "validation loss without a limit, nats per byte",
+                          "above that of no limit", "training time, s"},
                          rows);
   experiment.plot("dropped", "dropped choices, %", results, dropped,
                   std::max<Index>(1, experiment.steps() / 100));

@@ -48,13 +48,17 @@ int whole_number(const std::string& key, const std::string& value) {
   return number;
 }
 
+Index warmup_of(Index steps) {
+  return std::max<Index>(1, steps / 20);
+}
+
 void write_file(const std::string& path, const std::string& text) {
   language_model::OutputFile file(path);
   file.commit(text);
 }
 
 /// Means of a figure over groups of steps: (step or second of the last, mean).
-std::vector<std::pair<double, double>> grouped(const std::vector<LogEntry>& run,
+std::vector<std::pair<double, double>> grouped(const Run& run,
                                                const std::function<double(const LogEntry&)>& figure,
                                                Index group, Axis axis) {
   std::vector<std::pair<double, double>> points;
@@ -88,11 +92,19 @@ Spread spread_of(const std::vector<double>& values) {
   return spread;
 }
 
-Spread spread_of(const Result& result,
-                 const std::function<double(const std::vector<LogEntry>&)>& figure) {
+Spread spread_of(const Result& result, const std::function<double(const Run&)>& figure) {
   std::vector<double> values;
-  for (const auto& run : result.runs) values.push_back(figure(run));
+  for (const Run& run : result.runs) values.push_back(figure(run));
   return spread_of(values);
+}
+
+std::string loss_above(const Result& result, const Result& base) {
+  if (&result == &base) return "0";
+  std::vector<double> values;
+  for (std::size_t seed = 0; seed < result.runs.size(); ++seed)
+    values.push_back(final_loss(result.runs[seed]) - final_loss(base.runs[seed]));
+  const Spread spread = spread_of(values);
+  return (spread.mean > 0 ? "+" : "") + text_of(spread, 3);
 }
 
 std::string text_of(const Spread& spread, int digits) {
@@ -162,12 +174,11 @@ TrainOptions Experiment::options() const {
           .batch = 12,
           .context = 128,
           .learning_rate = 3e-3,
-          .warmup_steps = std::max<Index>(1, steps_ / 20),
+          .warmup_steps = warmup_of(steps_),
           .balance_weight = 0.01};
 }
 
-std::vector<Result> Experiment::run(const std::vector<Variant>& variants,
-                                    Index evaluate_every) const {
+std::vector<Result> Experiment::run(const std::vector<Variant>& variants, Index evaluations) const {
   std::vector<Result> results;
   results.reserve(variants.size());
   for (const Variant& variant : variants) results.push_back({variant.name, {}});
@@ -187,9 +198,13 @@ std::vector<Result> Experiment::run(const std::vector<Variant>& variants,
       request.out = folder_ + "/" + variant.folder + "-" + std::to_string(seed);
       request.resume = true;
       request.save_every = std::numeric_limits<Index>::max();
-      request.evaluate_every = evaluate_every;
       request.options = variant.options;
       request.options.seed = seed;
+      if (variant.steps) {
+        request.options.steps = variant.steps(results);
+        request.options.warmup_steps = warmup_of(request.options.steps);
+      }
+      request.evaluate_every = std::max<Index>(1, request.options.steps / evaluations);
       ++done;
       const bool is_terminal = isatty(STDERR_FILENO) != 0;
       results[i].runs.push_back(
@@ -228,9 +243,13 @@ void Experiment::plot(const std::string& name, const std::string& label,
   draw << "plot ";
   for (std::size_t i = 0; i < results.size(); ++i) {
     std::vector<std::vector<std::pair<double, double>>> of_seeds;
-    for (const auto& run : results[i].runs) of_seeds.push_back(grouped(run, figure, group, axis));
+    std::size_t count = std::numeric_limits<std::size_t>::max();
+    for (const Run& run : results[i].runs) {
+      of_seeds.push_back(grouped(run, figure, group, axis));
+      count = std::min(count, of_seeds.back().size());
+    }
     script << "$d" << i << " << EOD\n";
-    for (std::size_t p = 0; p < of_seeds[0].size(); ++p) {
+    for (std::size_t p = 0; p < count; ++p) {
       double least = std::numeric_limits<double>::infinity();
       double most = -least;
       double place = 0;
@@ -241,8 +260,9 @@ void Experiment::plot(const std::string& name, const std::string& label,
         place += points[p].first;
         sum += points[p].second;
       }
-      const auto count = static_cast<double>(of_seeds.size());
-      script << place / count << ' ' << sum / count << ' ' << least << ' ' << most << '\n';
+      const auto seeds_here = static_cast<double>(of_seeds.size());
+      script << place / seeds_here << ' ' << sum / seeds_here << ' ' << least << ' ' << most
+             << '\n';
     }
     script << "EOD\n";
     const std::string data = "$d" + std::to_string(i);
@@ -257,15 +277,14 @@ void Experiment::plot(const std::string& name, const std::string& label,
   language_model::training::draw_picture(script.str(), folder_ + "/" + name);
 }
 
-double at_the_end(const std::vector<LogEntry>& run,
-                  const std::function<double(const LogEntry&)>& figure) {
+double at_the_end(const Run& run, const std::function<double(const LogEntry&)>& figure) {
   const std::size_t count = std::max<std::size_t>(1, run.size() / 10);
   double sum = 0;
   for (std::size_t i = run.size() - count; i < run.size(); ++i) sum += figure(run[i]);
   return sum / static_cast<double>(count);
 }
 
-double final_loss(const std::vector<LogEntry>& run) {
+double final_loss(const Run& run) {
   return run.back().evaluation;
 }
 

@@ -17,10 +17,11 @@ namespace {
 
 using experiments::Experiment;
 using experiments::LogEntry;
+using experiments::Result;
+using experiments::Run;
 using experiments::Variant;
 using language_model::training::Balance;
 using moe::Index;
-using Run = std::vector<LogEntry>;
 
 /// The entry at which a run's evaluation first reaches a loss, with step and seconds between two
 /// evaluations by the straight line; infinite if it never does.
@@ -63,18 +64,21 @@ void run(const Experiment& experiment) {
   Variant dense{"dense, as wide as 2 experts", "dense", Experiment::mixtral(), experiment.options(),
                 true};
   dense.options.balance = Balance::none;
-  const Index evaluate_every = std::max<Index>(1, experiment.steps() / 40);
-  auto results = experiment.run({sparse, dense}, evaluate_every);
-  // As long as the dense model was trained, with a learning rate that falls within that time.
   const auto seconds_of = [](const Run& run) { return run.back().seconds; };
+  // As long as the dense model of the same seed was trained just before, with a learning rate that
+  // falls within that time.
   Variant timed = sparse;
   timed.name = "sparse, in the dense model's time";
   timed.folder = "sparse-timed";
-  timed.options.steps = std::max<Index>(1, std::lround(static_cast<double>(experiment.steps()) *
-                                                       spread_of(results[1], seconds_of).mean /
-                                                       spread_of(results[0], seconds_of).mean));
-  timed.options.warmup_steps = std::max<Index>(1, timed.options.steps / 20);
-  results.push_back(experiment.run({timed}, evaluate_every).front());
+  constexpr Index evaluations = 40;
+  timed.steps = [&](const std::vector<Result>& before) {
+    const double share =
+        seconds_of(before[1].runs.back()) / seconds_of(before[0].runs.back()) / evaluations;
+    // Whole parts between evaluations, so that the seeds have as many points.
+    return std::max<Index>(1, std::lround(static_cast<double>(experiment.steps()) * share)) *
+           std::min<Index>(evaluations, experiment.steps());
+  };
+  const auto results = experiment.run({sparse, dense, timed}, evaluations);
   std::vector<std::vector<std::string>> rows;
   rows.reserve(results.size());
   for (const auto& result : results) {
@@ -86,7 +90,8 @@ void run(const Experiment& experiment) {
       fewer_steps.push_back(static_cast<double>(dense_run.back().step) / reached.step);
       less_time.push_back(dense_run.back().seconds / reached.seconds);
     }
-    rows.push_back({result.name, std::to_string(result.runs.front().back().step),
+    const auto steps_of = [](const Run& run) { return static_cast<double>(run.back().step); };
+    rows.push_back({result.name, text_of(spread_of(result, steps_of), 0),
                     text_of(spread_of(result, experiments::final_loss), 3),
                     text_of(spread_of(result, seconds_of), 0), text_of_factors(fewer_steps),
                     text_of_factors(less_time)});
