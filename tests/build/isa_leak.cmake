@@ -3,13 +3,15 @@
 #
 # Disassembles a program's object and fails on instructions beyond the baseline outside of the
 # kernels that are chosen at run time: they would crash older machines.
-# Arguments: CXX, FILE, INCLUDE, EIGEN, FLAGS, WORK, OBJDUMP.
+# Arguments: OBJDUMP, and OBJECT, or CXX, FILE, INCLUDE, EIGEN, FLAGS, WORK to compile one.
 include_guard()
-set(object ${WORK}/isa_leak${FLAGS}.o)
-file(MAKE_DIRECTORY ${WORK})
-execute_process(COMMAND ${CXX} -std=c++20 -fopenmp ${FLAGS} -I${INCLUDE} -isystem ${EIGEN} -c ${FILE}
-                        -o ${object} COMMAND_ERROR_IS_FATAL ANY)
-execute_process(COMMAND ${OBJDUMP} -d -C --no-show-raw-insn ${object} OUTPUT_VARIABLE text
+if(NOT OBJECT)
+  set(OBJECT ${WORK}/isa_leak${FLAGS}.o)
+  file(MAKE_DIRECTORY ${WORK})
+  execute_process(COMMAND ${CXX} -std=c++20 -fopenmp ${FLAGS} -I${INCLUDE} -isystem ${EIGEN}
+                          -c ${FILE} -o ${OBJECT} COMMAND_ERROR_IS_FATAL ANY)
+endif()
+execute_process(COMMAND ${OBJDUMP} -d -C --no-show-raw-insn ${OBJECT} OUTPUT_VARIABLE text
                 COMMAND_ERROR_IS_FATAL ANY)
 # Lists separate by semicolons and brackets; names have both.
 string(REGEX REPLACE "[][;]" "." text "${text}")
