@@ -48,10 +48,6 @@ int whole_number(const std::string& key, const std::string& value) {
   return number;
 }
 
-Index warmup_of(Index steps) {
-  return std::max<Index>(1, steps / 20);
-}
-
 void write_file(const std::string& path, const std::string& text) {
   language_model::OutputFile file(path);
   file.commit(text);
@@ -96,6 +92,25 @@ Spread spread_of(const Result& result, const std::function<double(const Run&)>& 
   std::vector<double> values;
   for (const Run& run : result.runs) values.push_back(figure(run));
   return spread_of(values);
+}
+
+double step_seconds(const std::vector<Run>& runs) {
+  std::vector<double> seconds;
+  for (const Run& run : runs) {
+    double before = 0;
+    for (const LogEntry& entry : run) {
+      seconds.push_back(entry.seconds - before);
+      before = entry.seconds;
+    }
+  }
+  const auto quartile = seconds.begin() + static_cast<std::ptrdiff_t>(seconds.size() / 4);
+  std::nth_element(seconds.begin(), quartile, seconds.end());
+  return *quartile;
+}
+
+std::string training_time(const Result& result) {
+  const auto steps = static_cast<double>(result.runs.front().size());
+  return std::to_string(std::lround(steps * step_seconds(result.runs)));
 }
 
 std::string loss_above(const Result& result, const Result& base) {
@@ -174,7 +189,7 @@ TrainOptions Experiment::options() const {
           .batch = 12,
           .context = 128,
           .learning_rate = 3e-3,
-          .warmup_steps = warmup_of(steps_),
+          .warmup_steps = std::max<Index>(1, steps_ / 20),
           .balance_weight = 0.01};
 }
 
@@ -200,10 +215,6 @@ std::vector<Result> Experiment::run(const std::vector<Variant>& variants, Index 
       request.save_every = std::numeric_limits<Index>::max();
       request.options = variant.options;
       request.options.seed = seed;
-      if (variant.steps) {
-        request.options.steps = variant.steps(results);
-        request.options.warmup_steps = warmup_of(request.options.steps);
-      }
       request.evaluate_every = std::max<Index>(1, request.options.steps / evaluations);
       ++done;
       const bool is_terminal = isatty(STDERR_FILENO) != 0;
@@ -243,13 +254,9 @@ void Experiment::plot(const std::string& name, const std::string& label,
   draw << "plot ";
   for (std::size_t i = 0; i < results.size(); ++i) {
     std::vector<std::vector<std::pair<double, double>>> of_seeds;
-    std::size_t count = std::numeric_limits<std::size_t>::max();
-    for (const Run& run : results[i].runs) {
-      of_seeds.push_back(grouped(run, figure, group, axis));
-      count = std::min(count, of_seeds.back().size());
-    }
+    for (const Run& run : results[i].runs) of_seeds.push_back(grouped(run, figure, group, axis));
     script << "$d" << i << " << EOD\n";
-    for (std::size_t p = 0; p < count; ++p) {
+    for (std::size_t p = 0; p < of_seeds[0].size(); ++p) {
       double least = std::numeric_limits<double>::infinity();
       double most = -least;
       double place = 0;
@@ -260,9 +267,8 @@ void Experiment::plot(const std::string& name, const std::string& label,
         place += points[p].first;
         sum += points[p].second;
       }
-      const auto seeds_here = static_cast<double>(of_seeds.size());
-      script << place / seeds_here << ' ' << sum / seeds_here << ' ' << least << ' ' << most
-             << '\n';
+      const auto count = static_cast<double>(of_seeds.size());
+      script << place / count << ' ' << sum / count << ' ' << least << ' ' << most << '\n';
     }
     script << "EOD\n";
     const std::string data = "$d" + std::to_string(i);

@@ -34,9 +34,6 @@ struct Variant {
   nlohmann::json config;
   TrainOptions options;
   bool dense = false;
-  /// Steps that depend on how long the variants before it took, whose last run is the one of the
-  /// same seed; null for those of the options.
-  std::function<Index(const std::vector<Result>&)> steps = nullptr;
 };
 
 /// Mean and standard deviation over the seeds (n - 1).
@@ -50,6 +47,11 @@ Spread spread_of(const Result& result, const std::function<double(const Run&)>& 
 /// By how much the last loss of a result is above that of another, seed by seed: windows and first
 /// weights, which a seed decides, differ less than between seeds. "+0.012 ± 0.003", "0" for itself.
 std::string loss_above(const Result& result, const Result& base);
+/// Seconds of a step where nothing else slows the machine: the lower quartile of all steps of all
+/// seeds. A neighbour on the same cores makes whole runs take 1.4 times as long.
+double step_seconds(const std::vector<Run>& runs);
+/// Those of a whole run, in whole seconds.
+std::string training_time(const Result& result);
 /// "1.234 ± 0.005".
 std::string text_of(const Spread& spread, int digits);
 
@@ -84,8 +86,7 @@ class Experiment {
 
   /// A figure over the steps or the seconds of training, its mean as a line and its range over the
   /// seeds as a band: <name>.svg and <name>.png. Entries for which it is below 0 are left out;
-  /// others are averaged in groups of `group` steps. Where seeds differ in their steps, the last
-  /// points, which not all of them have, are left out.
+  /// others are averaged in groups of `group` steps.
   void plot(const std::string& name, const std::string& label, const std::vector<Result>& results,
             const std::function<double(const LogEntry&)>& figure, Index group,
             Axis axis = Axis::steps) const;

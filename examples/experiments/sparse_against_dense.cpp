@@ -17,7 +17,6 @@ namespace {
 
 using experiments::Experiment;
 using experiments::LogEntry;
-using experiments::Result;
 using experiments::Run;
 using experiments::Variant;
 using language_model::training::Balance;
@@ -64,21 +63,21 @@ void run(const Experiment& experiment) {
   Variant dense{"dense, as wide as 2 experts", "dense", Experiment::mixtral(), experiment.options(),
                 true};
   dense.options.balance = Balance::none;
-  const auto seconds_of = [](const Run& run) { return run.back().seconds; };
-  // As long as the dense model of the same seed was trained just before, with a learning rate that
-  // falls within that time.
+  constexpr Index evaluations = 40;
+  auto results = experiment.run({sparse, dense}, evaluations);
+  const double seconds[] = {experiments::step_seconds(results[0].runs),
+                            experiments::step_seconds(results[1].runs)};
+  // As long as the dense model is trained, with a learning rate that falls within that time.
   Variant timed = sparse;
   timed.name = "sparse, in the dense model's time";
   timed.folder = "sparse-timed";
-  constexpr Index evaluations = 40;
-  timed.steps = [&](const std::vector<Result>& before) {
-    const double share =
-        seconds_of(before[1].runs.back()) / seconds_of(before[0].runs.back()) / evaluations;
-    // Whole parts between evaluations, so that the seeds have as many points.
-    return std::max<Index>(1, std::lround(static_cast<double>(experiment.steps()) * share)) *
-           std::min<Index>(evaluations, experiment.steps());
-  };
-  const auto results = experiment.run({sparse, dense, timed}, evaluations);
+  timed.options.steps = std::max<Index>(
+      1, std::lround(static_cast<double>(experiment.steps()) * seconds[1] / seconds[0]));
+  timed.options.warmup_steps = std::max<Index>(1, timed.options.steps / 20);
+  results.push_back(experiment.run({timed}, evaluations).front());
+  for (std::size_t i = 0; i < results.size(); ++i)
+    for (Run& run : results[i].runs)
+      for (LogEntry& entry : run) entry.seconds = static_cast<double>(entry.step) * seconds[i % 2];
   std::vector<std::vector<std::string>> rows;
   rows.reserve(results.size());
   for (const auto& result : results) {
@@ -90,16 +89,16 @@ void run(const Experiment& experiment) {
       fewer_steps.push_back(static_cast<double>(dense_run.back().step) / reached.step);
       less_time.push_back(dense_run.back().seconds / reached.seconds);
     }
-    const auto steps_of = [](const Run& run) { return static_cast<double>(run.back().step); };
-    rows.push_back({result.name, text_of(spread_of(result, steps_of), 0),
+    const LogEntry& last = result.runs.front().back();
+    rows.push_back({result.name, std::to_string(last.step),
                     text_of(spread_of(result, experiments::final_loss), 3),
-                    text_of(spread_of(result, seconds_of), 0), text_of_factors(fewer_steps),
-                    text_of_factors(less_time)});
+                    loss_above(result, results[1]), std::to_string(std::lround(last.seconds)),
+                    text_of_factors(fewer_steps), text_of_factors(less_time)});
   }
-  experiment.write_table(
-      {"model", "steps", "validation loss, nats per byte", "training time, s",
-       "times fewer steps to the dense model's last loss", "times less time to it"},
-      rows);
+  experiment.write_table({"model", "steps", "validation loss, nats per byte", "above that of dense",
+                          "training time, s", "times fewer steps to the dense model's last loss",
+                          "times less time to it"},
+                         rows);
   experiment.plot(
       "loss_by_time", "validation loss, nats per byte", results,
       [](const LogEntry& entry) { return entry.evaluation; }, 1, experiments::Axis::seconds);
