@@ -103,9 +103,9 @@ double step_seconds(const std::vector<Run>& runs) {
       before = entry.seconds;
     }
   }
-  const auto quartile = seconds.begin() + static_cast<std::ptrdiff_t>(seconds.size() / 4);
-  std::nth_element(seconds.begin(), quartile, seconds.end());
-  return *quartile;
+  const auto decile = seconds.begin() + static_cast<std::ptrdiff_t>(seconds.size() / 10);
+  std::nth_element(seconds.begin(), decile, seconds.end());
+  return *decile;
 }
 
 std::string training_time(const Result& result) {

@@ -47,7 +47,7 @@ Spread spread_of(const Result& result, const std::function<double(const Run&)>& 
 /// By how much the last loss of a result is above that of another, seed by seed: windows and first
 /// weights, which a seed decides, differ less than between seeds. "+0.012 ± 0.003", "0" for itself.
 std::string loss_above(const Result& result, const Result& base);
-/// Seconds of a step where nothing else slows the machine: the lower quartile of all steps of all
+/// Seconds of a step where nothing else slows the machine: the lowest decile of all steps of all
 /// seeds. A neighbour on the same cores makes whole runs take 1.4 times as long.
 double step_seconds(const std::vector<Run>& runs);
 /// Those of a whole run, in whole seconds.
