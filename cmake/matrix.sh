@@ -71,15 +71,18 @@ isa() {
   MOE_ISA=$1 tests release-g++ g++ -O2
 }
 
-# emulated CPU LEVEL : the kernels, the reference data and a program of mixed flags on an older
-# processor, at the highest level that it has; an emulator that lacks it is refused.
+# emulated CPU LEVEL HIGHER : kernels, reference data and a program of mixed flags on an older
+# processor. An emulator that lacks the level is refused, and so is a level that it must not have.
 emulated() {
   moe_need qemu-user
   tests release-g++ g++ -O2 || return 1
   local program
   for program in test_kernels conformance build/mixed_flags; do
-    MOE_ISA=$2 OMP_NUM_THREADS=2 qemu-x86_64 -cpu "$1" "$MOE_BUILD/release-g++/tests/$program" || return 1
+    OMP_NUM_THREADS=2 qemu-x86_64 -cpu "$1" "$MOE_BUILD/release-g++/tests/$program" || return 1
   done
+  program=$MOE_BUILD/release-g++/tests/build/mixed_flags
+  MOE_ISA=$2 qemu-x86_64 -cpu "$1" "$program" || return 1
+  if MOE_ISA=$3 qemu-x86_64 -cpu "$1" "$program"; then return 1; fi
 }
 
 # The same cross-compiled for AArch64. GoogleTest is built from its sources, the other libraries are
@@ -123,8 +126,8 @@ run tsan tsan
 run isa-scalar isa scalar
 run isa-avx2 isa avx2
 run isa-avx512 isa avx512
-run haswell emulated Haswell avx2
-run nehalem emulated Nehalem scalar
+run haswell emulated Haswell avx2 avx512
+run nehalem emulated Nehalem scalar avx2
 run aarch64 aarch64
 run lint lint
 printf '\n'

@@ -46,7 +46,7 @@ void run(const Experiment& experiment) {
   }
   experiment.write_table({"capacity", "dropped choices, %", "at the last step, %",
                           "validation loss without a limit, nats per byte",
-                          "above that of no limit", "training time, s"},
+                          "above that of no limit", "time without neighbours, s"},
                          rows);
   experiment.plot("dropped", "dropped choices, %", results, dropped,
                   std::max<Index>(1, experiment.steps() / 100));

@@ -97,11 +97,8 @@ Spread spread_of(const Result& result, const std::function<double(const Run&)>& 
 double step_seconds(const std::vector<Run>& runs) {
   std::vector<double> seconds;
   for (const Run& run : runs) {
-    double before = 0;
-    for (const LogEntry& entry : run) {
-      seconds.push_back(entry.seconds - before);
-      before = entry.seconds;
-    }
+    for (std::size_t i = run.size() / 2; i < run.size(); ++i)
+      seconds.push_back(run[i].seconds - (i == 0 ? 0 : run[i - 1].seconds));
   }
   const auto decile = seconds.begin() + static_cast<std::ptrdiff_t>(seconds.size() / 10);
   std::nth_element(seconds.begin(), decile, seconds.end());

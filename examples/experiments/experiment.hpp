@@ -44,13 +44,15 @@ struct Spread {
 Spread spread_of(const std::vector<double>& values);
 /// `figure(run)` of every seed.
 Spread spread_of(const Result& result, const std::function<double(const Run&)>& figure);
-/// By how much the last loss of a result is above that of another, seed by seed: windows and first
-/// weights, which a seed decides, differ less than between seeds. "+0.012 ± 0.003", "0" for itself.
+/// By how much the last loss of a result is above that of another, seed by seed, since a seed draws
+/// the same windows for both, and the same first weights where shapes are the same:
+/// "+0.012 ± 0.003", "0" for itself.
 std::string loss_above(const Result& result, const Result& base);
-/// Seconds of a step where nothing else slows the machine: the lowest decile of all steps of all
-/// seeds. A neighbour on the same cores makes whole runs take 1.4 times as long.
+/// About the seconds of a step where nothing else slows the machine: the lowest decile of the
+/// second halves of all runs, as a neighbour on the same cores makes whole runs take 1.4 times as
+/// long.
 double step_seconds(const std::vector<Run>& runs);
-/// Those of a whole run, in whole seconds.
+/// The same for a whole run, in whole seconds.
 std::string training_time(const Result& result);
 /// "1.234 ± 0.005".
 std::string text_of(const Spread& spread, int digits);

@@ -42,7 +42,7 @@ void run(const Experiment& experiment) {
              2),
          training_time(result)});
   experiment.write_table({"experts", "validation loss, nats per byte", "above that of 2 of 8",
-                          "MaxVio of a step, last tenth", "training time, s"},
+                          "MaxVio of a step, last tenth", "time without neighbours, s"},
                          rows);
   experiment.plot(
       "loss", "validation loss, nats per byte", results,

@@ -95,10 +95,11 @@ void run(const Experiment& experiment) {
                     loss_above(result, results[1]), std::to_string(std::lround(last.seconds)),
                     text_of_factors(fewer_steps), text_of_factors(less_time)});
   }
-  experiment.write_table({"model", "steps", "validation loss, nats per byte", "above that of dense",
-                          "training time, s", "times fewer steps to the dense model's last loss",
-                          "times less time to it"},
-                         rows);
+  experiment.write_table(
+      {"model", "steps", "validation loss, nats per byte", "above that of dense",
+       "time without neighbours, s", "times fewer steps to the dense model's last loss",
+       "times less time to it"},
+      rows);
   experiment.plot(
       "loss_by_time", "validation loss, nats per byte", results,
       [](const LogEntry& entry) { return entry.evaluation; }, 1, experiments::Axis::seconds);

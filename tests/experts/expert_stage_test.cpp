@@ -196,7 +196,7 @@ TEST(ExpertStage, CutsOneExpertsWorkForAllThreads) {
   }
 }
 
-/// As many as one row streams side by side: a task with fewer streams none.
+/// A task with fewer panels than one row streams side by side would read them one by one.
 TEST(ExpertStage, PanelsThatAreStreamedSideBySideStayTogether) {
   constexpr Index group = moe::kernels::most_side_panels;
   const test_support::ScopedThreads scoped(2);

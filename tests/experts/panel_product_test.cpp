@@ -24,6 +24,7 @@
 
 #include "support/levels.hpp"
 #include "support/streams.hpp"
+#include "support/threads.hpp"
 
 namespace panel_product_test {
 
@@ -164,6 +165,7 @@ void expect_same_bits_in_streams(const Bank& bank) {
   const moe::SparseMoe layer{
       moe::TopKRouter<float>::random({.d_model = d_model, .num_experts = 2, .top_k = 2}, rng),
       bank};
+  const test_support::ScopedThreads scoped(1);  // More would cut steps into tasks without groups.
   for (const Index tokens : {1, 2, 3, 7, 12, 15, 30}) {
     const Matrix<float> x = Matrix<float>::Random(tokens, d_model);
     Matrix<float> y[2];

@@ -13,6 +13,7 @@
 #include "language_model/evaluate.hpp"
 #include "language_model/tiny_families.hpp"
 #include "language_model/training/model.hpp"
+#include "language_model/training/product.hpp"
 #include "support/differences.hpp"
 #include "support/threads.hpp"
 
@@ -114,6 +115,25 @@ TEST(Training, ALossIsThatOfTheModelThatRuns) {
   const auto evaluation = language_model::evaluate(model, text, 16);
   const auto report = trained.step({tokens.data(), 16}, {tokens.data() + 1, 16}, 1, 0);
   EXPECT_NEAR(report.loss, evaluation.nats_per_byte, 1e-12);
+}
+
+TEST(Training, ProductsRefuseOtherSizes) {
+  using language_model::training::multiply;
+  using language_model::training::multiply_transposed;
+  moe::Matrix<float> a = moe::Matrix<float>::Ones(5, 7);
+  moe::Matrix<float> b = moe::Matrix<float>::Ones(7, 40);
+  moe::Matrix<float> c(5, 40);
+  language_model::training::Panels<float> panels;
+  panels.pack_columns(b);
+  multiply<float>(a, panels, c);
+  EXPECT_EQ(c(4, 39), 7);
+  EXPECT_THROW(multiply<float>(b, panels, c), moe::ShapeError);
+  EXPECT_THROW(multiply<float>(a, panels, a), moe::ShapeError);
+  EXPECT_THROW(multiply_transposed<float>(a, panels, c), moe::ShapeError);
+  moe::Matrix<float> wide(40, 40);
+  multiply_transposed<float>(b, panels, wide);
+  EXPECT_EQ(wide(39, 39), 7);
+  EXPECT_THROW(multiply_transposed<float>(b, panels, c), moe::ShapeError);
 }
 
 TEST(Training, TheBitsDoNotDependOnTheNumberOfThreads) {

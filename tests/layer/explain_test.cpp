@@ -158,9 +158,9 @@ TEST(Explain, NamesTheKernelOfEveryExpert) {
       const Index asking = moe::detail::most_waiting_blocks * tiles.most_rows;
       const Index tile_rows = e.experts[0].tile_rows;
       const bool is_asked = streams && rows <= asking && tiles.in_streams[tile_rows - 1] != nullptr;
-      EXPECT_EQ(e.experts[0].kernel, is_side
-                                         ? "bf16, " + std::to_string(tiles.side_panels[rows - 1]) +
-                                               " panels side by side"
+      EXPECT_EQ(e.experts[0].kernel, is_side ? "bf16, up to " +
+                                                   std::to_string(tiles.side_panels[rows - 1]) +
+                                                   " panels side by side"
                                      : is_asked ? "bf16, next panel in 8 streams"
                                                 : "bf16, panel by panel");
     }
@@ -184,8 +184,9 @@ TEST(Explain, NamesTheProductsOfQuantisedExperts) {
   EXPECT_EQ(kernel("int8", "int8", 100, true), "int8 in integers, panel by panel");
   const auto& kernels = moe::kernels::coded_kernels(moe::format_of("int8"));
   if (kernels.side_panels > 0) {
-    EXPECT_EQ(kernel("int8", "int8", 1, true),
-              "int8 in integers, " + std::to_string(kernels.side_panels) + " panels side by side");
+    EXPECT_EQ(
+        kernel("int8", "int8", 1, true),
+        "int8 in integers, up to " + std::to_string(kernels.side_panels) + " panels side by side");
   }
   if (kernels.in_streams[3] != nullptr) {
     EXPECT_EQ(kernel("int8", "int8", 4, true), "int8 in integers, next panel in 8 streams");

@@ -32,7 +32,7 @@ auto values_at(Scalar* values, Index count) {
   return Eigen::Map<Array>(values, count);
 }
 
-/// `count` values, known to the compiler, times `scale`.
+/// Values, whose number the compiler knows, times `scale`.
 template <Index count, class Scalar>
 void scale_values(const Scalar* from, Scalar scale, Scalar* to) {
   using Array = Eigen::Array<Scalar, count, 1>;
@@ -182,6 +182,14 @@ class RowTile {
 
 namespace detail {
 
+template <class Scalar>
+void check_sizes(const char* where, Index inner, Index rows, const Panels<Scalar>& b,
+                 MatrixView<const Scalar> c) {
+  moe::detail::check_size(where, "the inner size", b.inner(), inner);
+  moe::detail::check_size(where, "c.rows()", rows, c.rows());
+  moe::detail::check_size(where, "c.cols()", b.outputs(), c.cols());
+}
+
 /// Cuts a product into tasks of a tile's rows and some panels; take(tile, first, count) packs rows.
 template <class Scalar, class Take>
 void multiply(Index rows, const Panels<Scalar>& b, MatrixView<Scalar> c, bool adds,
@@ -206,12 +214,12 @@ void multiply(Index rows, const Panels<Scalar>& b, MatrixView<Scalar> c, bool ad
 /// c = a b, or c += a b.
 ///
 /// Shapes  a (rows, inner), c (rows, outputs of b).
-/// Throws  ShapeError if b has another inner size.
+/// Throws  ShapeError if sizes differ.
 /// Values  the same bits for any number of threads.
 template <class Scalar>
 void multiply(std::type_identity_t<MatrixView<const Scalar>> a, const Panels<Scalar>& b,
               std::type_identity_t<MatrixView<Scalar>> c, bool adds = false) {
-  moe::detail::check_size("multiply", "a.cols()", b.inner(), a.cols());
+  detail::check_sizes<Scalar>("multiply", a.cols(), a.rows(), b, c);
   detail::multiply<Scalar>(a.rows(), b, c, adds,
                            [&](RowTile<Scalar>& tile, Index first, Index count) {
                              tile.take_rows(a, first, count, a.cols());
@@ -221,10 +229,11 @@ void multiply(std::type_identity_t<MatrixView<const Scalar>> a, const Panels<Sca
 /// c = a^T b, or c += a^T b.
 ///
 /// Shapes  a (inner, rows), c (rows, outputs of b).
+/// Throws  ShapeError if sizes differ.
 template <class Scalar>
 void multiply_transposed(std::type_identity_t<MatrixView<const Scalar>> a, const Panels<Scalar>& b,
                          std::type_identity_t<MatrixView<Scalar>> c, bool adds = false) {
-  moe::detail::check_size("multiply_transposed", "a.rows()", b.inner(), a.rows());
+  detail::check_sizes<Scalar>("multiply_transposed", a.rows(), a.cols(), b, c);
   detail::multiply<Scalar>(
       a.cols(), b, c, adds,
       [&](RowTile<Scalar>& tile, Index first, Index count) { tile.take_columns(a, first, count); });

@@ -210,7 +210,7 @@ inline std::string coded_kernel(const MatrixLayout& layout, bool is_integer, Ind
   const bool in_streams = kernels::fetches_in_streams() && is_single;
   const Index side_panels = is_integer ? kernels.side_panels : kernels.widened_side_panels;
   if (in_streams && rows == 1 && side_panels > 0)
-    return text_of(product, ", ", side_panels, " panels side by side");
+    return text_of(product, ", up to ", side_panels, " panels side by side");
   if (!is_integer) return product + (rows <= 2 ? ", panel by panel" : ", slice by slice");
   const Index parts = (rows + kernels.most_rows - 1) / kernels.most_rows;
   if (in_streams && kernels.in_streams[rows / parts - 1] != nullptr)

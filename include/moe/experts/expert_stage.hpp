@@ -268,8 +268,8 @@ class ExpertStage {
   }
 
   /// Cuts a step along the panels, at least 4 a task, and along the rows where that is not enough.
-  /// Panels that few rows stream side by side stay together where every thread has two groups: with
-  /// fewer, an even spread is worth more than streams.
+  /// Where few rows stream panels side by side, it cuts between groups of 8, if every thread has
+  /// two of them: with fewer, an even spread is worth more than streams.
   std::int32_t add_slices(Step step, Index j, Index panels) {
     const Job& job = jobs_[static_cast<std::size_t>(j)];
     const Index wanted = splits(job);

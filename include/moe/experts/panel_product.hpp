@@ -138,7 +138,7 @@ std::string tile_kernel(Index rows) {
   const Index block_rows = (rows + blocks - 1) / blocks;
   const bool has_streams = kernels::fetches_in_streams();
   if (has_streams && blocks == 1 && kernels.side_panels[rows - 1] > 0)
-    return text_of(weights, ", ", kernels.side_panels[rows - 1], " panels side by side");
+    return text_of(weights, ", up to ", kernels.side_panels[rows - 1], " panels side by side");
   if (has_streams && blocks <= most_waiting_blocks && kernels.in_streams[block_rows - 1] != nullptr)
     return text_of(weights, ", next panel in 8 streams");
   return text_of(weights, ", panel by panel");
