@@ -42,7 +42,7 @@ void run(const Experiment& experiment) {
         {result.name, text_of(spread_of(result, mean_drop), 1),
          text_of(spread_of(result, [&](const Run& run) { return dropped(run.back()); }), 1),
          text_of(spread_of(result, experiments::final_loss), 3), loss_above(result, results.back()),
-         training_time(result)});
+         time_without_neighbours(result)});
   }
   experiment.write_table({"capacity", "dropped choices, %", "at the last step, %",
                           "validation loss without a limit, nats per byte",

@@ -105,7 +105,7 @@ double step_seconds(const std::vector<Run>& runs) {
   return *decile;
 }
 
-std::string training_time(const Result& result) {
+std::string time_without_neighbours(const Result& result) {
   const auto steps = static_cast<double>(result.runs.front().size());
   return std::to_string(std::lround(steps * step_seconds(result.runs)));
 }

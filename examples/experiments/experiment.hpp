@@ -53,7 +53,7 @@ std::string loss_above(const Result& result, const Result& base);
 /// long.
 double step_seconds(const std::vector<Run>& runs);
 /// The same for a whole run, in whole seconds.
-std::string training_time(const Result& result);
+std::string time_without_neighbours(const Result& result);
 /// "1.234 ± 0.005".
 std::string text_of(const Spread& spread, int digits);
 

@@ -40,7 +40,7 @@ void run(const Experiment& experiment) {
          text_of(
              spread_of(result, [&](const Run& r) { return experiments::at_the_end(r, violation); }),
              2),
-         training_time(result)});
+         time_without_neighbours(result)});
   experiment.write_table({"experts", "validation loss, nats per byte", "above that of 2 of 8",
                           "MaxVio of a step, last tenth", "time without neighbours, s"},
                          rows);

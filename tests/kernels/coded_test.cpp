@@ -251,11 +251,11 @@ TEST_P(Coded, TheLongestSumOfTheLargestCodesFits) {
   }
 }
 
-/// The bytes of several panels of drawn outputs.
-AlignedBuffer<std::byte> draw_panels(const MatrixLayout& layout, Index panels, std::uint64_t seed) {
+/// The bytes of whole panels of drawn outputs.
+AlignedBuffer<std::byte> draw_panels(const MatrixLayout& layout, std::uint64_t seed) {
   AlignedBuffer<std::byte> bytes(static_cast<std::size_t>(layout.bytes()));
   Draw draw(seed);
-  for (Index o = 0; o < panels * width; ++o)
+  for (Index o = 0; o < layout.panels * width; ++o)
     moe::detail::put_output(layout, o, draw_output(layout, draw), bytes.data());
   return bytes;
 }
@@ -269,7 +269,7 @@ TEST_P(Coded, PanelsSideBySideGiveTheBitsOfEachAlone) {
     constexpr Index inner = 270;
     const Index panels = kernels.side_panels;
     const MatrixLayout layout(format, panels * width, inner);
-    const AlignedBuffer<std::byte> bytes = draw_panels(layout, panels, 9);
+    const AlignedBuffer<std::byte> bytes = draw_panels(layout, 9);
     const std::vector<float> x = activations(1, inner, 10);
     AlignedBuffer<float> memory(static_cast<std::size_t>(moe::detail::coded_row_size(layout)));
     const moe::detail::CodedBlock block(layout, memory.data(), 1);
@@ -297,7 +297,7 @@ TEST_P(Coded, WidenedPanelsSideBySideGiveTheBitsOfEachAlone) {
     constexpr Index inner = 270;
     const Index panels = kernels.widened_side_panels;
     const MatrixLayout layout(format, panels * width, inner);
-    const AlignedBuffer<std::byte> bytes = draw_panels(layout, panels, 11);
+    const AlignedBuffer<std::byte> bytes = draw_panels(layout, 11);
     const std::vector<float> x = activations(1, inner, 12);
     const auto outputs_of = [&](Index p) {
       return moe::detail::traits_of(format).has_output_scale

@@ -14,6 +14,7 @@
 #include <string>
 #include <sys/resource.h>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 #include <gtest/gtest.h>
