@@ -161,7 +161,7 @@ constexpr moe::ExpertsConfig streamed_config{
 template <class Bank>
 void expect_same_bits_in_streams(const Bank& bank) {
   std::mt19937_64 rng(1);
-  const Index d_model = streamed_config.d_model;
+  const Index d_model = bank.d_model();
   const moe::SparseMoe layer{
       moe::TopKRouter<float>::random({.d_model = d_model, .num_experts = 2, .top_k = 2}, rng),
       bank};
@@ -188,6 +188,16 @@ TEST_P(PanelsSideBySide, OfFloatsGiveTheSameBits) {
       moe::FeedForwardExperts<float, moe::SwiGlu>::random(streamed_config, rng));
   expect_same_bits_in_streams(
       moe::FeedForwardExperts<float, moe::SwiGlu, moe::bfloat16>::random(streamed_config, rng));
+}
+
+TEST_P(PanelsSideBySide, OfSeveralSlicesGiveTheSameBits) {
+  std::mt19937_64 rng(1);
+  // Several slices of both matrices, and more panels than have their sums kept at once.
+  constexpr Index most = moe::detail::most_streamed_slice;
+  const moe::ExpertsConfig config{.num_experts = 2, .d_model = 2 * most + 37, .d_ff = most + 50};
+  expect_same_bits_in_streams(moe::FeedForwardExperts<float, moe::SwiGlu>::random(config, rng));
+  expect_same_bits_in_streams(
+      moe::FeedForwardExperts<float, moe::SwiGlu, moe::bfloat16>::random(config, rng));
 }
 
 TEST_P(PanelsSideBySide, OfCodesGiveTheSameBits) {

@@ -210,8 +210,10 @@ void tile_in_streams(const Scalar* a, const Storage* panel, std::ptrdiff_t inner
                     [&](const Storage* at, std::ptrdiff_t k) {
                       MOE_UNROLL
                       for (std::ptrdiff_t p = 0; p < bytes; p += 64) {
-                        __builtin_prefetch(asked + p);
-                        __builtin_prefetch(reinterpret_cast<const char*>(at) + ahead + p);
+                        // Requests take the loads' places, of which 8 rows leave none.
+                        if (p < next.stride) __builtin_prefetch(asked + p);
+                        if (ahead != 0)
+                          __builtin_prefetch(reinterpret_cast<const char*>(at) + ahead + p);
                       }
                       asked += next.step;
                       if (k % 8 == 7) asked += back;
