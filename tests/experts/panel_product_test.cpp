@@ -3,6 +3,7 @@
 //
 // Products with a storage that is no array of weights, two of which share a byte; panels side by
 // side.
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <random>
@@ -166,7 +167,7 @@ void expect_same_bits_in_streams(const Bank& bank) {
       moe::TopKRouter<float>::random({.d_model = d_model, .num_experts = 2, .top_k = 2}, rng),
       bank};
   const test_support::ScopedThreads scoped(1);  // More would cut steps into tasks without groups.
-  for (const Index tokens : {1, 2, 3, 7, 12, 15, 30}) {
+  for (const Index tokens : {1, 2, 3, 7, 12, 15, 18, 30}) {
     const Matrix<float> x = Matrix<float>::Random(tokens, d_model);
     Matrix<float> y[2];
     for (const bool choice : {false, true}) {
@@ -192,12 +193,15 @@ TEST_P(PanelsSideBySide, OfFloatsGiveTheSameBits) {
 
 TEST_P(PanelsSideBySide, OfSeveralSlicesGiveTheSameBits) {
   std::mt19937_64 rng(1);
-  // Several slices of both matrices, and more panels than have their sums kept at once.
-  constexpr Index most = moe::detail::most_streamed_slice;
+  // Several slices of both matrices, and more panels than have their sums kept at once for 18 rows,
+  // which are 2 blocks with AVX-512 and 3 with AVX2.
+  const Index most = std::min<Index>(1024, moe::detail::most_streamed_slice());
   const moe::ExpertsConfig config{.num_experts = 2, .d_model = 2 * most + 37, .d_ff = most + 50};
   expect_same_bits_in_streams(moe::FeedForwardExperts<float, moe::SwiGlu>::random(config, rng));
   expect_same_bits_in_streams(
       moe::FeedForwardExperts<float, moe::SwiGlu, moe::bfloat16>::random(config, rng));
+  expect_same_bits_in_streams(
+      moe::FeedForwardExperts<float, moe::SwiGlu, moe::half>::random(config, rng));
 }
 
 TEST_P(PanelsSideBySide, OfCodesGiveTheSameBits) {

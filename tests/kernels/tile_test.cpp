@@ -153,9 +153,10 @@ void check_in_streams() {
       AlignedBuffer<float> sums(size);
       const std::ptrdiff_t first = inner / 2;
       const auto run = [&](std::ptrdiff_t begin, std::ptrdiff_t end) {
+        const bool is_first = begin == 0;
         tiles.in_streams[rows - 1](c.a.data() + 1 + begin * rows,
                                    c.panel.data() + begin * panel_width, end - begin, sums.data(),
-                                   begin > 0, {next, 64, 128}, 4096);
+                                   !is_first, {next, 64, is_first ? 128 : 43}, is_first ? 4096 : 0);
       };
       run(0, first);
       if (first > 0) {

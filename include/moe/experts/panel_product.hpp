@@ -19,21 +19,24 @@
 
 namespace moe::inline MOE_ABI::detail {
 
-/// Inner values of one pass at most, such that a slice of a panel takes a quarter of the
-/// second-level cache and stays there beside the rows that it meets: 2048 for 1 MiB. With 2 MiB,
-/// 2048 are as fast as 4096 or up to 4 % faster (126 and 252 rows of 4096), and 1024 are slower
-/// where 2048 are all that there is, since the sums are finished later.
+/// Inner values of one pass at most, such that a slice of a panel in single precision takes a
+/// quarter of the second-level cache, 256 KiB at most, and stays there beside the rows that it
+/// meets: 2048 for 1 MiB. With 2 MiB, 2048 are as fast as 4096 or up to 4 % faster (126 and 252
+/// rows of 4096), and 1024 are slower where 2048 are all that there is, since the sums are finished
+/// later.
 inline Index most_slice() noexcept {
   constexpr std::ptrdiff_t most = 256 * 1024;
   return std::min(kernels::second_level_cache() / 4, most) / (kernels::panel_width * 4);
 }
 
-/// The same where the next panel is asked for in streams: what is asked for and what is in use have
-/// to stay beside each other. 16 rows of 4096 values, whose memory takes 1.25 times as long as
-/// their products, reached 0.67 of what memory reads in slices of 4096, 0.76 of 2048, 0.79 of 1024,
-/// 0.78 of 512, 0.71 of 256; groups of 8 or 16 panels, and blocks that follow one another every 64
-/// or 128 values, made no difference beyond noise.
-inline constexpr Index most_streamed_slice = 1024;
+/// The same where the next panel is asked for in streams: what is asked for has to stay beside what
+/// is in use. With 2 MiB, 16 rows of 4096 values in single precision, whose memory takes 1.25 times
+/// as long as their products, reached 0.67 of what memory reads in slices of 4096, 0.76 of 2048,
+/// 0.79 of 1024, 0.78 of 512, 0.71 of 256; groups of 8 or 16 panels, and blocks that follow one
+/// another every 64 or 128 values, made no difference beyond noise.
+inline Index most_streamed_slice() noexcept {
+  return most_slice() / 2;
+}
 
 /// Values of the rows that meet a panel one after the other while it is in the second-level cache:
 /// as much as that cache in single precision. They are read once for every panel, a stream of 4
@@ -57,13 +60,13 @@ void for_each_tile(const StageSlice<Scalar>& work, const PackedMatrices<Storage>
                    const Scalar* a, Index row_size, Finish&& finish) {
   const auto& kernels = kernels::tile_kernels<Scalar, Storage>();
   const Index inner = weights.inner();
-  // A single block reads everything once, in any order.
   const Index all_blocks = work.last_block - work.first_block;
   const bool is_single = all_blocks == 1;
   const Index first_rows = work.block_row(work.first_block + 1) - work.block_row(work.first_block);
   const bool is_streamed = kernels::fetches_in_streams() && all_blocks <= most_waiting_blocks &&
                            kernels.in_streams[first_rows - 1] != nullptr;
-  const Index most = is_streamed ? most_streamed_slice : is_single ? inner : most_slice();
+  // A single block that asks for nothing reads everything once, in any order.
+  const Index most = is_streamed ? most_streamed_slice() : is_single ? inner : most_slice();
   const Index slices = (inner + most - 1) / most;
   constexpr Index multiple = PackedMatrices<Storage>::slice_step();
   const Index slice = ((inner + slices - 1) / slices + multiple - 1) / multiple * multiple;
@@ -92,20 +95,21 @@ void for_each_tile(const StageSlice<Scalar>& work, const PackedMatrices<Storage>
       const auto* const after = reinterpret_cast<const char*>(
           turns ? weights.panel(work.expert, first, k + slice)
                 : weights.panel(work.expert, p + 1, p + 1 == last ? 0 : k));
-      // While several blocks use one panel, each asks for its share of the next.
+      // While several blocks use one panel, each asks for its share of what comes next.
+      const Index step = (line_bytes + blocks - 1) / blocks;
       const auto tile_in_streams = kernels.in_streams[block_rows - 1];
       if (in_streams && !is_last && tile_in_streams != nullptr) {
         // Nobody has asked for the first panel, so that its tiles do, a page ahead.
         const Index ahead = p == work.first_panel && k == 0 ? 4096 : 0;
-        const Index share = line_bytes * count / blocks;
+        const Index share = step * count;
         tile_in_streams(rows_at, panel, count, sums, k > 0,
-                        {after + (b - begin) * share, share / 8, line_bytes / blocks}, ahead);
+                        {after + (b - begin) * share, share / 8, step}, ahead);
         return;
       }
-      const Index step = blocks > 1 ? (line_bytes + blocks - 1) / blocks : 0;
       const char* const next =
           blocks > 1 ? after + (b - begin) * step * count : reinterpret_cast<const char*>(panel);
-      kernels.of_rows[block_rows - 1](rows_at, panel, count, sums, k > 0, next, step);
+      kernels.of_rows[block_rows - 1](rows_at, panel, count, sums, k > 0, next,
+                                      blocks > 1 ? step : 0);
     };
     if (slices == 1) {
       Index first = work.first_panel;

@@ -54,12 +54,13 @@ struct Lines {
 ///         has a fused multiply-add: the same bits whatever the number of rows. With `resume`, sums
 ///         are the accumulators that an earlier slice of k left.
 /// Memory  asks for the lines from `next` on to come to the second-level cache, `step` bytes
-///         further for every k: a part of the panel that comes next.
+///         further for every k: a part of what comes next.
 ///
 /// `side_by_side` gives the sums of several panels, which follow each other in memory, with few
 /// rows: sums (panels, rows, 32), the same bits. `in_streams` gives those of more rows with one
-/// panel, and asks for the lines of what comes next, with a period of 8 inner values, to come to
-/// the first-level cache, and for those of the panel, `ahead` bytes ahead.
+/// panel, and asks for the lines of what comes next, with a period of 8 inner values and as many as
+/// a stride has, to come to the first-level cache, and for those of the panel, `ahead` bytes ahead,
+/// unless that is 0.
 template <class Scalar, class Storage>
 struct TileKernels {
   using Tile = void (*)(const Scalar* a, const Storage* panel, std::ptrdiff_t inner, Scalar* sums,

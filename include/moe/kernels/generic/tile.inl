@@ -210,7 +210,7 @@ void tile_in_streams(const Scalar* a, const Storage* panel, std::ptrdiff_t inner
                     [&](const Storage* at, std::ptrdiff_t k) {
                       MOE_UNROLL
                       for (std::ptrdiff_t p = 0; p < bytes; p += 64) {
-                        // Requests take the loads' places, of which 8 rows leave none.
+                        // Each takes one of the loads' places, of which these products leave two.
                         if (p < next.stride) __builtin_prefetch(asked + p);
                         if (ahead != 0)
                           __builtin_prefetch(reinterpret_cast<const char*>(at) + ahead + p);
