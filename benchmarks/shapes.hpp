@@ -185,9 +185,9 @@ inline double median(std::vector<double> values) {
 
 /// The median of the times of b(i) over those of a(i), for i = 0, 1, ...: one after the other, each
 /// first in every other pair, since a machine that is shared gives more and less from one second to
-/// the next. At least so many pairs, then as many as a second holds.
+/// the next. Five pairs, then as many as a second holds.
 template <class A, class B>
-double ratio_in_turn(const A& a, const B& b, std::size_t least = 5) {
+double ratio_in_turn(const A& a, const B& b) {
   const auto time = [](const auto& run, std::size_t i) {
     const Clock::time_point start = Clock::now();
     run(i);
@@ -195,7 +195,7 @@ double ratio_in_turn(const A& a, const B& b, std::size_t least = 5) {
   };
   std::vector<double> ratios;
   const Clock::time_point start = Clock::now();
-  for (std::size_t i = 0; i < least || (i < 200 && seconds_since(start) < 1); ++i) {
+  for (std::size_t i = 0; i < 5 || (i < 200 && seconds_since(start) < 1); ++i) {
     const double first = i % 2 == 0 ? time(a, i) : time(b, i);
     const double second = i % 2 == 0 ? time(b, i) : time(a, i);
     ratios.push_back(i % 2 == 0 ? second / first : first / second);

@@ -28,10 +28,10 @@ void eigen_threads(int threads) {
   Eigen::setNbThreads(threads);
 }
 
-void swiglu(const float* gate, float* up, std::ptrdiff_t n) {
-  Eigen::Map<Eigen::ArrayXf> h(up, n);
+void swiglu(const float* gate, const float* up, float* hidden, std::ptrdiff_t n) {
+  const Eigen::Map<const Eigen::ArrayXf> u(up, n);
   const Eigen::Map<const Eigen::ArrayXf> g(gate, n);
-  h *= g / (1 + (-g).exp());
+  Eigen::Map<Eigen::ArrayXf>(hidden, n) = u * (g / (1 + (-g).exp()));
 }
 
 void relu(float* up, std::ptrdiff_t n) {

@@ -16,8 +16,9 @@ void eigen_product(const float* x, std::ptrdiff_t rows, std::ptrdiff_t inner, co
                    std::ptrdiff_t outputs, float* y);
 void eigen_threads(int threads);
 
-/// up = silu(gate) * up, and up = max(up, 0).
-void swiglu(const float* gate, float* up, std::ptrdiff_t n);
+/// hidden = silu(gate) * up, which may be the same memory as hidden.
+void swiglu(const float* gate, const float* up, float* hidden, std::ptrdiff_t n);
+/// up = max(up, 0).
 void relu(float* up, std::ptrdiff_t n);
 
 /// Codes of rows, the largest of each 127, and their scales.

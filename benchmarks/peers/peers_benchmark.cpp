@@ -2,11 +2,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // peer:<library>/<shape>/<weights>/T:<tokens>  the block of forward/<shape>/<weights>/T:<tokens> on
-//                                              another library's products, the faster of experts
-//                                              one after the other with all threads each, and side
-//                                              by side with one; or in the library's own block,
-//                                              where it has one; the counter times_ours is its time
-//                                              over our layer's, both in turn
+//                                              another library's products, the fastest of experts
+//                                              one after the other with all threads each and side
+//                                              by side with one, gate and up as one product and as
+//                                              two; or in the library's own block, where it has
+//                                              one; the counter times_ours is its time over our
+//                                              layer's, both in turn
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -36,17 +37,24 @@ using moe::Matrix;
 
 /// One expert's products.
 struct PeerExpert {
-  std::unique_ptr<PeerProduct> gate;  // gated only
+  std::unique_ptr<PeerProduct> gate;     // gated only
+  std::unique_ptr<PeerProduct> gate_up;  // gated only: both, one above the other
   std::unique_ptr<PeerProduct> up;
   std::unique_ptr<PeerProduct> down;
+};
+
+/// How a block is built from products.
+struct Form {
+  bool side_by_side;  // experts, with a thread each
+  bool together;      // gate and up as one product
 };
 
 /// Memory of one expert's rows.
 struct PeerRows {
   Matrix<float> x;
   Matrix<float> gate;
+  Matrix<float> gate_up;
   Matrix<float> hidden;
-  Matrix<float> y;
 };
 
 /// Random weights, made expert by expert where the bank has others than floats.
@@ -79,7 +87,12 @@ class PeerLayer {
     for (Index e = 0; e < shape.num_experts && !block_; ++e) {
       const moe::ExpertMatrices<float> m = bank.expert(e);
       PeerExpert expert;
-      if (shape.gating == Gating::gated) expert.gate = peer.prepare(m.gate);
+      if (shape.gating == Gating::gated) {
+        expert.gate = peer.prepare(m.gate);
+        Matrix<float> both(2 * shape.d_ff, shape.d_model);
+        both << m.gate, m.up;
+        expert.gate_up = peer.prepare(both);
+      }
       expert.up = peer.prepare(m.up);
       expert.down = peer.prepare(m.down);
       experts_.push_back(std::move(expert));
@@ -89,24 +102,31 @@ class PeerLayer {
 
   bool has_block() const { return block_ != nullptr; }
 
+  /// Those that it can be built in.
+  std::vector<Form> forms() const {
+    if (block_) return {{false, false}};
+    if (shape_.gating != Gating::gated) return {{false, false}, {true, false}};
+    return {{false, false}, {true, false}, {false, true}, {true, true}};
+  }
+
   /// Our own layer with the same weights.
   const moe::SparseMoe<moe::TopKRouter<float>, Bank>& ours() const { return ours_; }
 
   void forward(const Matrix<float>& x, const moe::Routing<float>& routing, Matrix<float>& y,
-               bool side_by_side) {
+               Form form) {
     if (block_) return block_->forward(x, routing, y);
     const int threads = omp_get_max_threads();
     moe::make_plan(routing, {}, plan_);
     rows_.resize(plan_.num_rows(), shape_.d_model);
     memory_.resize(static_cast<std::size_t>(threads));
-    peer_->set_threads(side_by_side ? 1 : threads);
-    if (side_by_side) {
+    peer_->set_threads(form.side_by_side ? 1 : threads);
+    if (form.side_by_side) {
       omp_set_num_threads(threads);
 #pragma omp parallel for schedule(dynamic)
       for (Index e = 0; e < shape_.num_experts; ++e)
-        run_expert(x, e, memory_[static_cast<std::size_t>(omp_get_thread_num())]);
+        run_expert(x, e, form.together, memory_[static_cast<std::size_t>(omp_get_thread_num())]);
     } else {
-      for (Index e = 0; e < shape_.num_experts; ++e) run_expert(x, e, memory_[0]);
+      for (Index e = 0; e < shape_.num_experts; ++e) run_expert(x, e, form.together, memory_[0]);
     }
     omp_set_num_threads(threads);
     moe::combine<float>(rows_, plan_, routing.weights, y);
@@ -121,7 +141,7 @@ class PeerLayer {
     return {std::move(router), random_bank<Bank>(shape.experts(), rng)};
   }
 
-  void run_expert(const Matrix<float>& x, Index e, PeerRows& memory) {
+  void run_expert(const Matrix<float>& x, Index e, bool together, PeerRows& memory) {
     const Index count = plan_.rows_of(e);
     if (count == 0) return;
     const Index first = plan_.first_row(e);
@@ -130,27 +150,41 @@ class PeerLayer {
     if (memory.x.rows() < count) {
       memory.x.resize(count, shape_.d_model);
       memory.gate.resize(count, shape_.d_ff);
+      memory.gate_up.resize(count, 2 * shape_.d_ff);
       memory.hidden.resize(count, shape_.d_ff);
     }
     // In the region of experts side by side, these loops have one thread.
 #pragma omp parallel for
     for (Index r = 0; r < count; ++r)
       memory.x.row(r) = x.row(plan_.rows[static_cast<std::size_t>(first + r)].token);
-    expert.up->run(memory.x.data(), count, memory.hidden.data());
     float* const hidden = memory.hidden.data();
-    if (expert.gate) expert.gate->run(memory.x.data(), count, memory.gate.data());
+    if (together) {
+      expert.gate_up->run(memory.x.data(), count, memory.gate_up.data());
+#pragma omp parallel for
+      for (Index r = 0; r < count; ++r) {
+        const float* const both = memory.gate_up.row(r).data();
+        native::swiglu(both, both + shape_.d_ff, hidden + r * shape_.d_ff, shape_.d_ff);
+      }
+    } else {
+      expert.up->run(memory.x.data(), count, hidden);
+      if (expert.gate) expert.gate->run(memory.x.data(), count, memory.gate.data());
+      activate(memory.gate.data(), hidden, count * shape_.d_ff);
+    }
+    expert.down->run(hidden, count, rows_.row(first).data());
+  }
+
+  void activate(const float* gate, float* hidden, Index size) const {
     const Index parts = omp_in_parallel() != 0 ? 1 : omp_get_max_threads();
 #pragma omp parallel for
     for (Index part = 0; part < parts; ++part) {
-      const Index begin = count * shape_.d_ff * part / parts;
-      const Index size = count * shape_.d_ff * (part + 1) / parts - begin;
-      if (expert.gate) {
-        native::swiglu(memory.gate.data() + begin, hidden + begin, size);
+      const Index begin = size * part / parts;
+      const Index count = size * (part + 1) / parts - begin;
+      if (shape_.gating == Gating::gated) {
+        native::swiglu(gate + begin, hidden + begin, hidden + begin, count);
       } else {
-        native::relu(hidden + begin, size);
+        native::relu(hidden + begin, count);
       }
     }
-    expert.down->run(hidden, count, rows_.row(first).data());
   }
 
   /// Throws std::runtime_error if the peer computes something else.
@@ -167,9 +201,9 @@ class PeerLayer {
     // them.
     const bool by_loops = tokens == 1 && !peer_->is_int8();
     const Matrix<float> expected = by_loops ? plainly(bank, x, routing) : by_bank(bank, x, routing);
-    for (const bool side_by_side : {false, true}) {
+    for (const Form form : forms()) {
       Matrix<float> y = Matrix<float>::Constant(tokens, shape_.d_model, std::nanf(""));
-      forward(x, routing, y, side_by_side);
+      forward(x, routing, y, form);
       // Both round activations to eight bits, at other places.
       const float most = peer_->is_int8() ? 0.02F : 1e-4F;
       if (!((y - expected).norm() <= most * expected.norm()))
@@ -239,8 +273,25 @@ double seconds_of(const std::function<void()>& run) {
 /// What is found out once about a benchmark, which Google Benchmark calls more than once.
 struct Preparation {
   std::uint64_t routings = 0;
-  bool side_by_side = false;
+  Form form = {};
 };
+
+/// The form of least median time of run(turn, call, form), in turn: three turns, then as many as
+/// two seconds hold. Each call has a number of its own, so that none finds the weights of the one
+/// before.
+template <class Run>
+Form fastest(const std::vector<Form>& forms, const Run& run) {
+  if (forms.size() == 1) return forms[0];
+  std::vector<std::vector<double>> times(forms.size());
+  const Clock::time_point start = Clock::now();
+  for (std::size_t turn = 0; turn < 3 || (turn < 200 && seconds_since(start) < 2); ++turn)
+    for (std::size_t i = 0; i < forms.size(); ++i)
+      times[i].push_back(seconds_of([&] { run(turn, turn * forms.size() + i, forms[i]); }));
+  std::size_t best = 0;
+  for (std::size_t i = 1; i < forms.size(); ++i)
+    if (median(times[i]) < median(times[best])) best = i;
+  return forms[best];
+}
 
 template <class Bank>
 void run_peer(benchmark::State& state, const std::string& name, const Peer& peer,
@@ -261,8 +312,8 @@ void run_peer(benchmark::State& state, const std::string& name, const Peer& peer
   const Matrix<float> x = Matrix<float>::Random(tokens, shape.d_model);
   Matrix<float> y(tokens, shape.d_model);
   moe::Workspace<float> workspace;
-  const auto theirs = [&](std::size_t turn, bool side_by_side) {
-    layers[turn % layers.size()].forward(x, set.at(turn), y, side_by_side);
+  const auto theirs = [&](std::size_t turn, Form form) {
+    layers[turn % layers.size()].forward(x, set.at(turn), y, form);
     benchmark::DoNotOptimize(y.data());
   };
   const auto ours = [&](std::size_t turn) {
@@ -273,19 +324,20 @@ void run_peer(benchmark::State& state, const std::string& name, const Peer& peer
     // Every routing once on every copy, since some libraries prepare for each number of rows; where
     // that takes long, fewer routings.
     const double seconds =
-        seconds_of([&] { theirs(0, false); }) * static_cast<double>(layers.size());
+        seconds_of([&] { theirs(0, Form{}); }) * static_cast<double>(layers.size());
     prepared.routings = static_cast<std::uint64_t>(std::clamp(3 / seconds, 2.0, 16.0));
   }
   set = RoutingSet(shape, tokens, Skew::uniform, prepared.routings);
   if (is_first) {
+    const std::vector<Form> forms = layers[0].forms();
     for (std::size_t turn = 0; turn < set.routings.size() * layers.size(); ++turn) {
-      theirs(turn, false);
-      if (!layers[0].has_block()) theirs(turn, true);
+      for (const Form form : forms) theirs(turn, form);
       ours(turn);
     }
-    prepared.side_by_side = !layers[0].has_block() &&
-                            ratio_in_turn([&](std::size_t turn) { theirs(turn, true); },
-                                          [&](std::size_t turn) { theirs(turn, false); }, 2) > 1;
+    prepared.form = fastest(forms, [&](std::size_t turn, std::size_t call, Form form) {
+      layers[call % layers.size()].forward(x, set.at(turn), y, form);
+      benchmark::DoNotOptimize(y.data());
+    });
   }
   // Ours runs after each of theirs, so that share and ratio are of the same minute.
   std::vector<double> times_ours;
@@ -297,15 +349,17 @@ void run_peer(benchmark::State& state, const std::string& name, const Peer& peer
        .flop = shape.forward_flop(tokens),
        .weight_bytes = set.mean_touched * weights * weight_bytes,
        .is_integer = peer.is_int8() && vnni_limit().best() > 0},
-      [&] { their_seconds = seconds_of([&] { theirs(turn, prepared.side_by_side); }); },
+      [&] { their_seconds = seconds_of([&] { theirs(turn, prepared.form); }); },
       [&] {
         times_ours.push_back(their_seconds / seconds_of([&] { ours(turn); }));
         ++turn;
       });
   state.counters["times_ours"] = median(times_ours);
-  state.SetLabel(layers[0].has_block()   ? "the library's own block"
-                 : prepared.side_by_side ? "experts side by side"
-                                         : "experts one after the other");
+  state.SetLabel(layers[0].has_block()
+                     ? "the library's own block"
+                     : std::string(prepared.form.side_by_side ? "experts side by side"
+                                                              : "experts one after the other") +
+                           (prepared.form.together ? ", gate and up together" : ""));
 }
 
 template <class Bank>
