@@ -16,7 +16,7 @@ void eigen_product(const float* x, std::ptrdiff_t rows, std::ptrdiff_t inner, co
                    std::ptrdiff_t outputs, float* y);
 void eigen_threads(int threads);
 
-/// hidden = silu(gate) * up, which may be the same memory as hidden.
+/// hidden = silu(gate) * up; hidden may be up's memory.
 void swiglu(const float* gate, const float* up, float* hidden, std::ptrdiff_t n);
 /// up = max(up, 0).
 void relu(float* up, std::ptrdiff_t n);

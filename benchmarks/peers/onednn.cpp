@@ -118,8 +118,8 @@ struct Codes {
   }
 };
 
-/// Rows are quantised for each product: gate and up do the same work twice, which takes them less
-/// than a hundredth of their products' time.
+/// Rows are quantised for each product: gate and up, as two products, do the same work twice, which
+/// takes them less than a hundredth of their time.
 class OneDnnInt8Product final : public PeerProduct {
  public:
   explicit OneDnnInt8Product(const moe::Matrix<float>& weights)

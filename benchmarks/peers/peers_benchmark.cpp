@@ -45,8 +45,8 @@ struct PeerExpert {
 
 /// How a block is built from products.
 struct Form {
-  bool side_by_side;  // experts, with a thread each
-  bool together;      // gate and up as one product
+  bool side_by_side = false;  // experts, with a thread each
+  bool together = false;      // gate and up as one product
 };
 
 /// Memory of one expert's rows.
@@ -75,7 +75,8 @@ Bank random_bank(const moe::ExpertsConfig& config, std::mt19937_64& rng) {
   }
 }
 
-/// The layer on a peer, with the weights of the bank of our own that the benchmarks make.
+/// The layer on a peer, with the weights of the bank of our own that the benchmarks make. Gate and
+/// up are there twice, since a library's packed form of both together is no other than its own.
 template <class Bank>
 class PeerLayer {
  public:
@@ -87,7 +88,7 @@ class PeerLayer {
     for (Index e = 0; e < shape.num_experts && !block_; ++e) {
       const moe::ExpertMatrices<float> m = bank.expert(e);
       PeerExpert expert;
-      if (shape.gating == Gating::gated) {
+      if (is_gated()) {
         expert.gate = peer.prepare(m.gate);
         Matrix<float> both(2 * shape.d_ff, shape.d_model);
         both << m.gate, m.up;
@@ -104,9 +105,12 @@ class PeerLayer {
 
   /// Those that it can be built in.
   std::vector<Form> forms() const {
-    if (block_) return {{false, false}};
-    if (shape_.gating != Gating::gated) return {{false, false}, {true, false}};
-    return {{false, false}, {true, false}, {false, true}, {true, true}};
+    if (block_) return {Form{}};
+    std::vector<Form> forms;
+    for (const bool together : {false, true})
+      for (const bool side_by_side : {false, true})
+        if (!together || is_gated()) forms.push_back({side_by_side, together});
+    return forms;
   }
 
   /// Our own layer with the same weights.
@@ -141,6 +145,11 @@ class PeerLayer {
     return {std::move(router), random_bank<Bank>(shape.experts(), rng)};
   }
 
+  bool is_gated() const {
+    return shape_.gating == Gating::gated;
+  }
+
+  /// In the region of experts side by side, its loops have one thread.
   void run_expert(const Matrix<float>& x, Index e, bool together, PeerRows& memory) {
     const Index count = plan_.rows_of(e);
     if (count == 0) return;
@@ -149,11 +158,10 @@ class PeerLayer {
     // Memory is kept between calls: these only grow the first times.
     if (memory.x.rows() < count) {
       memory.x.resize(count, shape_.d_model);
-      memory.gate.resize(count, shape_.d_ff);
-      memory.gate_up.resize(count, 2 * shape_.d_ff);
       memory.hidden.resize(count, shape_.d_ff);
+      if (is_gated()) memory.gate.resize(count, shape_.d_ff);
+      if (is_gated()) memory.gate_up.resize(count, 2 * shape_.d_ff);
     }
-    // In the region of experts side by side, these loops have one thread.
 #pragma omp parallel for
     for (Index r = 0; r < count; ++r)
       memory.x.row(r) = x.row(plan_.rows[static_cast<std::size_t>(first + r)].token);
@@ -163,11 +171,11 @@ class PeerLayer {
 #pragma omp parallel for
       for (Index r = 0; r < count; ++r) {
         const float* const both = memory.gate_up.row(r).data();
-        native::swiglu(both, both + shape_.d_ff, hidden + r * shape_.d_ff, shape_.d_ff);
+        native::swiglu(both, both + shape_.d_ff, memory.hidden.row(r).data(), shape_.d_ff);
       }
     } else {
       expert.up->run(memory.x.data(), count, hidden);
-      if (expert.gate) expert.gate->run(memory.x.data(), count, memory.gate.data());
+      if (is_gated()) expert.gate->run(memory.x.data(), count, memory.gate.data());
       activate(memory.gate.data(), hidden, count * shape_.d_ff);
     }
     expert.down->run(hidden, count, rows_.row(first).data());
@@ -179,7 +187,7 @@ class PeerLayer {
     for (Index part = 0; part < parts; ++part) {
       const Index begin = size * part / parts;
       const Index count = size * (part + 1) / parts - begin;
-      if (shape_.gating == Gating::gated) {
+      if (is_gated()) {
         native::swiglu(gate + begin, hidden + begin, hidden + begin, count);
       } else {
         native::relu(hidden + begin, count);
@@ -276,17 +284,20 @@ struct Preparation {
   Form form = {};
 };
 
-/// The form of least median time of run(turn, call, form), in turn: three turns, then as many as
-/// two seconds hold. Each call has a number of its own, so that none finds the weights of the one
-/// before.
+/// The form of least median time of run(turn, call, form), in turn: five turns, then as many as two
+/// seconds hold, 200 at most. Each turn begins with another form, and each call has a number of its
+/// own, for another copy of the weights where there are several.
 template <class Run>
 Form fastest(const std::vector<Form>& forms, const Run& run) {
   if (forms.size() == 1) return forms[0];
   std::vector<std::vector<double>> times(forms.size());
   const Clock::time_point start = Clock::now();
-  for (std::size_t turn = 0; turn < 3 || (turn < 200 && seconds_since(start) < 2); ++turn)
-    for (std::size_t i = 0; i < forms.size(); ++i)
-      times[i].push_back(seconds_of([&] { run(turn, turn * forms.size() + i, forms[i]); }));
+  for (std::size_t turn = 0; turn < 5 || (turn < 200 && seconds_since(start) < 2); ++turn) {
+    for (std::size_t i = 0; i < forms.size(); ++i) {
+      const std::size_t form = (turn + i) % forms.size();
+      times[form].push_back(run(turn, turn * forms.size() + i, forms[form]));
+    }
+  }
   std::size_t best = 0;
   for (std::size_t i = 1; i < forms.size(); ++i)
     if (median(times[i]) < median(times[best])) best = i;
@@ -312,31 +323,33 @@ void run_peer(benchmark::State& state, const std::string& name, const Peer& peer
   const Matrix<float> x = Matrix<float>::Random(tokens, shape.d_model);
   Matrix<float> y(tokens, shape.d_model);
   moe::Workspace<float> workspace;
-  const auto theirs = [&](std::size_t turn, Form form) {
-    layers[turn % layers.size()].forward(x, set.at(turn), y, form);
+  const auto theirs = [&](std::size_t copy, std::size_t turn, Form form) {
+    layers[copy % layers.size()].forward(x, set.at(turn), y, form);
     benchmark::DoNotOptimize(y.data());
   };
-  const auto ours = [&](std::size_t turn) {
-    layers[turn % layers.size()].ours().forward(x, set.at(turn), y, workspace);
+  const auto ours = [&](std::size_t copy, std::size_t turn) {
+    layers[copy % layers.size()].ours().forward(x, set.at(turn), y, workspace);
     benchmark::DoNotOptimize(y.data());
   };
   if (is_first) {
     // Every routing once on every copy, since some libraries prepare for each number of rows; where
     // that takes long, fewer routings.
     const double seconds =
-        seconds_of([&] { theirs(0, Form{}); }) * static_cast<double>(layers.size());
+        seconds_of([&] { theirs(0, 0, Form{}); }) * static_cast<double>(layers.size());
     prepared.routings = static_cast<std::uint64_t>(std::clamp(3 / seconds, 2.0, 16.0));
   }
   set = RoutingSet(shape, tokens, Skew::uniform, prepared.routings);
   if (is_first) {
     const std::vector<Form> forms = layers[0].forms();
-    for (std::size_t turn = 0; turn < set.routings.size() * layers.size(); ++turn) {
-      for (const Form form : forms) theirs(turn, form);
-      ours(turn);
+    for (std::size_t copy = 0; copy < layers.size(); ++copy) {
+      for (std::size_t turn = 0; turn < set.routings.size(); ++turn) {
+        for (const Form form : forms) theirs(copy, turn, form);
+        ours(copy, turn);
+      }
     }
     prepared.form = fastest(forms, [&](std::size_t turn, std::size_t call, Form form) {
-      layers[call % layers.size()].forward(x, set.at(turn), y, form);
-      benchmark::DoNotOptimize(y.data());
+      ours(call, turn);  // As below: what the one before has read is gone from the caches.
+      return seconds_of([&] { theirs(call, turn, form); });
     });
   }
   // Ours runs after each of theirs, so that share and ratio are of the same minute.
@@ -349,9 +362,9 @@ void run_peer(benchmark::State& state, const std::string& name, const Peer& peer
        .flop = shape.forward_flop(tokens),
        .weight_bytes = set.mean_touched * weights * weight_bytes,
        .is_integer = peer.is_int8() && vnni_limit().best() > 0},
-      [&] { their_seconds = seconds_of([&] { theirs(turn, prepared.form); }); },
+      [&] { their_seconds = seconds_of([&] { theirs(turn, turn, prepared.form); }); },
       [&] {
-        times_ours.push_back(their_seconds / seconds_of([&] { ours(turn); }));
+        times_ours.push_back(their_seconds / seconds_of([&] { ours(turn, turn); }));
         ++turn;
       });
   state.counters["times_ours"] = median(times_ours);
