@@ -46,7 +46,7 @@ struct PeerExpert {
 /// How a block is built from products.
 struct Form {
   bool side_by_side = false;  // experts, with a thread each
-  bool together = false;      // gate and up as one product
+  bool fuses_gate = false;    // gate and up as one product
 };
 
 /// Memory of one expert's rows.
@@ -76,7 +76,7 @@ Bank random_bank(const moe::ExpertsConfig& config, std::mt19937_64& rng) {
 }
 
 /// The layer on a peer, with the weights of the bank of our own that the benchmarks make. Gate and
-/// up are there twice, since a library's packed form of both together is no other than its own.
+/// up are there twice, since libraries pack both as one matrix in another layout than each alone.
 template <class Bank>
 class PeerLayer {
  public:
@@ -107,9 +107,9 @@ class PeerLayer {
   std::vector<Form> forms() const {
     if (block_) return {Form{}};
     std::vector<Form> forms;
-    for (const bool together : {false, true})
+    for (const bool fuses_gate : {false, true})
       for (const bool side_by_side : {false, true})
-        if (!together || is_gated()) forms.push_back({side_by_side, together});
+        if (!fuses_gate || is_gated()) forms.push_back({side_by_side, fuses_gate});
     return forms;
   }
 
@@ -128,9 +128,9 @@ class PeerLayer {
       omp_set_num_threads(threads);
 #pragma omp parallel for schedule(dynamic)
       for (Index e = 0; e < shape_.num_experts; ++e)
-        run_expert(x, e, form.together, memory_[static_cast<std::size_t>(omp_get_thread_num())]);
+        run_expert(x, e, form.fuses_gate, memory_[static_cast<std::size_t>(omp_get_thread_num())]);
     } else {
-      for (Index e = 0; e < shape_.num_experts; ++e) run_expert(x, e, form.together, memory_[0]);
+      for (Index e = 0; e < shape_.num_experts; ++e) run_expert(x, e, form.fuses_gate, memory_[0]);
     }
     omp_set_num_threads(threads);
     moe::combine<float>(rows_, plan_, routing.weights, y);
@@ -150,7 +150,7 @@ class PeerLayer {
   }
 
   /// In the region of experts side by side, its loops have one thread.
-  void run_expert(const Matrix<float>& x, Index e, bool together, PeerRows& memory) {
+  void run_expert(const Matrix<float>& x, Index e, bool fuses_gate, PeerRows& memory) {
     const Index count = plan_.rows_of(e);
     if (count == 0) return;
     const Index first = plan_.first_row(e);
@@ -159,14 +159,16 @@ class PeerLayer {
     if (memory.x.rows() < count) {
       memory.x.resize(count, shape_.d_model);
       memory.hidden.resize(count, shape_.d_ff);
-      if (is_gated()) memory.gate.resize(count, shape_.d_ff);
-      if (is_gated()) memory.gate_up.resize(count, 2 * shape_.d_ff);
+      if (is_gated()) {
+        memory.gate.resize(count, shape_.d_ff);
+        memory.gate_up.resize(count, 2 * shape_.d_ff);
+      }
     }
 #pragma omp parallel for
     for (Index r = 0; r < count; ++r)
       memory.x.row(r) = x.row(plan_.rows[static_cast<std::size_t>(first + r)].token);
     float* const hidden = memory.hidden.data();
-    if (together) {
+    if (fuses_gate) {
       expert.gate_up->run(memory.x.data(), count, memory.gate_up.data());
 #pragma omp parallel for
       for (Index r = 0; r < count; ++r) {
@@ -372,7 +374,7 @@ void run_peer(benchmark::State& state, const std::string& name, const Peer& peer
                      ? "the library's own block"
                      : std::string(prepared.form.side_by_side ? "experts side by side"
                                                               : "experts one after the other") +
-                           (prepared.form.together ? ", gate and up together" : ""));
+                           (prepared.form.fuses_gate ? ", gate and up as one product" : ""));
 }
 
 template <class Bank>
