@@ -8,9 +8,11 @@
 #include <cstdint>
 #include <cstdio>
 #include <exception>
+#include <filesystem>
 #include <map>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <unistd.h>
 #include <utility>
 #include <vector>
@@ -75,11 +77,23 @@ struct Errors {
   }
 };
 
+/// An MoE layer of a model.
+struct Layer {
+  Index number;
+  moe::io::Stack stack = moe::io::Stack::encoder;
+
+  /// Of its bank in the packed file, and of its tokens.
+  std::string name() const { return moe::io::packed_bank_name(number, stack); }
+  /// In the table: a decoder's layers are marked where there is an encoder, too.
+  std::string label() const {
+    return (stack == moe::io::Stack::decoder ? "d" : "") + std::to_string(number);
+  }
+};
+
 /// Tokens (T, D) of a layer: those that are given, or normal ones.
-Matrix<float> activations_of(const Options& options, Index layer, Index d_model) {
+Matrix<float> activations_of(const Options& options, const std::string& own, Index d_model) {
   if (!options.activations.empty()) {
     const auto tensors = moe::io::Tensors::open(options.activations);
-    const std::string own = moe::io::packed_bank_name(layer);
     const std::string name = tensors.contains(own) ? own : "x";
     return tensors.matrix<float>(name, tensors.dimension(name, 0), d_model);
   }
@@ -101,10 +115,13 @@ Matrix<float> outputs_of(const Bank& bank, const Matrix<float>& x) {
   return y;
 }
 
-void show_progress(Index layer, Index expert, Index experts) {
+void show_progress(const std::string& layer, Index expert, Index experts) {
   if (isatty(STDERR_FILENO) == 0) return;
-  std::fprintf(stderr, expert < experts ? "\rlayer %td, expert %td of %td" : "\r\033[K", layer,
-               expert, experts);
+  if (expert < experts) {
+    std::fprintf(stderr, "\rlayer %s, expert %td of %td", layer.c_str(), expert, experts);
+  } else {
+    std::fputs("\r\033[K", stderr);
+  }
 }
 
 moe::io::QuantizedLoading loading_of(const Options& options) {
@@ -116,17 +133,17 @@ moe::io::QuantizedLoading loading_of(const Options& options) {
 
 /// Quantises one layer's experts one by one, writes them, and prints what they lose.
 template <class Reader>
-Errors quantize_layer(const Reader& reader, const moe::io::LayerConfig& config, Index layer,
+Errors quantize_layer(const Reader& reader, const moe::io::LayerConfig& config, const Layer& layer,
                       const std::vector<moe::ExpertFormat>& formats, const Options& options,
                       moe::io::PackedWriter& writer) {
-  const std::string name = moe::io::packed_bank_name(layer);
-  const Matrix<float> x = activations_of(options, layer, config.d_model);
+  const std::string name = layer.name();
+  const Matrix<float> x = activations_of(options, name, config.d_model);
   moe::io::QuantizedLoading loading = loading_of(options);
   if (options.calibrate) loading.calibration = x;
   moe::ExpertsConfig sizes = reader.sizes();
   const Index experts = sizes.num_experts;
   sizes.num_experts = 1;
-  const std::string label = std::to_string(layer);
+  const std::string label = layer.label();
   Errors all;
   moe::io::detail::with_activation(config, reader.is_gated(), [&](auto activation) {
     using Activation = decltype(activation);
@@ -134,7 +151,7 @@ Errors quantize_layer(const Reader& reader, const moe::io::LayerConfig& config, 
     Matrix<float> up_biases;
     Matrix<float> down_biases;
     for (Index e = 0; e < experts; ++e) {
-      show_progress(layer, e, experts);
+      show_progress(label, e, experts);
       moe::QuantizedExperts<Activation> bank(sizes, formats[static_cast<std::size_t>(e)],
                                              activation);
       moe::io::detail::load_quantized_expert(reader, e, loading, bank, 0);
@@ -156,7 +173,7 @@ Errors quantize_layer(const Reader& reader, const moe::io::LayerConfig& config, 
       errors.weights.add(expert.down, rounded.down);
       errors.outputs.add(outputs_of(floats, x), outputs_of(bank, x));
       all.add(errors);
-      show_progress(layer, experts, experts);
+      show_progress(label, experts, experts);
       errors.print(label, std::to_string(e));
     }
     if (sizes.biases) writer.write_biases(name, up_biases, down_biases);
@@ -167,14 +184,14 @@ Errors quantize_layer(const Reader& reader, const moe::io::LayerConfig& config, 
 
 /// Quantises all layers of a model. `reader_of(layer)` reads a layer's experts.
 template <class ReaderOf>
-void quantize_layers(const std::vector<Index>& layers, const moe::io::LayerConfig& config,
+void quantize_layers(const std::vector<Layer>& layers, const moe::io::LayerConfig& config,
                      const Options& options, ReaderOf&& reader_of) {
   if (layers.empty()) throw std::invalid_argument(options.model + ": has no MoE layers");
   std::map<std::string, moe::io::PackedBank> banks;
-  for (const Index layer : layers) {
+  for (const Layer& layer : layers) {
     const auto reader = reader_of(layer);
     const auto formats = moe::io::detail::formats_of(reader, loading_of(options));
-    banks[moe::io::packed_bank_name(layer)] = moe::io::detail::with_activation(
+    banks[layer.name()] = moe::io::detail::with_activation(
         config, reader.is_gated(),
         [&](auto activation) { return moe::io::describe(reader.sizes(), formats, activation); });
   }
@@ -182,9 +199,9 @@ void quantize_layers(const std::vector<Index>& layers, const moe::io::LayerConfi
   std::printf("relative errors, %s\n", options.weights.c_str());
   std::printf("layer expert      weights      outputs\n");
   Errors all;
-  for (const Index layer : layers)
-    all.add(quantize_layer(reader_of(layer), config, layer,
-                           banks[moe::io::packed_bank_name(layer)].formats, options, writer));
+  for (const Layer& layer : layers)
+    all.add(quantize_layer(reader_of(layer), config, layer, banks[layer.name()].formats, options,
+                           writer));
   all.print("all", "all");
   writer.finish();
   const moe::io::PackedFile file(options.out);
@@ -194,22 +211,49 @@ void quantize_layers(const std::vector<Index>& layers, const moe::io::LayerConfi
   std::printf("%zu layers, %.1f MB: %s\n", layers.size(), bytes / 1e6, options.out.c_str());
 }
 
+/// Throws  std::invalid_argument if the packed file would take the place of what it is made from.
+void check_that_inputs_stay(const Options& options, std::vector<std::string> inputs) {
+  if (!options.activations.empty()) {
+    const auto files = moe::io::Tensors::open(options.activations).files();
+    inputs.insert(inputs.end(), files.begin(), files.end());
+  }
+  for (const std::string& input : inputs) {
+    std::error_code none;  // A file that is not there yet is no input.
+    if (std::filesystem::equivalent(options.out, input, none))
+      throw std::invalid_argument(options.out + ": is an input, so it is not overwritten");
+  }
+}
+
 void quantize(const Options& options) {
   if (options.weights == as_stored && (options.calibrate || options.no_search))
     throw std::invalid_argument(
         "--weights stored takes codes as they are: there is nothing to search");
   if (options.model.ends_with(".gguf")) {
     const moe::io::GgufFile file(options.model);
+    std::vector<std::string> inputs{options.model};
+    for (const auto& [name, tensor] : file.tensors()) inputs.push_back(file.path_of(tensor));
+    check_that_inputs_stay(options, inputs);
+    std::vector<Layer> layers;
+    for (const Index layer : moe::io::moe_layers(file)) layers.push_back({layer});
     const moe::io::LayerConfig config = moe::io::layer_config(file);
-    quantize_layers(moe::io::moe_layers(file), config, options,
-                    [&](Index layer) { return moe::io::detail::GgufBlock(file, config, layer); });
+    quantize_layers(layers, config, options, [&](const Layer& layer) {
+      return moe::io::detail::GgufBlock(file, config, layer.number);
+    });
     return;
   }
   const auto checkpoint = moe::io::Checkpoint::open(options.model);
+  std::vector<std::string> inputs = checkpoint.tensors().files();
+  inputs.push_back(checkpoint.config_source());
+  check_that_inputs_stay(options, inputs);
+  std::vector<Layer> layers;
+  for (const Index layer : checkpoint.moe_layers()) layers.push_back({layer});
+  if (checkpoint.has_decoder())
+    for (const Index layer : checkpoint.moe_layers(moe::io::Stack::decoder))
+      layers.push_back({layer, moe::io::Stack::decoder});
   const moe::io::LayerConfig config = checkpoint.layer_config();
-  quantize_layers(checkpoint.moe_layers(), config, options, [&](Index layer) {
+  quantize_layers(layers, config, options, [&](const Layer& layer) {
     return moe::io::detail::BlockReader<float>(checkpoint.tensors(), config,
-                                               checkpoint.block_prefix(layer));
+                                               checkpoint.block_prefix(layer.number, layer.stack));
   });
 }
 
@@ -230,10 +274,11 @@ int main(int argc, char** argv) {
   CLI::Option* const no_search =
       app.add_flag("--no-search", options.no_search,
                    "take scales from the largest weights, not those of the least error");
-  CLI::Option* const activations = app.add_option(
-      "--activations", options.activations,
-      "a .safetensors file of what blocks get, [T, D]: tensors layers.0 and so on, or x for all; "
-      "outputs are compared on them, without it on normal ones");
+  CLI::Option* const activations =
+      app.add_option("--activations", options.activations,
+                     "a .safetensors file of what blocks get, [T, D]: tensors layers.0 and so on, "
+                     "those of a decoder beside an encoder decoder.layers.0, or x for all; outputs "
+                     "are compared on them, without it on normal ones");
   app.add_flag("--calibrate", options.calibrate,
                "let errors of weights count as the activations multiply them")
       ->needs(activations)

@@ -145,6 +145,23 @@ TEST_P(QuantizedExperts, ATokensBitsDoNotDependOnTheOthersNorOnThreads) {
   }
 }
 
+/// More than one chunk of a widened product has room for.
+TEST(QuantizedBank, AThousandRowsOfAnExpertHaveTheBitsOfTwo) {
+  const Floats floats = test_support::random_bank<Floats>(odd, 5);
+  const Matrix<float> x = random_matrix<float>(1000, odd.d_model, 7);
+  for (const char* format : {"int8", "int4-g32", "fp8", "bf16"}) {
+    for (const ProductKind kind : {ProductKind::integer, ProductKind::widened}) {
+      SCOPED_TRACE(format);
+      Quantized bank = quantized<Quantized>(floats, moe::format_of(format));
+      if (kind == ProductKind::widened || moe::has_integer_products(moe::format_of(format)))
+        bank.set_product(kind);
+      const Matrix<float> all = run(bank, x);
+      for (const Index first : {0, 894, 896, 998})
+        EXPECT_EQ(all.middleRows(2 * first, 4), run(bank, x.middleRows(first, 2))) << first;
+    }
+  }
+}
+
 TEST(QuantizedBank, EveryExpertMayHaveFormatsOfItsOwn) {
   const Floats floats = test_support::random_bank<Floats>(odd, 5);
   const auto format = [](const char* name) { return moe::format_of(name); };
@@ -220,6 +237,7 @@ TEST(QuantizedBank, TakesTwentyFourGigabytesForMixtralInFourBits) {
   const moe::ExpertLayout one({.num_experts = 8, .d_model = 4096, .d_ff = 14336}, true,
                               {format, format});
   EXPECT_EQ(8 * one.bytes(), 748683264) << "the README says so of one of 32 layers";
+  EXPECT_LE(static_cast<double>(32 * 8 * one.bytes()), 24.0e9);
 }
 
 TEST(QuantizedBank, RefusesWhatDoesNotFit) {

@@ -287,6 +287,12 @@ TEST_F(ExpertCache, MultipliesAsItIsTold) {
 TEST_F(ExpertCache, RefusesWhatCannotWork) {
   for (const double slots : {0.99, 0.0, -3.0, std::nan("")})
     EXPECT_THROW(cache(slots), std::invalid_argument) << slots;
+  try {
+    cache(0.5);
+    ADD_FAILURE() << "half an expert is enough";
+  } catch (const std::invalid_argument& error) {
+    EXPECT_NE(std::string(error.what()).find(path_), std::string::npos) << error.what();
+  }
   EXPECT_EQ(cache(std::numeric_limits<double>::infinity()).slots(), experts);
   const Cached cached = cache(2);
   const std::vector<Index> beyond{8};

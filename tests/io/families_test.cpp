@@ -1,6 +1,9 @@
 // SPDX-FileCopyrightText: The moe authors
 // SPDX-License-Identifier: Apache-2.0
+#include <cstddef>
+#include <cstdint>
 #include <filesystem>
+#include <fstream>
 #include <optional>
 #include <string>
 #include <vector>
@@ -8,6 +11,7 @@
 #include <gtest/gtest.h>
 
 #include <moe/io/checkpoint.hpp>
+#include <moe/io/quantized_loader.hpp>
 
 #include "support/layers.hpp"
 #include "support/safetensors_writer.hpp"
@@ -171,6 +175,51 @@ TEST(PublishedCheckpoints, OfEveryFamilyGiveTheReferencesOutput) {
     layer.forward(x, y);
     const double largest = expected.cwiseAbs().maxCoeff();
     EXPECT_LE((y - expected).cwiseAbs().maxCoeff(), 1e-12 * largest);
+  }
+}
+
+/// Whether a tensor of a block has weights or biases of routed experts.
+bool is_of_routed_experts(const std::string& name) {
+  if (name.find("shared") != std::string::npos) return false;
+  return name.find("experts.") != std::string::npos || name.ends_with("put_linear.weight");
+}
+
+TEST(PublishedCheckpoints, ExpertsThatAreNoNumbersAreNamedByTensorAndOffset) {
+  const auto format = moe::format_of("int8-g32");
+  for (const Published& model : published()) {
+    SCOPED_TRACE(model.file);
+    const TemporaryFolder folder;
+    const std::string file = folder.file("model.safetensors");
+    folder.write("config.json", model.config.dump());
+    std::filesystem::copy(path_of(model), file);
+    const Checkpoint whole = Checkpoint::open(folder.path());
+    Index tensors = 0;
+    for (const std::string& name : whole.tensors().names_below(whole.block_prefix(model.layer))) {
+      if (!is_of_routed_experts(name)) continue;
+      ++tensors;
+      const moe::io::TensorView& tensor = whole.tensors().tensor(name);
+      // The last value, of the last expert where all are in one tensor.
+      const std::size_t bytes = tensor.data.size() / static_cast<std::size_t>(tensor.size());
+      const std::uint64_t offset = tensor.offset + tensor.data.size() - bytes;
+      std::filesystem::remove(file);  // What is mapped stays.
+      std::filesystem::copy(path_of(model), file);
+      std::fstream out(file, std::ios::in | std::ios::out | std::ios::binary);
+      out.seekp(static_cast<std::streamoff>(offset));
+      out << std::string(bytes, '\xff');
+      out.close();
+      const Checkpoint checkpoint = Checkpoint::open(folder.path());
+      try {
+        moe::io::quantized_layer(
+            checkpoint, model.layer,
+            {.format = moe::ExpertFormat{format, format}, .search = moe::ScaleSearch::nearest});
+        ADD_FAILURE() << name << " is taken";
+      } catch (const moe::FormatError& error) {
+        EXPECT_EQ(error.tensor(), name);
+        EXPECT_EQ(error.offset(), offset);
+        EXPECT_EQ(error.file(), file);
+      }
+    }
+    EXPECT_GE(tensors, 2);
   }
 }
 

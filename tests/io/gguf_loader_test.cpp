@@ -13,9 +13,11 @@
 
 #include <gtest/gtest.h>
 
+#include <moe/io/checkpoint.hpp>
 #include <moe/io/gguf_loader.hpp>
 #include <moe/io/packed_loader.hpp>
 #include <moe/io/packed_writer.hpp>
+#include <moe/io/safetensors_writer.hpp>
 #include <moe/moe.hpp>
 
 #include "support/gguf_model.hpp"
@@ -61,6 +63,64 @@ TEST_F(GgufLoading, OfMixtralAndQwen3) {
       layer.forward(x, y);
       EXPECT_TRUE(y.allFinite());
     }
+  }
+}
+
+/// The same block in safetensors, in floats, by its family's names.
+moe::io::SafetensorsWriter in_safetensors(const GgufModel& model, const std::string& block,
+                                          const std::vector<std::string>& parts,
+                                          const std::string& config) {
+  moe::io::SafetensorsWriter file;
+  const std::string prefix = "model.layers.1." + block + ".";
+  file.add(prefix + "gate.weight", random_matrix<float>(experts, GgufModel::width, 1));
+  const auto add = [&](const std::string& name, const moe::ExpertMatrices<float>& expert) {
+    file.add(name + parts[0] + ".weight", expert.gate);
+    file.add(name + parts[1] + ".weight", expert.up);
+    file.add(name + parts[2] + ".weight", expert.down);
+  };
+  for (Index e = 0; e < experts; ++e)
+    add(prefix + "experts." + std::to_string(e) + ".", model.routed[static_cast<std::size_t>(e)]);
+  if (model.shared.gate.size() > 0) {
+    add(prefix + "shared_experts.", model.shared);
+    file.add_vector(prefix + "gate.e_score_correction_bias",
+                    random_matrix<float>(1, experts, 2).transpose());
+  }
+  file.metadata("config", config);
+  return file;
+}
+
+TEST_F(GgufLoading, GivesWhatTheSameModelInSafetensorsGives) {
+  const auto expect_twins = [&](const GgufModel& model, const moe::io::SafetensorsWriter& twin) {
+    write(model.file.bytes());
+    const moe::io::GgufFile file(path_);
+    const auto layer = moe::io::load_gguf_block(file, moe::io::layer_config(file), 1,
+                                                {.product = moe::ProductKind::widened});
+    write(twin.bytes());
+    expect_same(layer, moe::io::Checkpoint::open(path_).layer<float>(1));
+  };
+  const std::vector<std::string> projections{"gate_proj", "up_proj", "down_proj"};
+  const auto type = moe::io::GgufType::q8_0;
+  const GgufModel mixtral("llama", type);
+  expect_twins(mixtral, in_safetensors(mixtral, "block_sparse_moe", {"w1", "w3", "w2"},
+                                       R"({"model_type": "mixtral", "hidden_size": 256,
+      "intermediate_size": 512, "num_local_experts": 4, "num_experts_per_tok": 2})"));
+  const GgufModel qwen3("qwen3moe", type);
+  expect_twins(qwen3, in_safetensors(qwen3, "mlp", projections,
+                                     R"({"model_type": "qwen3_moe", "hidden_size": 256,
+      "moe_intermediate_size": 512, "num_experts": 4, "num_experts_per_tok": 2,
+      "norm_topk_prob": true})"));
+  for (const std::uint32_t groups : {1U, 2U}) {
+    GgufModel deepseek = GgufModel::deepseek(type, type);
+    if (groups > 1) {
+      deepseek.file.entry("deepseek2.expert_group_count", groups);
+      deepseek.file.entry("deepseek2.expert_group_used_count", std::uint32_t{1});
+    }
+    expect_twins(deepseek, in_safetensors(deepseek, "mlp", projections,
+                                          R"({"model_type": "deepseek_v3", "hidden_size": 256,
+      "moe_intermediate_size": 512, "n_routed_experts": 4, "num_experts_per_tok": 2,
+      "n_shared_experts": 1, "topk_group": 1, "scoring_func": "sigmoid", "norm_topk_prob": true,
+      "routed_scaling_factor": 2.5, "topk_method": "noaux_tc", "n_group": )" +
+                                              std::to_string(groups) + "}"));
   }
 }
 
@@ -387,6 +447,72 @@ TEST_F(GgufLoading, OfAnotherKindIsRefused) {
   EXPECT_NE(text.find("ffn_up_exps.weight"), std::string::npos) << text;
   EXPECT_NE(text.find("a scale is not finite"), std::string::npos) << text;
   EXPECT_THROW(moe::io::load_gguf_block(file, config, 0), moe::FormatError) << "no such layer";
+}
+
+/// A byte of the first tensor of gates that is changed, and what the format says to that.
+struct BadBlock {
+  moe::io::GgufType type;
+  std::size_t byte;    // of the block that is changed, the second one of the first row
+  std::string bytes;   // what is written there
+  const char* format;  // that experts are to have, or null: as they are
+  const char* problem;
+};
+
+TEST_F(GgufLoading, ErrorsNameTheTensorAndTheRow) {
+  using moe::io::GgufType;
+  const std::string infinity("\x00\x7c", 2);
+  const std::string nan("\x01\x7e", 2);
+  const std::string zero(2, '\0');
+  for (const BadBlock& bad : {BadBlock{GgufType::q8_0, 0, nan, nullptr, "a scale is not finite"},
+                              BadBlock{GgufType::q8_0, 0, zero, nullptr, "scale of a weight is"},
+                              BadBlock{GgufType::q4_0, 0, infinity, nullptr, "a scale is not"},
+                              BadBlock{GgufType::q4_0, 0, nan, "int8", "a value is not finite"},
+                              BadBlock{GgufType::mxfp4, 0, "\xff", nullptr, "is not finite"},
+                              BadBlock{GgufType::q4_k, 0, nan, "int8", "a value is not finite"},
+                              BadBlock{GgufType::q4_k, 2, infinity, "int8", "is not finite"},
+                              BadBlock{GgufType::q6_k, 208, nan, "int8", "a value is not finite"},
+                              BadBlock{GgufType::bf16, 0, "\x80\xff", nullptr, "is not finite"},
+                              BadBlock{GgufType::f16, 0, infinity, "int8", "is not finite"}}) {
+    const GgufModel model("llama", bad.type);
+    SCOPED_TRACE(moe::io::detail::gguf_type(bad.type).name);
+    const std::string name = "blk.1.ffn_up_exps.weight";
+    std::string all = model.file.bytes();
+    write(all);
+    const moe::io::GgufFile whole(path_);
+    const moe::io::GgufTensor& tensor = whole.tensor(name);
+    const std::uint64_t row = tensor.offset + 3 * tensor.row_bytes();
+    all.replace(static_cast<std::size_t>(row) + bad.byte, bad.bytes.size(), bad.bytes);
+    write(all);
+    const moe::io::GgufFile file(path_);
+    QuantizedLoading loading{.search = moe::ScaleSearch::nearest};
+    if (bad.format != nullptr)
+      loading.format = moe::ExpertFormat{moe::format_of(bad.format), moe::format_of(bad.format)};
+    const auto error = test_support::format_error(
+        [&] { moe::io::load_gguf_block(file, moe::io::layer_config(file), 1, loading); });
+    ASSERT_TRUE(error);
+    EXPECT_EQ(error->tensor(), name);
+    EXPECT_EQ(error->offset(), row);
+    EXPECT_NE(std::string(error->what()).find(bad.problem), std::string::npos) << error->what();
+  }
+}
+
+TEST_F(GgufLoading, BiasesThatAreNoNumbersAreRefused) {
+  GgufModel model("gpt-oss", moe::io::GgufType::mxfp4);
+  model.add_biases();
+  std::string all = model.file.bytes();
+  write(all);
+  const std::string name = "blk.1.ffn_down_exps.bias";
+  const moe::io::GgufFile whole(path_);
+  const moe::io::GgufTensor& tensor = whole.tensor(name);
+  const std::uint64_t row = tensor.offset + 2 * tensor.row_bytes();
+  all.replace(static_cast<std::size_t>(row) + 8, 4, std::string("\0\0\x80\x7f", 4));
+  write(all);
+  const moe::io::GgufFile file(path_);
+  const auto error = test_support::format_error(
+      [&] { moe::io::load_gguf_block(file, moe::io::layer_config(file), 1); });
+  ASSERT_TRUE(error);
+  EXPECT_EQ(error->tensor(), name);
+  EXPECT_EQ(error->offset(), row);
 }
 
 TEST_F(GgufLoading, OfSixteenBitsThatAreNoNumbersIsRefused) {

@@ -298,6 +298,58 @@ TEST_F(Loading, PartsInTheirFormatKeepTheirCodes) {
   }
 }
 
+TEST_F(Loading, ErrorsNameTheByte) {
+  const Fp8Model model;
+  write(model.file.bytes());
+  const std::string weight = "model.layers.0.mlp.experts.1.down_proj.weight";
+  const auto tensors = moe::io::Tensors::open(path_);
+  const auto offset_of = [&](const std::string& name) { return tensors.tensor(name).offset; };
+  const auto error_with = [&](std::uint64_t at, const std::string& bytes) {
+    std::string all = model.file.bytes();
+    all.replace(static_cast<std::size_t>(at), bytes.size(), bytes);
+    write(all);
+    return test_support::format_error([&] { load(moe::io::Checkpoint::open(path_), {}); });
+  };
+  const std::uint64_t code = offset_of(weight) + 3 * d_ff + 7;
+  for (const char* nan : {"\x7f", "\xff"}) {
+    const auto error = error_with(code, nan);
+    ASSERT_TRUE(error);
+    EXPECT_EQ(error->tensor(), weight);
+    EXPECT_EQ(error->offset(), code);
+  }
+  // The scale of the second block of inputs and the first one of outputs: NaN, and zero.
+  const std::uint64_t scale = offset_of(weight + "_scale_inv") + 4;
+  const auto nan = error_with(scale, std::string("\0\0\xc0\x7f", 4));
+  ASSERT_TRUE(nan);
+  EXPECT_EQ(nan->tensor(), weight + "_scale_inv");
+  EXPECT_EQ(nan->offset(), scale);
+  const auto zero = error_with(scale, std::string(4, '\0'));
+  ASSERT_TRUE(zero);
+  EXPECT_EQ(zero->tensor(), weight);
+  EXPECT_GE(zero->offset(), offset_of(weight) + 128);
+  EXPECT_LT(zero->offset(), offset_of(weight) + d_ff) << "in the first output";
+}
+
+TEST_F(Loading, EightBitsNeedTheirScales) {
+  const std::string scales = "model.layers.0.mlp.experts.1.down_proj.weight_scale_inv";
+  Fp8Model without;
+  without.file.header().erase(scales);
+  write(without.file.bytes());
+  const auto error_of_file = [&] {
+    return test_support::format_error([&] { load(moe::io::Checkpoint::open(path_), {}); });
+  };
+  const auto missing = error_of_file();
+  ASSERT_TRUE(missing);
+  EXPECT_EQ(missing->tensor(), scales);
+  Fp8Model other;
+  other.file.header()[scales]["shape"] = {1, 4};
+  write(other.file.bytes());
+  const auto shape = error_of_file();
+  ASSERT_TRUE(shape);
+  EXPECT_EQ(shape->tensor(), scales);
+  EXPECT_EQ(shape->offset(), moe::io::Tensors::open(path_).tensor(scales).offset);
+}
+
 TEST_F(Loading, RefusesFourBitsThatAreInfinite) {
   write(Mxfp4Model(254).file.bytes());
   const std::string text = refusal([&] { load(moe::io::Checkpoint::open(path_), {}); });
@@ -311,6 +363,11 @@ TEST_F(Loading, RefusesFourBitsWithoutAScale) {
   const std::string text = refusal([&] { load(checkpoint, {}); });
   EXPECT_NE(text.find("gate_up_proj_scales'"), std::string::npos) << text;
   EXPECT_NE(text.find("a scale is NaN"), std::string::npos) << text;
+  const auto error = test_support::format_error([&] { load(checkpoint, {}); });
+  ASSERT_TRUE(error);
+  const std::string scales = "model.layers.0.mlp.experts.gate_up_proj_scales";
+  EXPECT_EQ(error->tensor(), scales);
+  EXPECT_EQ(error->offset(), checkpoint.tensors().tensor(scales).offset + 5 * 2 + 1);
   write(Mxfp4Model(0).file.bytes());
   EXPECT_EQ(refusal([&] { load(moe::io::Checkpoint::open(path_), {}); }), "") << "2^-127 is one";
 }

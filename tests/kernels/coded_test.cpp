@@ -128,6 +128,61 @@ TEST_P(Coded, DecodesToTheBitsOfCodesTimesScales) {
   }
 }
 
+/// The value of a code by its format's definition, bit by bit: sign, exponent with this many bits
+/// and fraction, subnormal ones where the exponent is 0.
+double value_of_bits(unsigned code, int exponent_bits, int fraction_bits) {
+  const unsigned sign = code >> static_cast<unsigned>(exponent_bits + fraction_bits);
+  const unsigned fraction = code & ((1U << static_cast<unsigned>(fraction_bits)) - 1);
+  const auto exponent = static_cast<int>((code >> static_cast<unsigned>(fraction_bits)) &
+                                         ((1U << static_cast<unsigned>(exponent_bits)) - 1));
+  const int bias = (1 << (exponent_bits - 1)) - 1;
+  const double part = std::ldexp(static_cast<double>(fraction), -fraction_bits);
+  const double magnitude =
+      exponent == 0 ? std::ldexp(part, 1 - bias) : std::ldexp(1 + part, exponent - bias);
+  return sign == 0 ? magnitude : -magnitude;
+}
+
+struct FloatCode {
+  const char* format;
+  int exponent_bits;
+  int fraction_bits;
+  unsigned magnitudes;  // Those that are finite numbers come first.
+};
+
+TEST_P(Coded, DecodesAllNumbersOfEightAndSixteenBits) {
+  for (const FloatCode& type : {FloatCode{"fp8", 4, 3, 0x7f}, FloatCode{"fp8-e5m2", 5, 2, 0x7c},
+                                FloatCode{"bf16", 8, 7, 0x7f80}, FloatCode{"f16", 5, 10, 0x7c00}}) {
+    const WeightFormat format = moe::format_of(type.format);
+    const moe::detail::FormatTraits traits = moe::detail::traits_of(format);
+    const unsigned sign = 1U << static_cast<unsigned>(traits.bits - 1);
+    std::vector<std::uint16_t> codes;
+    for (unsigned m = 0; m < type.magnitudes; ++m)
+      for (const unsigned s : {0U, sign}) codes.push_back(static_cast<std::uint16_t>(m | s));
+    const auto inner = static_cast<Index>((codes.size() + width - 1) / width);
+    codes.resize(static_cast<std::size_t>(inner * width), 0);
+    const MatrixLayout layout(format, width, inner);
+    AlignedBuffer<std::byte> bytes(static_cast<std::size_t>(layout.bytes()));
+    for (Index o = 0; o < width; ++o) {
+      CodedOutput output;
+      for (Index k = 0; k < inner; ++k)
+        output.codes.push_back(codes[static_cast<std::size_t>(k * width + o)]);
+      if (traits.scale != moe::detail::ScaleKind::none)
+        output.scales.assign(static_cast<std::size_t>(layout.groups), 0.5F);
+      moe::detail::put_output(layout, o, output, bytes.data());
+    }
+    const double scale = traits.scale == moe::detail::ScaleKind::none ? 1 : 0.5;
+    AlignedBuffer<float> to(static_cast<std::size_t>(moe::detail::whole_inner(layout) * width));
+    moe::kernels::coded_kernels(format).decode(bytes.data() + layout.record_offset(0, 0), nullptr,
+                                               layout.groups, layout.group, to.data());
+    for (std::size_t i = 0; i < codes.size(); ++i) {
+      const double expected =
+          scale * value_of_bits(codes[i], type.exponent_bits, type.fraction_bits);
+      ASSERT_EQ(static_cast<double>(to.data()[i]), expected)
+          << type.format << ", code " << codes[i];
+    }
+  }
+}
+
 TEST_P(Coded, DecodesTheSmallestAndTheLargestPowersOfTwo) {
   const WeightFormat format = moe::format_of("mxfp4");
   const MatrixLayout layout(format, width, 64);

@@ -166,6 +166,29 @@ TEST(Program, ContextLetsTheTextGrow) {
   EXPECT_EQ(generated(outcome).size(), 6U + 600U);
 }
 
+TEST(Program, EvaluatesWeightsOfFewBits) {
+  const TemporaryFolder folder;
+  folder.write("text", first_windows(2));
+  const auto nats = [&](const std::vector<std::string>& options) {
+    std::vector<std::string> arguments{"evaluate", "--model", model_path, "--text",
+                                       folder.file("text")};
+    arguments.insert(arguments.end(), options.begin(), options.end());
+    const Outcome outcome = run(folder, arguments);
+    EXPECT_EQ(outcome.status, 0) << outcome.error;
+    return printed(outcome.out, "nats per byte");
+  };
+  const double floats = nats({});
+  const double integer = nats({"--weights", "int8"});
+  const double widened = nats({"--weights", "int8", "--weight-only"});
+  const double mixed = nats({"--weights", "nl4-g32,int8", "--no-search"});
+  for (const double value : {integer, widened, mixed}) {
+    EXPECT_NE(value, floats);
+    EXPECT_NEAR(value, floats, 0.02);
+  }
+  EXPECT_NE(integer, widened);
+  EXPECT_NE(integer, mixed);
+}
+
 TEST(Program, JsonHoldsWhatIsPrinted) {
   const TemporaryFolder folder;
   folder.write("text", first_windows(3) + "tail");

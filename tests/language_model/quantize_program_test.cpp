@@ -4,18 +4,24 @@
 // The quantising program through its command line, where it is built.
 #if defined(MOE_QUANTIZE)
 #include <cstddef>
+#include <cstdint>
 #include <cstdlib>
+#include <filesystem>
 #include <string>
 #include <sys/wait.h>
 
 #include <gtest/gtest.h>
 
 #include <moe/core/random.hpp>
+#include <moe/io/checkpoint.hpp>
 #include <moe/io/gguf.hpp>
 #include <moe/io/packed.hpp>
+#include <moe/io/packed_loader.hpp>
+#include <moe/io/quantized_loader.hpp>
 
 #include "language_model/bundled_model.hpp"
 #include "support/gguf_model.hpp"
+#include "support/loading.hpp"
 #include "support/safetensors_writer.hpp"
 
 namespace language_model {
@@ -58,9 +64,10 @@ class QuantizeProgram : public testing::Test {
   }
 
   /// Runs the program on a model, and gives its exit status.
-  int run(const std::string& arguments, const std::string& model = "model.safetensors") {
+  int run(const std::string& arguments, const std::string& model = "model.safetensors",
+          const std::string& out = "packed") {
     const std::string command = std::string(MOE_QUANTIZE) + " --model " + folder_.file(model) +
-                                " --out " + folder_.file("packed") + " " + arguments + " >" +
+                                " --out " + folder_.file(out) + " " + arguments + " >" +
                                 folder_.file("out") + " 2>" + folder_.file("error");
     const int status = std::system(command.c_str());
     return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
@@ -69,8 +76,9 @@ class QuantizeProgram : public testing::Test {
   std::string error() const { return read_file(folder_.file("error")); }
 
   /// The error of a layer's outputs, all experts together.
-  double output_error(Index layer) const {
-    const std::string label = "\n    " + std::to_string(layer) + "    all";
+  double output_error(Index layer) const { return output_error("    " + std::to_string(layer)); }
+  double output_error(const std::string& layer) const {
+    const std::string label = "\n" + layer + "    all";
     const std::string text = out();
     const std::size_t at = text.find(label);
     EXPECT_NE(at, std::string::npos) << text;
@@ -119,6 +127,54 @@ TEST_F(QuantizeProgram, TakesGgufFiles) {
     EXPECT_EQ(bank.expert(e).down, model.routed[static_cast<std::size_t>(e)].down);
   ASSERT_EQ(run("--weights nl4-g32 --tokens 8", "model.gguf"), 0) << error();
   EXPECT_GT(output_error(1), 0.02);
+}
+
+TEST_F(QuantizeProgram, PacksBothStacksOfAnEncoderAndADecoder) {
+  test_support::SafetensorsWriter file;
+  std::uint64_t seed = 0;
+  for (const char* block : {"encoder.block.1.layer.1.mlp.", "decoder.block.1.layer.2.mlp."}) {
+    const std::string prefix = block;
+    file.add(prefix + "router.classifier.weight", random(2, d_model, ++seed));
+    for (const char* e : {"0", "1"})
+      for (const char* part : {"wi", "wo"})
+        file.add(prefix + "experts.expert_" + e + "." + part + ".weight",
+                 random(d_model, d_model, ++seed));
+  }
+  file.metadata("config", R"({"model_type": "switch_transformers", "d_model": 64, "d_ff": 64,
+      "num_experts": 2, "expert_capacity": 64})");
+  folder_.write("switch.safetensors", file.bytes());
+  ASSERT_EQ(run("--weights int8-g32", "switch.safetensors"), 0) << error();
+  EXPECT_GT(output_error("    1"), 0);
+  EXPECT_GT(output_error("   d1"), 0);
+  const auto checkpoint = moe::io::Checkpoint::open(folder_.file("switch.safetensors"));
+  const moe::io::PackedFile packed(folder_.file("packed"));
+  const auto format = moe::format_of("int8-g32");
+  for (const auto stack : {moe::io::Stack::encoder, moe::io::Stack::decoder})
+    test_support::expect_same(
+        moe::io::quantized_layer(checkpoint, 1, {.format = moe::ExpertFormat{format, format}},
+                                 stack),
+        moe::io::packed_layer(checkpoint, 1, packed, moe::ProductKind::integer, stack));
+}
+
+TEST_F(QuantizeProgram, OverwritesNoInput) {
+  test_support::SafetensorsWriter tokens;
+  tokens.add("x", random(8, d_model, 3));
+  folder_.write("tokens.safetensors", tokens.bytes());
+  const test_support::GgufModel gguf("llama", moe::io::GgufType::q4_0);
+  folder_.write("model.gguf", gguf.file.bytes());
+  const auto stays = [&](const std::string& model, const std::string& input,
+                         const std::string& arguments) {
+    const std::string before = read_file(folder_.file(input));
+    EXPECT_EQ(run(arguments, model, input), 1) << input;
+    EXPECT_NE(error().find("is an input, so it is not overwritten"), std::string::npos) << error();
+    EXPECT_EQ(read_file(folder_.file(input)), before) << input;
+  };
+  stays("model.safetensors", "model.safetensors", "");
+  stays("model.safetensors", "tokens.safetensors",
+        "--activations " + folder_.file("tokens.safetensors"));
+  stays("model.gguf", "model.gguf", "");
+  std::filesystem::create_symlink(folder_.file("model.safetensors"), folder_.file("link"));
+  stays("model.safetensors", "link", "");
 }
 
 TEST_F(QuantizeProgram, SaysWhatIsWrong) {

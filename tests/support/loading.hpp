@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -54,14 +55,20 @@ void expect_weights(const Bank& bank, const std::vector<moe::ExpertMatrices<floa
   }
 }
 
-/// The error of a checkpoint whose bytes were changed.
-inline std::string refusal(const std::function<void()>& load) {
+/// The error of a checkpoint whose bytes were changed, if there is one.
+inline std::optional<moe::FormatError> format_error(const std::function<void()>& load) {
   try {
     load();
   } catch (const moe::FormatError& error) {
-    return error.what();
+    return error;
   }
-  return {};
+  return std::nullopt;
+}
+
+/// Its text, or nothing.
+inline std::string refusal(const std::function<void()>& load) {
+  const auto error = format_error(load);
+  return error ? error->what() : "";
 }
 
 /// The bank has the experts that its formats, moments and exact weights give.

@@ -91,18 +91,20 @@ class BlockReader : private BlockTensors {
                       traits_.layout == ExpertLayout::fused_biased};
   }
   bool is_gated() const { return !is_plain(); }
-  ExpertMatrices<Scalar> matrices(Index e) const { return expert(e); }
 
-  /// Those of gpt-oss, which lie interleaved.
+  /// An expert's weights and biases, to be quantised.
+  ///
+  /// Throws  FormatError naming tensor and offset if one is not finite.
+  ExpertMatrices<Scalar> matrices(Index e) const {
+    require_finite(e, false);
+    return expert(e);
+  }
+  /// Its biases alone; of gpt-oss only.
+  ///
+  /// Throws  as `matrices`.
   ExpertMatrices<Scalar> biases(Index e) const {
-    const Index experts = config_.num_experts;
-    const auto column = [&](std::string_view part, Index size) -> Matrix<Scalar> {
-      return tensors_.rows<Scalar>(name(part, "_bias"), {experts, size}, e, 1).transpose();
-    };
-    const Matrix<Scalar> fused = column(traits_.up, 2 * config_.d_ff);
-    const Matrix<Scalar> down = column(traits_.down, config_.d_model);
-    return separate<Scalar>(
-        {.gate_up_bias = fused, .down_bias = down, .gate_up_order = GateUpOrder::interleaved});
+    require_finite(e, true);
+    return its_biases(e);
   }
 
   AnyExperts<Scalar> experts() const {
@@ -237,6 +239,18 @@ class BlockReader : private BlockTensors {
     tensors_.require(shared_name("down_proj"), d_model, d_ff);
   }
 
+  /// Those of gpt-oss, which lie interleaved.
+  ExpertMatrices<Scalar> its_biases(Index e) const {
+    const Index experts = config_.num_experts;
+    const auto column = [&](std::string_view part, Index size) -> Matrix<Scalar> {
+      return tensors_.rows<Scalar>(name(part, "_bias"), {experts, size}, e, 1).transpose();
+    };
+    const Matrix<Scalar> fused = column(traits_.up, 2 * config_.d_ff);
+    const Matrix<Scalar> down = column(traits_.down, config_.d_model);
+    return separate<Scalar>(
+        {.gate_up_bias = fused, .down_bias = down, .gate_up_order = GateUpOrder::interleaved});
+  }
+
   ExpertMatrices<Scalar> expert(Index e) const {
     const Index d_model = config_.d_model;
     const Index d_ff = config_.d_ff;
@@ -286,7 +300,7 @@ class BlockReader : private BlockTensors {
              .down_orientation = in_four_bits ? Orientation::out_in : Orientation::in_out,
              .gate_up_order = biased ? GateUpOrder::interleaved : GateUpOrder::halves});
         if (!biased) return result;
-        ExpertMatrices<Scalar> its = biases(e);
+        ExpertMatrices<Scalar> its = its_biases(e);
         result.gate_bias = std::move(its.gate_bias);
         result.up_bias = std::move(its.up_bias);
         result.down_bias = std::move(its.down_bias);

@@ -56,6 +56,49 @@ class BlockTensors {
     return traits_.layout == ExpertLayout::plain || traits_.layout == ExpertLayout::plain_bias;
   }
 
+  /// Codes are checked where they are read.
+  ///
+  /// Throws  FormatError naming tensor and offset if one of an expert's weights or biases, or of
+  ///         its biases alone, is not finite.
+  void require_finite(Index e, bool biases_alone) const {
+    const auto require = [&](const std::string& tensor, bool of_all_experts) {
+      const Index values = tensors_.tensor(tensor).size();
+      const Index its = of_all_experts ? values / config_.num_experts : values;
+      tensors_.require_finite(tensor, of_all_experts ? e * its : 0, its);
+    };
+    if (traits_.layout == ExpertLayout::plain_bias)
+      for (const std::string_view part : {traits_.up, traits_.down})
+        require(expert_name(e, part, "bias"), false);
+    if (traits_.layout == ExpertLayout::fused_biased)
+      for (const std::string_view part : {traits_.up, traits_.down})
+        require(name(part, "_bias"), true);
+    if (biases_alone) return;
+    switch (traits_.layout) {
+      case ExpertLayout::gated:
+        for (const std::string& weight : expert_names(e))
+          if (!is_fp8(tensors_, weight)) require(weight, false);
+        break;
+      case ExpertLayout::plain:
+      case ExpertLayout::plain_bias:
+        for (const std::string_view part : {traits_.up, traits_.down})
+          require(expert_name(e, part, "weight"), false);
+        break;
+      case ExpertLayout::stacked:
+        for (const std::string_view part : {traits_.gate, traits_.up, traits_.down})
+          require(name(part), true);
+        break;
+      case ExpertLayout::fused_in_out:
+      case ExpertLayout::fused_biased:
+        for (const std::string_view part : {traits_.up, traits_.down})
+          if (!is_mxfp4()) require(name(part), true);
+        break;
+      case ExpertLayout::fused_out_in:
+        for (const std::string_view part : {traits_.up, traits_.down})
+          require(name(part, ".weight"), true);
+        break;
+    }
+  }
+
   /// "<block>experts.<e>." or the plain experts' form of it.
   std::string expert_name(Index e, std::string_view role, std::string_view kind) const {
     return name(is_plain() ? "experts.expert_" : "experts.", e, ".", role, ".", kind);

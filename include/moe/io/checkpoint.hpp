@@ -84,6 +84,11 @@ class Checkpoint {
     return detail::block_prefix(layer_config().family, layer, stack, tensors_);
   }
 
+  /// Whether the model's layers are those of an encoder and a decoder.
+  ///
+  /// Throws  as layer_config.
+  bool has_decoder() const { return block_prefix(0, Stack::decoder) != block_prefix(0); }
+
   /// The layers that have an MoE block, 0-based, in order.
   ///
   /// Throws  as layer_config.

@@ -33,8 +33,9 @@
 
 namespace moe::inline MOE_ABI::io {
 
-/// The experts of a bank in a packed file, of which as many are in memory as a budget allows. A
-/// forward whose tokens need more than that runs in rounds, with the bits of the bank in memory.
+/// The experts of a bank in a packed file, of which as many are in memory as a budget allows, each
+/// in a slot as large as the largest one. A forward whose tokens need more than that runs in
+/// rounds, with the bits of the bank in memory.
 ///
 /// Values  forwards take turns, and the cache is shared by copies.
 template <Activation<float> ActivationT>

@@ -108,7 +108,7 @@ class GgufBlock {
                              "have"));
   }
 
-  /// Throws  FormatError naming a row's offset if a weight is not finite.
+  /// Throws  FormatError naming a row's offset if a weight or a bias is not finite.
   ExpertMatrices<float> matrices(Index e) const {
     ExpertMatrices<float> expert;
     if (sizes().biases) expert = biases(e);
@@ -117,6 +117,7 @@ class GgufBlock {
     expert.down = widened(rows_of(e, "down"));
     return expert;
   }
+  /// Throws  as `matrices`.
   ExpertMatrices<float> biases(Index e) const {
     ExpertMatrices<float> expert;
     expert.gate_bias = bias(e, "gate", config_.d_ff);
@@ -242,11 +243,11 @@ class GgufBlock {
     return result;
   }
 
-  /// Throws  FormatError naming the row's offset if a weight is not finite.
+  /// Throws  FormatError naming the row's offset if a value is not finite.
   void decode_finite(const Rows& rows, Index row, std::span<float> to) const {
     rows.tensor->decode_row(row, to.data());
     for (const float value : to)
-      if (!std::isfinite(value)) fail_row(rows, row, "a weight is not finite");
+      if (!std::isfinite(value)) fail_row(rows, row, "a value is not finite");
   }
 
   /// A tensor of few values, widened.
@@ -265,7 +266,9 @@ class GgufBlock {
   /// (size, 1), of one expert.
   Matrix<float> bias(Index e, std::string_view part, Index size) const {
     Matrix<float> result(size, 1);
-    file_.tensor(bias_name(part)).decode_row(e, result.data());
+    const std::string name = bias_name(part);
+    decode_finite({&file_.tensor(name), name, 0, config_.num_experts}, e,
+                  {result.data(), static_cast<std::size_t>(size)});
     return result;
   }
 
@@ -344,7 +347,8 @@ inline nlohmann::json gguf_config(const GgufFile& file) {
 
 }  // namespace detail
 
-/// Sizes and conventions of a file's MoE layers.
+/// Sizes and conventions of a file's MoE layers. DeepSeek-V3's experts are chosen in groups where
+/// the metadata has `expert_group_count`, and without groups where it has not.
 ///
 /// Throws  FormatError if the architecture is not supported, or the metadata lacks a key or has one
 ///         that makes no sense.
@@ -370,9 +374,9 @@ inline std::vector<Index> moe_layers(const GgufFile& file) {
 ///
 /// Throws  FormatError naming the tensor that is missing or has another shape, or, if no format is
 ///         named, has another grid than any format, or than up if it is gate; naming the offset,
-///         too, of a row with a scale that is not finite, or is zero where a weight is not, or of a
-///         weight that is not finite; std::invalid_argument if a weight is beyond the format that
-///         is named; what expert_moments throws.
+///         too, of a row with a scale that is not finite, or is zero where a code that is taken
+///         over is not, or of a weight or bias that is not finite; std::invalid_argument if a
+///         weight is beyond the format that is named; what expert_moments throws.
 inline CheckpointLayer<float> load_gguf_block(const GgufFile& file, const LayerConfig& config,
                                               Index layer, const QuantizedLoading& loading = {}) {
   const detail::GgufBlock block(file, config, layer);

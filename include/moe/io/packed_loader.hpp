@@ -24,19 +24,20 @@
 
 namespace moe::inline MOE_ABI::io {
 
-/// The name that a layer's bank has in a packed file of a checkpoint.
-inline std::string packed_bank_name(Index layer) {
-  return moe::detail::text_of("layers.", layer);
+/// The name that a layer's bank has in a packed file of a checkpoint: "layers.<layer>", or
+/// "decoder.layers.<layer>" in the decoder of an encoder-decoder model.
+inline std::string packed_bank_name(Index layer, Stack stack = Stack::encoder) {
+  return moe::detail::text_of(stack == Stack::decoder ? "decoder." : "", "layers.", layer);
 }
 
 namespace detail {
 
 /// A layer's bank in a packed file, for a checkpoint whose experts have these sizes.
 template <class Reader>
-AnyExperts<float> packed_experts(const Reader& reader, const LayerConfig& config, Index layer,
-                                 const PackedFile& packed, ProductKind product) {
+AnyExperts<float> packed_experts(const Reader& reader, const LayerConfig& config,
+                                 const std::string& name, const PackedFile& packed,
+                                 ProductKind product) {
   const ExpertsConfig sizes = reader.sizes();
-  const std::string name = packed_bank_name(layer);
   return with_activation(config, reader.is_gated(), [&](auto activation) -> AnyExperts<float> {
     QuantizedExperts<decltype(activation)> bank = packed.template bank<decltype(activation)>(name);
     if (bank.num_experts() != sizes.num_experts || bank.d_model() != sizes.d_model ||
@@ -51,7 +52,7 @@ AnyExperts<float> packed_experts(const Reader& reader, const LayerConfig& config
 }  // namespace detail
 
 /// The MoE block of layer `layer` of a checkpoint, 0-based, with the experts of a packed file's
-/// bank "layers.<layer>", mapped: the checkpoint gives router and shared experts, these in
+/// bank of that name, mapped: the checkpoint gives router and shared experts, these in
 /// codes or floats as QuantizedLoading says, with the same kind of product. Its routed experts must
 /// be there and have their shapes, but are not read.
 ///
@@ -64,7 +65,10 @@ inline CheckpointLayer<float> packed_layer(const Checkpoint& checkpoint, Index l
   const LayerConfig config = checkpoint.layer_config();
   const detail::BlockReader<float> reader(checkpoint.tensors(), config,
                                           checkpoint.block_prefix(layer, stack));
-  return reader.layer(detail::packed_experts(reader, config, layer, packed, product),
+  // Only names of an encoder-decoder model tell its stacks apart.
+  const bool has_stacks = checkpoint.has_decoder();
+  const std::string name = packed_bank_name(layer, has_stacks ? stack : Stack::encoder);
+  return reader.layer(detail::packed_experts(reader, config, name, packed, product),
                       detail::load_stored_shared(reader, config, product));
 }
 
@@ -76,8 +80,9 @@ inline CheckpointLayer<float> packed_layer(const GgufFile& file, Index layer,
                                            ProductKind product = ProductKind::integer) {
   const LayerConfig config = layer_config(file);
   const detail::GgufBlock reader(file, config, layer);
-  return reader.layer(detail::packed_experts(reader, config, layer, packed, product),
-                      detail::load_stored_shared(reader, config, product));
+  return reader.layer(
+      detail::packed_experts(reader, config, packed_bank_name(layer), packed, product),
+      detail::load_stored_shared(reader, config, product));
 }
 
 }  // namespace moe::inline MOE_ABI::io

@@ -5,6 +5,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
@@ -196,6 +198,30 @@ class Tensors {
   void require(std::string_view name, const std::vector<Index>& shape) const {
     const Entry& found = entry(name);
     if (found.tensor->shape != shape) fail_shape(found, name, shape);
+  }
+
+  /// Throws  FormatError naming the tensor if it is missing, and the offset of the first of its
+  ///         `count` values from `first` on that is not finite in single precision;
+  ///         std::invalid_argument if the values lead beyond the tensor.
+  void require_finite(std::string_view name, Index first, Index count) const {
+    const Entry& found = entry(name);
+    moe::detail::check(first >= 0 && count >= 0 && first + count <= found.tensor->size(),
+                       "Tensors::require_finite", "the values lead beyond the tensor");
+    const std::size_t bytes = detail::info(found.tensor->dtype).bytes;
+    constexpr Index block = 1024;
+    float values[block];
+    for (Index begin = first; begin < first + count; begin += block) {
+      TensorView part = *found.tensor;
+      part.shape = {std::min(block, first + count - begin)};
+      part.data = part.data.subspan(static_cast<std::size_t>(begin) * bytes,
+                                    static_cast<std::size_t>(part.size()) * bytes);
+      if (!detail::convert(part, values)) fail_kind(found, name, true);
+      for (Index i = 0; i < part.size(); ++i)
+        if (!std::isfinite(values[i]))
+          throw FormatError(found.file->path(), std::string(name),
+                            found.tensor->offset + static_cast<std::uint64_t>(begin + i) * bytes,
+                            "a value is not finite");
+    }
   }
 
   /// Some rows of a tensor of two or more dimensions, all but the last of which count as one.
