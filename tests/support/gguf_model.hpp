@@ -45,7 +45,7 @@ struct Blocks {
       if (type == moe::io::GgufType::q8_0 || type == moe::io::GgufType::q4_0) half(0);
       if (type == moe::io::GgufType::q4_k) half(0), half(2);
       if (type == moe::io::GgufType::q6_k) half(208);
-      if (type == moe::io::GgufType::f16)
+      if (type == moe::io::GgufType::f16 || type == moe::io::GgufType::bf16)
         block[1] = static_cast<char>(block[1] & 0xbf);  // Below 2.
       if (type == moe::io::GgufType::f32) {
         const float value =

@@ -211,12 +211,12 @@ class Tensors {
     constexpr Index block = 1024;
     float values[block];
     for (Index begin = first; begin < first + count; begin += block) {
+      const Index here = std::min(block, first + count - begin);
       TensorView part = *found.tensor;
-      part.shape = {std::min(block, first + count - begin)};
       part.data = part.data.subspan(static_cast<std::size_t>(begin) * bytes,
-                                    static_cast<std::size_t>(part.size()) * bytes);
+                                    static_cast<std::size_t>(here) * bytes);
       if (!detail::convert(part, values)) fail_kind(found, name, true);
-      for (Index i = 0; i < part.size(); ++i)
+      for (Index i = 0; i < here; ++i)
         if (!std::isfinite(values[i]))
           throw FormatError(found.file->path(), std::string(name),
                             found.tensor->offset + static_cast<std::uint64_t>(begin + i) * bytes,
