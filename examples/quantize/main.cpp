@@ -218,9 +218,12 @@ void check_that_inputs_stay(const Options& options, std::vector<std::string> inp
     inputs.insert(inputs.end(), files.begin(), files.end());
   }
   for (const std::string& input : inputs) {
-    std::error_code none;  // A file that is not there yet is no input.
-    if (std::filesystem::equivalent(options.out, input, none))
-      throw std::invalid_argument(options.out + ": is an input, so it is not overwritten");
+    // The writer makes the second one first, and renames it.
+    for (const std::string& out : {options.out, options.out + ".part"}) {
+      std::error_code none;  // A file that is not there yet is no input.
+      if (std::filesystem::equivalent(out, input, none))
+        throw std::invalid_argument(out + ": is an input, so it is not overwritten");
+    }
   }
 }
 
@@ -247,7 +250,7 @@ void quantize(const Options& options) {
   check_that_inputs_stay(options, inputs);
   std::vector<Layer> layers;
   for (const Index layer : checkpoint.moe_layers()) layers.push_back({layer});
-  if (checkpoint.has_decoder())
+  if (checkpoint.is_encoder_decoder())
     for (const Index layer : checkpoint.moe_layers(moe::io::Stack::decoder))
       layers.push_back({layer, moe::io::Stack::decoder});
   const moe::io::LayerConfig config = checkpoint.layer_config();

@@ -151,10 +151,11 @@ TEST(QuantizedBank, AThousandRowsOfAnExpertHaveTheBitsOfTwo) {
   const Matrix<float> x = random_matrix<float>(1000, odd.d_model, 7);
   for (const char* format : {"int8", "int4-g32", "fp8", "bf16"}) {
     for (const ProductKind kind : {ProductKind::integer, ProductKind::widened}) {
-      SCOPED_TRACE(format);
+      if (kind == ProductKind::integer && !moe::has_integer_products(moe::format_of(format)))
+        continue;
+      SCOPED_TRACE(std::string(format) + (kind == ProductKind::integer ? ", integer" : ""));
       Quantized bank = quantized<Quantized>(floats, moe::format_of(format));
-      if (kind == ProductKind::widened || moe::has_integer_products(moe::format_of(format)))
-        bank.set_product(kind);
+      bank.set_product(kind);
       const Matrix<float> all = run(bank, x);
       for (const Index first : {0, 894, 896, 998})
         EXPECT_EQ(all.middleRows(2 * first, 4), run(bank, x.middleRows(first, 2))) << first;
@@ -237,7 +238,6 @@ TEST(QuantizedBank, TakesTwentyFourGigabytesForMixtralInFourBits) {
   const moe::ExpertLayout one({.num_experts = 8, .d_model = 4096, .d_ff = 14336}, true,
                               {format, format});
   EXPECT_EQ(8 * one.bytes(), 748683264) << "the README says so of one of 32 layers";
-  EXPECT_LE(static_cast<double>(32 * 8 * one.bytes()), 24.0e9);
 }
 
 TEST(QuantizedBank, RefusesWhatDoesNotFit) {

@@ -449,11 +449,11 @@ TEST_F(GgufLoading, OfAnotherKindIsRefused) {
   EXPECT_THROW(moe::io::load_gguf_block(file, config, 0), moe::FormatError) << "no such layer";
 }
 
-/// A byte of the first tensor of gates that is changed, and what the format says to that.
+/// Bytes of a block of expert 2's fourth output that are changed, and what the loader says to that.
 struct BadBlock {
   moe::io::GgufType type;
-  std::size_t byte;    // of the block that is changed, the second one of the first row
-  std::string bytes;   // what is written there
+  std::size_t byte;    // of the block
+  std::string bytes;   // what is written from there on
   const char* format;  // that experts are to have, or null: as they are
   const char* problem;
 };
@@ -480,8 +480,11 @@ TEST_F(GgufLoading, ErrorsNameTheTensorAndTheRow) {
     write(all);
     const moe::io::GgufFile whole(path_);
     const moe::io::GgufTensor& tensor = whole.tensor(name);
-    const std::uint64_t row = tensor.offset + 3 * tensor.row_bytes();
-    all.replace(static_cast<std::size_t>(row) + bad.byte, bad.bytes.size(), bad.bytes);
+    const std::uint64_t row = tensor.offset + (2 * GgufModel::hidden + 3) * tensor.row_bytes();
+    // The last block of the row: the row is named all the same.
+    const auto block = static_cast<std::size_t>(moe::io::detail::gguf_type(bad.type).bytes);
+    const auto at = static_cast<std::size_t>(row + tensor.row_bytes()) - block + bad.byte;
+    all.replace(at, bad.bytes.size(), bad.bytes);
     write(all);
     const moe::io::GgufFile file(path_);
     QuantizedLoading loading{.search = moe::ScaleSearch::nearest};

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -149,6 +150,9 @@ TEST_F(Loading, ExpertsOfAPackedFile) {
     return refusal([&] { moe::io::packed_layer(checkpoint, 0, file); });
   };
   EXPECT_NE(error(write_packed("layers.1", bank)).find("there is no such bank"), std::string::npos);
+  // This family has one stack, whatever it is called.
+  expect_same(layer, moe::io::packed_layer(checkpoint, 0, write_packed("layers.0", bank),
+                                           moe::ProductKind::integer, moe::io::Stack::decoder));
   moe::ExpertsConfig sizes = bank.config();
   sizes.d_ff += 32;
   const moe::QuantizedExperts<moe::SwiGlu> wider(sizes, {format, format});
@@ -371,6 +375,26 @@ TEST_F(Loading, RefusesFourBitsWithoutAScale) {
   EXPECT_EQ(error->offset(), checkpoint.tensors().tensor(scales).offset + 5 * 2 + 1);
   write(Mxfp4Model(0).file.bytes());
   EXPECT_EQ(refusal([&] { load(moe::io::Checkpoint::open(path_), {}); }), "") << "2^-127 is one";
+}
+
+TEST_F(Loading, RefusesBiasesThatAreNoNumbers) {
+  const Mxfp4Model model;
+  std::string all = model.file.bytes();
+  write(all);
+  const std::string biases = "model.layers.0.mlp.experts.down_proj_bias";
+  const std::uint64_t at =
+      moe::io::Tensors::open(path_).tensor(biases).offset + 4 * (2 * Mxfp4Model::width + 5);
+  all.replace(static_cast<std::size_t>(at), 4, std::string("\0\0\x80\x7f", 4));
+  write(all);
+  const auto checkpoint = moe::io::Checkpoint::open(path_);
+  const moe::WeightFormat four = moe::format_of("mxfp4");
+  for (const auto& format : {std::optional<moe::ExpertFormat>{},
+                             std::optional(moe::ExpertFormat{four, moe::format_of("int8-g32")})}) {
+    const auto error = test_support::format_error([&] { load(checkpoint, {.format = format}); });
+    ASSERT_TRUE(error);
+    EXPECT_EQ(error->tensor(), biases);
+    EXPECT_EQ(error->offset(), at);
+  }
 }
 
 TEST_F(Loading, FloatsNeedTheNameOfAFormat) {

@@ -1,6 +1,8 @@
 // SPDX-FileCopyrightText: The moe authors
 // SPDX-License-Identifier: Apache-2.0
 #include <cstring>
+#include <limits>
+#include <stdexcept>
 #include <string>
 #include <system_error>
 #include <vector>
@@ -112,6 +114,34 @@ struct Shards {
     return folder.write("model.safetensors.index.json", index.dump());
   }
 };
+
+TEST(Tensors, WhatIsNotFiniteIsFoundInTheRangeThatIsLookedThrough) {
+  Matrix<double> values = Matrix<double>::Ones(1, 3000);
+  values(0, 1024) = std::numeric_limits<double>::infinity();
+  values(0, 2999) = 1e39;  // Finite in double precision alone.
+  SafetensorsWriter writer;
+  writer.add("w", "F64", {1, 3000},
+             {reinterpret_cast<const char*>(values.data()), 3000 * sizeof(double)});
+  const TemporaryFolder folder;
+  const Tensors tensors = Tensors::open(folder.write("m.safetensors", writer.bytes()));
+  const auto bad_index = [&](Index first, Index count) {
+    try {
+      tensors.require_finite("w", first, count);
+    } catch (const moe::FormatError& error) {
+      EXPECT_EQ(error.tensor(), "w");
+      return static_cast<Index>(error.offset() - tensors.tensor("w").offset) / 8;
+    }
+    return Index{-1};
+  };
+  EXPECT_EQ(bad_index(0, 3000), 1024);
+  EXPECT_EQ(bad_index(1024, 1), 1024);
+  EXPECT_EQ(bad_index(0, 1024), -1);
+  EXPECT_EQ(bad_index(1025, 1974), -1);
+  EXPECT_EQ(bad_index(1025, 1975), 2999);
+  EXPECT_EQ(bad_index(3000, 0), -1);
+  EXPECT_THROW(tensors.require_finite("w", 2, 2999), std::invalid_argument);
+  EXPECT_THROW(tensors.require_finite("w", -1, 1), std::invalid_argument);
+}
 
 TEST(Tensors, OfAShardedSetAreOneCheckpoint) {
   const Shards shards;

@@ -177,6 +177,7 @@ TEST_P(Coded, DecodesAllNumbersOfEightAndSixteenBits) {
     for (std::size_t i = 0; i < codes.size(); ++i) {
       const double expected =
           scale * value_of_bits(codes[i], type.exponent_bits, type.fraction_bits);
+      ASSERT_EQ(std::signbit(to.data()[i]), std::signbit(expected)) << type.format << codes[i];
       ASSERT_EQ(static_cast<double>(to.data()[i]), expected)
           << type.format << ", code " << codes[i];
     }

@@ -173,6 +173,11 @@ TEST_F(QuantizeProgram, OverwritesNoInput) {
   stays("model.safetensors", "tokens.safetensors",
         "--activations " + folder_.file("tokens.safetensors"));
   stays("model.gguf", "model.gguf", "");
+  // The name that the file has while it is written.
+  folder_.write("new.part", read_file(folder_.file("model.safetensors")));
+  const std::string before = read_file(folder_.file("new.part"));
+  EXPECT_EQ(run("", "new.part", "new"), 1);
+  EXPECT_EQ(read_file(folder_.file("new.part")), before);
   std::filesystem::create_symlink(folder_.file("model.safetensors"), folder_.file("link"));
   stays("model.safetensors", "link", "");
 }

@@ -94,16 +94,23 @@ class BlockReader : private BlockTensors {
 
   /// An expert's weights and biases, to be quantised.
   ///
-  /// Throws  FormatError naming tensor and offset if one is not finite.
+  /// Throws  FormatError naming tensor and offset if one is not finite, or is in codes with a scale
+  ///         that makes no sense.
   ExpertMatrices<Scalar> matrices(Index e) const {
-    require_finite(e, false);
-    return expert(e);
+    ExpertMatrices<Scalar> result = expert(e);
+    const auto is_finite = [](const auto&... matrix) { return (matrix.allFinite() && ...); };
+    if (!is_finite(result.gate, result.up, result.down, result.gate_bias, result.up_bias,
+                   result.down_bias)) {
+      require_finite_biases(e);
+      require_finite_weights(e);
+    }
+    return result;
   }
   /// Its biases alone; of gpt-oss only.
   ///
-  /// Throws  as `matrices`.
+  /// Throws  FormatError naming tensor and offset if one is not finite.
   ExpertMatrices<Scalar> biases(Index e) const {
-    require_finite(e, true);
+    require_finite_biases(e);
     return its_biases(e);
   }
 

@@ -56,47 +56,42 @@ class BlockTensors {
     return traits_.layout == ExpertLayout::plain || traits_.layout == ExpertLayout::plain_bias;
   }
 
-  /// Codes are checked where they are read.
-  ///
-  /// Throws  FormatError naming tensor and offset if one of an expert's weights or biases, or of
-  ///         its biases alone, is not finite.
-  void require_finite(Index e, bool biases_alone) const {
-    const auto require = [&](const std::string& tensor, bool of_all_experts) {
-      const Index values = tensors_.tensor(tensor).size();
-      const Index its = of_all_experts ? values / config_.num_experts : values;
-      tensors_.require_finite(tensor, of_all_experts ? e * its : 0, its);
-    };
-    if (traits_.layout == ExpertLayout::plain_bias)
-      for (const std::string_view part : {traits_.up, traits_.down})
-        require(expert_name(e, part, "bias"), false);
-    if (traits_.layout == ExpertLayout::fused_biased)
-      for (const std::string_view part : {traits_.up, traits_.down})
-        require(name(part, "_bias"), true);
-    if (biases_alone) return;
+  /// Throws  FormatError naming tensor and offset if one of an expert's weights is not finite.
+  ///         Codes are checked where they are read.
+  void require_finite_weights(Index e) const {
     switch (traits_.layout) {
       case ExpertLayout::gated:
         for (const std::string& weight : expert_names(e))
-          if (!is_fp8(tensors_, weight)) require(weight, false);
+          if (!is_fp8(tensors_, weight)) require_finite(weight);
         break;
       case ExpertLayout::plain:
       case ExpertLayout::plain_bias:
         for (const std::string_view part : {traits_.up, traits_.down})
-          require(expert_name(e, part, "weight"), false);
+          require_finite(expert_name(e, part, "weight"));
         break;
       case ExpertLayout::stacked:
         for (const std::string_view part : {traits_.gate, traits_.up, traits_.down})
-          require(name(part), true);
+          require_share_finite(name(part), e);
         break;
       case ExpertLayout::fused_in_out:
       case ExpertLayout::fused_biased:
         for (const std::string_view part : {traits_.up, traits_.down})
-          if (!is_mxfp4()) require(name(part), true);
+          if (!is_mxfp4()) require_share_finite(name(part), e);
         break;
       case ExpertLayout::fused_out_in:
         for (const std::string_view part : {traits_.up, traits_.down})
-          require(name(part, ".weight"), true);
+          require_share_finite(name(part, ".weight"), e);
         break;
     }
+  }
+  /// The same of its biases, where there are any.
+  void require_finite_biases(Index e) const {
+    if (traits_.layout == ExpertLayout::plain_bias)
+      for (const std::string_view part : {traits_.up, traits_.down})
+        require_finite(expert_name(e, part, "bias"));
+    if (traits_.layout == ExpertLayout::fused_biased)
+      for (const std::string_view part : {traits_.up, traits_.down})
+        require_share_finite(name(part, "_bias"), e);
   }
 
   /// "<block>experts.<e>." or the plain experts' form of it.
@@ -165,6 +160,15 @@ class BlockTensors {
   std::string prefix_;
 
  private:
+  void require_finite(const std::string& tensor) const {
+    tensors_.require_finite(tensor, 0, tensors_.tensor(tensor).size());
+  }
+  /// An expert's share of a tensor of all experts.
+  void require_share_finite(const std::string& tensor, Index e) const {
+    const Index its = tensors_.tensor(tensor).size() / config_.num_experts;
+    tensors_.require_finite(tensor, e * its, its);
+  }
+
   mutable std::set<std::string> used_;
 };
 

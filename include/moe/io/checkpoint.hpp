@@ -84,10 +84,14 @@ class Checkpoint {
     return detail::block_prefix(layer_config().family, layer, stack, tensors_);
   }
 
-  /// Whether the model's layers are those of an encoder and a decoder.
+  /// Whether names of the model's family tell an encoder's blocks from a decoder's.
   ///
   /// Throws  as layer_config.
-  bool has_decoder() const { return block_prefix(0, Stack::decoder) != block_prefix(0); }
+  bool is_encoder_decoder() const {
+    const Family family = layer_config().family;
+    return detail::block_prefix(family, 0, Stack::decoder, tensors_) !=
+           detail::block_prefix(family, 0, Stack::encoder, tensors_);
+  }
 
   /// The layers that have an MoE block, 0-based, in order.
   ///

@@ -57,8 +57,8 @@ class ExpertSlots {
     const double slots = std::floor(budget / static_cast<double>(most));
     if (!(slots >= 1))
       moe::detail::throw_invalid(
-          "CachedExperts", moe::detail::text_of("the budget is smaller than the largest expert of ",
-                                                file_.path(), ", which has ", most, " bytes"));
+          "CachedExperts", moe::detail::text_of(file_.path(), ": the largest expert has ", most,
+                                                " bytes, more than the budget"));
     slots_.resize(static_cast<std::size_t>(std::min(slots, static_cast<double>(experts_.size()))));
     for (Slot& slot : slots_) slot.memory = AlignedBuffer<std::byte>(most);
     loader_ = std::thread([this] { load(); });

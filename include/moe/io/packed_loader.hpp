@@ -25,7 +25,8 @@
 namespace moe::inline MOE_ABI::io {
 
 /// The name that a layer's bank has in a packed file of a checkpoint: "layers.<layer>", or
-/// "decoder.layers.<layer>" in the decoder of an encoder-decoder model.
+/// "decoder.layers.<layer>" in the decoder of an encoder-decoder model; the stack of other models
+/// is Stack::encoder here.
 inline std::string packed_bank_name(Index layer, Stack stack = Stack::encoder) {
   return moe::detail::text_of(stack == Stack::decoder ? "decoder." : "", "layers.", layer);
 }
@@ -51,10 +52,11 @@ AnyExperts<float> packed_experts(const Reader& reader, const LayerConfig& config
 
 }  // namespace detail
 
-/// The MoE block of layer `layer` of a checkpoint, 0-based, with the experts of a packed file's
-/// bank of that name, mapped: the checkpoint gives router and shared experts, these in
-/// codes or floats as QuantizedLoading says, with the same kind of product. Its routed experts must
-/// be there and have their shapes, but are not read.
+/// The MoE block of layer `layer` of a checkpoint, 0-based, with the experts of a packed file,
+/// mapped: of its bank `packed_bank_name(layer, stack)`, where `stack` matters for encoder-decoder
+/// models only. The checkpoint gives router and shared experts, these in codes or floats as
+/// QuantizedLoading says, with the same kind of product. Its routed experts must be there and have
+/// their shapes, but are not read.
 ///
 /// Throws  FormatError naming the checkpoint's tensor that is missing or does not fit, or the
 ///         packed file if it has no such bank, or one of other sizes or another activation.
@@ -66,7 +68,7 @@ inline CheckpointLayer<float> packed_layer(const Checkpoint& checkpoint, Index l
   const detail::BlockReader<float> reader(checkpoint.tensors(), config,
                                           checkpoint.block_prefix(layer, stack));
   // Only names of an encoder-decoder model tell its stacks apart.
-  const bool has_stacks = checkpoint.has_decoder();
+  const bool has_stacks = checkpoint.is_encoder_decoder();
   const std::string name = packed_bank_name(layer, has_stacks ? stack : Stack::encoder);
   return reader.layer(detail::packed_experts(reader, config, name, packed, product),
                       detail::load_stored_shared(reader, config, product));

@@ -143,9 +143,10 @@ SharedExperts<AnyExperts<float>> load_stored_shared(const Reader& reader, const 
 /// As load_block, with experts that are quantised one by one; matrices that the checkpoint has in
 /// the format that they are to have are taken over code by code.
 ///
-/// Throws  as load_block; FormatError naming tensor and offset of a scale, weight or bias that
-///         is not finite; std::invalid_argument if no format is named and the experts are floats,
-///         or a weight is beyond the format; what expert_moments throws.
+/// Throws  as load_block; FormatError naming tensor and offset of a scale, weight or bias of a
+///         routed expert, or of a shared one in codes, that is not finite; std::invalid_argument if
+///         no format is named and the experts are floats, or a weight is beyond the format; what
+///         expert_moments throws.
 inline CheckpointLayer<float> load_quantized_block(const Tensors& tensors,
                                                    const LayerConfig& config,
                                                    const std::string& prefix,

@@ -200,27 +200,28 @@ class Tensors {
     if (found.tensor->shape != shape) fail_shape(found, name, shape);
   }
 
-  /// Throws  FormatError naming the tensor if it is missing, and the offset of the first of its
-  ///         `count` values from `first` on that is not finite in single precision;
+  /// Throws  FormatError naming the tensor if it is missing or has integers, and the offset of the
+  ///         first of its `count` values from `first` on that is not finite in single precision;
   ///         std::invalid_argument if the values lead beyond the tensor.
   void require_finite(std::string_view name, Index first, Index count) const {
     const Entry& found = entry(name);
-    moe::detail::check(first >= 0 && count >= 0 && first + count <= found.tensor->size(),
+    const TensorView& tensor = *found.tensor;
+    moe::detail::check(first >= 0 && count >= 0 && count <= tensor.size() - first,
                        "Tensors::require_finite", "the values lead beyond the tensor");
-    const std::size_t bytes = detail::info(found.tensor->dtype).bytes;
+    const std::size_t bytes = detail::info(tensor.dtype).bytes;
     constexpr Index block = 1024;
     float values[block];
+    TensorView part = tensor;
     for (Index begin = first; begin < first + count; begin += block) {
       const Index here = std::min(block, first + count - begin);
-      TensorView part = *found.tensor;
-      part.data = part.data.subspan(static_cast<std::size_t>(begin) * bytes,
-                                    static_cast<std::size_t>(here) * bytes);
+      part.data = tensor.data.subspan(static_cast<std::size_t>(begin) * bytes,
+                                      static_cast<std::size_t>(here) * bytes);
       if (!detail::convert(part, values)) fail_kind(found, name, true);
       for (Index i = 0; i < here; ++i)
         if (!std::isfinite(values[i]))
           throw FormatError(found.file->path(), std::string(name),
-                            found.tensor->offset + static_cast<std::uint64_t>(begin + i) * bytes,
-                            "a value is not finite");
+                            tensor.offset + static_cast<std::uint64_t>(begin + i) * bytes,
+                            "a value is not finite in single precision");
     }
   }
 
