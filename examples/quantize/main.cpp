@@ -233,9 +233,7 @@ void quantize(const Options& options) {
         "--weights stored takes codes as they are: there is nothing to search");
   if (options.model.ends_with(".gguf")) {
     const moe::io::GgufFile file(options.model);
-    std::vector<std::string> inputs{options.model};
-    for (const auto& [name, tensor] : file.tensors()) inputs.push_back(file.path_of(tensor));
-    check_that_inputs_stay(options, inputs);
+    check_that_inputs_stay(options, file.files());
     std::vector<Layer> layers;
     for (const Index layer : moe::io::moe_layers(file)) layers.push_back({layer});
     const moe::io::LayerConfig config = moe::io::layer_config(file);

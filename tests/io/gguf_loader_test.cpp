@@ -369,6 +369,7 @@ TEST_F(SplitGguf, AllPartsAreRead) {
   const moe::io::GgufFile file(part(1));
   EXPECT_EQ(file.path(), part(1));
   EXPECT_EQ(file.path_of(file.tensor("b")), part(2));
+  EXPECT_EQ(file.files(), (std::vector<std::string>{part(1), part(2)}));
   for (const char* name : {"a", "b"}) {
     float values[2];
     file.tensor(name).decode_row(0, values);

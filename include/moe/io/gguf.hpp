@@ -93,6 +93,12 @@ class GgufFile {
   }
 
   const std::string& path() const noexcept { return files_.front().path(); }
+  /// Every file that was opened, the first part first.
+  std::vector<std::string> files() const {
+    std::vector<std::string> all;
+    for (const MappedFile& file : files_) all.push_back(file.path());
+    return all;
+  }
   /// The file that has a tensor.
   const std::string& path_of(const GgufTensor& tensor) const noexcept {
     return files_[tensor.part].path();
