@@ -15,8 +15,8 @@
 //                                   on demand
 // whole/deepseek-v3/<format>/T:<n>  a layer at full size with its router and shared expert, whose
 //                                   experts all have the weights of the first; 16 inputs in turn.
-//                                   Counter: peak_GiB, the most memory that the process had since
-//                                   the layer was made
+//                                   Counter: peak_GiB, the most memory that the layer, its inputs
+//                                   and its results have taken
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -170,27 +170,33 @@ void cached(benchmark::State& state, const Shape& shape, Index tokens) {
   state.counters["waiting"] = waited_ahead / waited;
 }
 
-/// The most memory that this process has had since `reset_peak`, in GiB; 0 where nobody says.
-double peak_gib() {
+/// A figure of this process's memory, in GiB; 0 where nobody says.
+double memory_gib(const std::string& name) {
   std::ifstream status("/proc/self/status");
   for (std::string word; status >> word;) {
-    if (word != "VmHWM:") continue;
+    if (word != name) continue;
     double kib = 0;
     status >> kib;
     return kib / (1 << 20);
   }
   return 0;
 }
-void reset_peak() {
+
+/// Begins the peak anew; returns what the process has by now, in GiB: other layers, and what the
+/// limit of memory reads.
+double start_peak() {
+  read_limit();
   std::ofstream("/proc/self/clear_refs") << 5;
+  return memory_gib("VmRSS:");
 }
 
 using Whole = moe::SparseMoe<Router, Bank, Bank>;
 
 void whole(benchmark::State& state, const Shape& shape, Index tokens) {
   const moe::WeightFormat format = moe::format_of(format_name);
+  static double before = 0;
   auto& layer = Kept::get<Whole>(std::string("whole/") + shape.name, [&] {
-    reset_peak();
+    before = start_peak();
     Bank shared = random_expert(shape);
     Bank bank(shape.experts(), moe::ExpertFormat{format, format});
     for (Index e = 0; e < shape.num_experts; ++e) bank.set_expert_bytes(e, shared.expert_bytes(0));
@@ -230,7 +236,7 @@ void whole(benchmark::State& state, const Shape& shape, Index tokens) {
                           .weight_bytes = bytes,
                           .is_integer = vnni_limit().best() > 0},
                          run);
-  state.counters["peak_GiB"] = peak_gib();
+  state.counters["peak_GiB"] = memory_gib("VmHWM:") - before;
 }
 
 }  // namespace

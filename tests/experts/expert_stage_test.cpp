@@ -18,7 +18,7 @@
 #include <moe/routing/plan.hpp>
 
 #include "support/layers.hpp"
-#include "support/streams.hpp"
+#include "support/memory.hpp"
 #include "support/threads.hpp"
 
 namespace expert_stage_test {

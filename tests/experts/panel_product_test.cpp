@@ -23,7 +23,7 @@
 #include <moe/routing/topk_router.hpp>
 
 #include "support/levels.hpp"
-#include "support/streams.hpp"
+#include "support/memory.hpp"
 #include "support/threads.hpp"
 
 namespace panel_product_test {
@@ -216,6 +216,33 @@ TEST_P(PanelsSideBySide, OfCodesGiveTheSameBits) {
       expect_same_bits_in_streams(bank);
     }
   }
+}
+
+/// Results that fill the caches twice are written past them.
+TEST(PanelProduct, PastTheCachesGivesTheSameBits) {
+  std::mt19937_64 rng(1);
+  const auto floats = moe::FeedForwardExperts<float, moe::SwiGlu>::random(streamed_config, rng);
+  moe::QuantizedExperts<moe::SwiGlu> codes(streamed_config,
+                                           moe::ExpertFormat{{moe::WeightCode::int8, 32}, {}});
+  for (Index e = 0; e < streamed_config.num_experts; ++e)
+    codes.set_expert(e, floats.expert(e).weights(), {.search = moe::ScaleSearch::nearest});
+  const Index d_model = floats.d_model();
+  const auto router =
+      moe::TopKRouter<float>::random({.d_model = d_model, .num_experts = 2, .top_k = 2}, rng);
+  const Matrix<float> x = Matrix<float>::Random(40, d_model);
+  const auto expect_same = [&](const auto& bank) {
+    const moe::SparseMoe layer{router, bank};
+    Matrix<float> y[2];
+    for (const bool is_past : {false, true}) {
+      const test_support::ThirdLevelCache cache(is_past ? 1 << 14 : 1 << 26);
+      moe::Workspace<float> workspace;
+      y[is_past].resize(40, d_model);
+      layer.forward(x, y[is_past], workspace);
+    }
+    EXPECT_EQ(y[0], y[1]);
+  };
+  expect_same(floats);
+  expect_same(codes);
 }
 
 TEST(PanelProduct, TakesAStorageOfSeveralWeightsAByte) {

@@ -467,7 +467,9 @@ TEST_F(GgufLoading, ErrorsNameTheTensorAndTheRow) {
   for (const BadBlock& bad : {BadBlock{GgufType::q8_0, 0, nan, nullptr, "a scale is not finite"},
                               BadBlock{GgufType::q8_0, 0, zero, nullptr, "scale of a weight is"},
                               BadBlock{GgufType::q4_0, 0, infinity, nullptr, "a scale is not"},
-                              BadBlock{GgufType::q4_0, 0, nan, "int8", "a value is not finite"},
+                              BadBlock{GgufType::q4_0, 0, nan, "int8", "a scale is not finite"},
+                              BadBlock{GgufType::q8_0, 0, zero, "int8", "scale of a weight is"},
+                              BadBlock{GgufType::q4_0, 0, zero, "bf16", "scale of a weight is"},
                               BadBlock{GgufType::mxfp4, 0, "\xff", nullptr, "is not finite"},
                               BadBlock{GgufType::q4_k, 0, nan, "int8", "a value is not finite"},
                               BadBlock{GgufType::q4_k, 2, infinity, "int8", "is not finite"},
@@ -497,6 +499,36 @@ TEST_F(GgufLoading, ErrorsNameTheTensorAndTheRow) {
     EXPECT_EQ(error->tensor(), name);
     EXPECT_EQ(error->offset(), row);
     EXPECT_NE(std::string(error->what()).find(bad.problem), std::string::npos) << error->what();
+  }
+}
+
+/// Quantisers leave groups of zeros so.
+TEST_F(GgufLoading, AGroupOfZerosMayHaveAScaleOfZero) {
+  using moe::io::GgufType;
+  for (const GgufType type : {GgufType::q8_0, GgufType::q4_0}) {
+    const auto& info = moe::io::detail::gguf_type(type);
+    SCOPED_TRACE(info.name);
+    const GgufModel model("llama", type);
+    std::string all = model.file.bytes();
+    write(all);
+    const moe::io::GgufFile whole(path_);
+    const moe::io::GgufTensor& tensor = whole.tensor("blk.1.ffn_up_exps.weight");
+    const auto row =
+        static_cast<std::size_t>(tensor.offset + (2 * GgufModel::hidden + 3) * tensor.row_bytes());
+    const auto bytes = static_cast<std::size_t>(info.bytes);
+    // The codes of the block all stand for another value than zero.
+    all.replace(row, bytes, std::string(2, '\0') + std::string(bytes - 2, '\x33'));
+    write(all);
+    const moe::io::GgufFile file(path_);
+    for (const char* format : {"", "bf16"}) {
+      QuantizedLoading loading{.search = moe::ScaleSearch::nearest};
+      if (*format != 0)
+        loading.format = moe::ExpertFormat{moe::format_of(format), moe::format_of(format)};
+      const auto block = moe::io::load_gguf_block(file, moe::io::layer_config(file), 1, loading);
+      const Matrix<float> up = quantized(block).expert(2).up;
+      EXPECT_EQ(up.row(3).head(32), Matrix<float>::Zero(1, 32)) << format;
+      EXPECT_GT(up.row(3).tail(up.cols() - 32).norm(), 0) << format;
+    }
   }
 }
 

@@ -108,6 +108,13 @@ TEST_P(Coded, OutputsComeBackAsTheyWereWritten) {
   }
 }
 
+/// What a decoded weight is still to be multiplied by: where scales multiply sums, its scale, and
+/// 256 in e4m3.
+float left_to_sums(WeightFormat format, float scale) {
+  if (!moe::detail::traits_of(format).scales_sums) return 1;
+  return format.code == WeightCode::fp8_e4m3 ? 256 * scale : scale;
+}
+
 TEST_P(Coded, DecodesToTheBitsOfCodesTimesScales) {
   for (const WeightFormat format : moe::weight_formats) {
     const Panel panel(format, 137, 4);
@@ -119,11 +126,14 @@ TEST_P(Coded, DecodesToTheBitsOfCodesTimesScales) {
                                                outputs, layout.groups, layout.group, to.data());
     std::vector<float> expected(static_cast<std::size_t>(layout.inner));
     for (Index o = 0; o < width; ++o) {
-      moe::detail::decode_output(layout, panel.outputs[static_cast<std::size_t>(o)],
-                                 expected.data());
-      for (Index k = 0; k < layout.inner; ++k)
-        ASSERT_EQ(to.data()[k * width + o], expected[static_cast<std::size_t>(k)])
+      const CodedOutput& output = panel.outputs[static_cast<std::size_t>(o)];
+      moe::detail::decode_output(layout, output, expected.data());
+      for (Index k = 0; k < layout.inner; ++k) {
+        const float left =
+            left_to_sums(format, moe::detail::scale_of(layout, output, k / layout.group));
+        ASSERT_EQ(to.data()[k * width + o] * left, expected[static_cast<std::size_t>(k)])
             << moe::format_name(format) << ", output " << o << ", inner " << k;
+      }
     }
   }
 }
@@ -175,11 +185,46 @@ TEST_P(Coded, DecodesAllNumbersOfEightAndSixteenBits) {
     moe::kernels::coded_kernels(format).decode(bytes.data() + layout.record_offset(0, 0), nullptr,
                                                layout.groups, layout.group, to.data());
     for (std::size_t i = 0; i < codes.size(); ++i) {
-      const double expected =
-          scale * value_of_bits(codes[i], type.exponent_bits, type.fraction_bits);
+      const double expected = scale *
+                              value_of_bits(codes[i], type.exponent_bits, type.fraction_bits) /
+                              static_cast<double>(left_to_sums(format, 0.5F));
       ASSERT_EQ(std::signbit(to.data()[i]), std::signbit(expected)) << type.format << codes[i];
       ASSERT_EQ(static_cast<double>(to.data()[i]), expected)
           << type.format << ", code " << codes[i];
+    }
+  }
+}
+
+TEST_P(Coded, ScalesOfSumsMultiplyThemOnce) {
+  for (const WeightFormat format : moe::weight_formats) {
+    const auto& kernels = moe::kernels::coded_kernels(format);
+    const bool scales_sums = moe::detail::traits_of(format).scales_sums;
+    ASSERT_EQ(kernels.add_group != nullptr, scales_sums) << moe::format_name(format);
+    if (!scales_sums) continue;
+    const Panel panel(format, 270, 13);
+    const MatrixLayout& layout = panel.layout;
+    constexpr Index rows = 5;
+    Draw draw(14);
+    const auto any = [&] { return static_cast<float>(draw.below(1000)) - 500; };
+    for (Index g = 0; g < layout.groups; ++g) {
+      AlignedBuffer<float> of_group(rows * width);
+      AlignedBuffer<float> sums(rows * width);
+      std::vector<float> expected;
+      for (Index i = 0; i < rows * width; ++i) {
+        of_group.data()[i] = any();
+        sums.data()[i] = any();
+        const CodedOutput& output = panel.outputs[static_cast<std::size_t>(i % width)];
+        const float scale = left_to_sums(format, moe::detail::scale_of(layout, output, g));
+        // Exact in double precision.
+        expected.push_back(static_cast<float>(static_cast<double>(of_group.data()[i]) *
+                                                  static_cast<double>(scale) +
+                                              static_cast<double>(sums.data()[i])));
+      }
+      kernels.add_group(of_group.data(), panel.bytes.data() + layout.record_offset(0, g), rows,
+                        sums.data());
+      for (Index i = 0; i < rows * width; ++i)
+        ASSERT_EQ(sums.data()[i], expected[static_cast<std::size_t>(i)])
+            << moe::format_name(format) << ", group " << g << ", at " << i;
     }
   }
 }
@@ -224,6 +269,14 @@ std::vector<float> activations(Index rows, Index inner, std::uint64_t seed) {
   return x;
 }
 
+/// What codes of a group of activations are multiplied by, of 22 bits in formats with groups.
+float scale_of_row(float largest, bool is_grouped) {
+  const float scale = largest / 127;
+  int exponent = 0;
+  const float fraction = std::frexp(scale, &exponent);
+  return is_grouped ? std::ldexp(std::trunc(std::ldexp(fraction, 22)), exponent - 22) : scale;
+}
+
 TEST_P(Coded, ProductsAreExactIntegerSumsTimesScales) {
   constexpr Index most = 16;
   for (const WeightFormat format : moe::weight_formats) {
@@ -263,7 +316,8 @@ TEST_P(Coded, ProductsAreExactIntegerSumsTimesScales) {
               }
               const double scale =
                   (output.scales.empty() ? 1.0 : static_cast<double>(output.scales[at])) *
-                  static_cast<double>(output.output_scale) * static_cast<double>(largest) / 127;
+                  static_cast<double>(output.output_scale) *
+                  static_cast<double>(scale_of_row(largest, format.group != 0));
               expected += scale * sum;
               // With zero points, two sums cancel.
               size += std::fabs(scale) *
@@ -393,14 +447,6 @@ TEST_P(Coded, ARowsBitsDoNotDependOnTheOtherRows) {
                                 layout.group / 4, sums.data(),
                                 {reinterpret_cast<const char*>(panel.bytes.data())});
       if (first.empty()) first.assign(sums.data(), sums.data() + width);
-      if (kernels.in_streams[rows - 1] != nullptr) {
-        AlignedBuffer<float> in_streams(static_cast<std::size_t>(rows * width));
-        kernels.in_streams[rows - 1](block.rows().from(rows), panel.bytes.data(), layout.groups,
-                                     layout.group / 4, in_streams.data(),
-                                     {reinterpret_cast<const char*>(panel.bytes.data()), 512, 64});
-        EXPECT_TRUE(std::equal(sums.data(), sums.data() + rows * width, in_streams.data()))
-            << moe::format_name(format) << ", " << rows << " rows";
-      }
       for (Index r = 0; r < rows; ++r)
         EXPECT_TRUE(std::equal(first.begin(), first.end(), sums.data() + r * width))
             << moe::format_name(format) << ", " << rows << " rows";
@@ -412,18 +458,20 @@ TEST_P(Coded, ARowsBitsDoNotDependOnTheOtherRows) {
 struct CodedRow {
   std::vector<std::int8_t> codes;
   std::vector<float> scales;
+  std::vector<float> excesses;
   std::vector<std::int32_t> starts;
   std::vector<float> sums;
 
   CodedRow(const std::vector<float>& x, Index group, float factor = 1)
       : codes(static_cast<std::size_t>((static_cast<Index>(x.size()) + group - 1) / group * group)),
         scales(codes.size() / static_cast<std::size_t>(group)),
+        excesses(scales.size()),
         starts(scales.size()),
         sums(scales.size()) {
     moe::kernels::coded_kernels({WeightCode::int8, 32})
         .code_row(x.data(), factor, static_cast<Index>(x.size()), group,
-                  static_cast<Index>(scales.size()), 3, 1, codes.data(), scales.data(),
-                  starts.data(), sums.data());
+                  static_cast<Index>(scales.size()), 3,
+                  {codes.data(), scales.data(), excesses.data(), starts.data(), sums.data(), 1});
   }
 };
 
@@ -437,7 +485,8 @@ TEST_P(Coded, RowsAreRoundedToNearestWithTiesToEven) {
   for (std::size_t i = 0; i < given.size(); ++i) EXPECT_EQ(row.codes[i], expected[i]) << i;
   EXPECT_EQ(row.scales[0], 1);
   const int sum = 0 + 2 + 2 + 0 - 2 + 126 + 0 - 4;
-  EXPECT_EQ(row.starts[0], 3 * sum);
+  EXPECT_EQ(row.starts[0], 3 * sum + moe::kernels::sum_excess_bits);
+  EXPECT_EQ(row.excesses[0], -moe::kernels::sum_excess);
   EXPECT_EQ(row.sums[0], static_cast<float>(sum));
 }
 
@@ -463,7 +512,7 @@ TEST_P(Coded, WhatIsNotFiniteMakesItsGroupSo) {
     std::vector<float> x(64, 1);
     x[40] = bad;
     const CodedRow row(x, 32);
-    EXPECT_EQ(row.scales[0], 1.0F / 127);
+    EXPECT_EQ(row.scales[0], scale_of_row(1, true));
     EXPECT_FALSE(std::isfinite(row.scales[1]));
   }
   std::vector<float> tiny(32, 1e-31F);

@@ -53,6 +53,7 @@ struct FormatTraits {
   bool has_zeros = false;             // a byte for each group
   bool in_quads = true;               // four inner values of an output lie side by side
   bool is_integer = true;             // can be multiplied as integers
+  bool scales_sums = false;           // as floats: scales multiply a group's sum, not its weights
 };
 
 constexpr FormatTraits traits_of(WeightCode code, bool is_grouped) noexcept {
@@ -70,7 +71,8 @@ constexpr FormatTraits traits_of(WeightCode code, bool is_grouped) noexcept {
       return {.bits = 4, .scale = ScaleKind::exponent};
     case WeightCode::fp8_e4m3:
     case WeightCode::fp8_e5m2:
-      return {.scale = ScaleKind::single, .in_quads = false, .is_integer = false};
+      return {
+          .scale = ScaleKind::single, .in_quads = false, .is_integer = false, .scales_sums = true};
     case WeightCode::bfloat16:
     case WeightCode::half:
       return {.bits = 16, .in_quads = false, .is_integer = false};

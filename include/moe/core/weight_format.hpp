@@ -125,7 +125,8 @@ inline WeightFormat format_of(std::string_view name) {
 /// bf16 and f16 lie as (inner, 32). Those of int8 lie as (inner / 4, 32, 4): four inner values of
 /// an output side by side. Codes of four bits lie likewise as (inner / 4, 16, 4) bytes, whose low
 /// halves are outputs 0 to 15 and whose high halves outputs 16 to 31. Without groups there is one
-/// of all inner values, filled up to a multiple of 4 in quads.
+/// of all inner values, filled up to a multiple of 4 in quads. Outputs of a gated expert's first
+/// matrix alternate: 16 of the gate, then the same 16 of up, in every panel.
 struct MatrixLayout {
   WeightFormat format{};
   Index inner = 0;

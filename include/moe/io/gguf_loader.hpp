@@ -202,10 +202,7 @@ class GgufBlock {
     const std::optional<WeightFormat> format = rows.format();
     if (!format) return {};
     return [this, rows, layout = MatrixLayout(*format, 1, rows.tensor->inner())](Index o) {
-      const Index row = rows.first + o;
-      CodedOutput output = codes_of(rows.tensor->type, rows.tensor->row(row), layout.inner);
-      check_scales(rows, row, output, layout);
-      return output;
+      return checked_codes(rows, rows.first + o, layout);
     };
   }
 
@@ -216,21 +213,24 @@ class GgufBlock {
         rows.tensor->offset + static_cast<std::uint64_t>(row) * rows.tensor->row_bytes(), problem);
   }
 
-  /// A scale of zero is as good as any where all codes are zero, too.
-  void check_scales(const Rows& rows, Index row, const CodedOutput& output,
-                    const MatrixLayout& layout) const {
-    for (std::size_t g = 0; g < output.scales.size(); ++g) {
-      if (!std::isfinite(output.scales[g])) fail_row(rows, row, "a scale is not finite");
-      if (output.scales[g] != 0) continue;
-      const auto begin = g * static_cast<std::size_t>(layout.group);
-      const auto end =
-          std::min(begin + static_cast<std::size_t>(layout.group), output.codes.size());
-      for (std::size_t k = begin; k < end; ++k)
-        if (moe::detail::code_value(layout.format.code, output.codes[k], 0) != 0)
-          fail_row(rows, row, "the scale of a weight is zero");
+  /// The codes of a row.
+  ///
+  /// Throws  FormatError naming the row's offset if a scale or a weight is not finite, or a scale
+  /// is
+  ///         zero where the codes of its group differ: a group of zeros may have any code.
+  CodedOutput checked_codes(const Rows& rows, Index row, const MatrixLayout& layout) const {
+    CodedOutput output = codes_of(rows.tensor->type, rows.tensor->row(row), layout.inner);
+    auto code = output.codes.begin();
+    for (const float scale : output.scales) {
+      const auto end = code + std::min<std::ptrdiff_t>(layout.group, output.codes.end() - code);
+      if (!std::isfinite(scale)) fail_row(rows, row, "a scale is not finite");
+      if (scale == 0 && std::any_of(code, end, [&](auto other) { return other != *code; }))
+        fail_row(rows, row, "the scale of a weight is zero");
+      code = end;
     }
     if (moe::detail::first_not_finite(layout, output) < layout.inner)
       fail_row(rows, row, "a weight is not finite");
+    return output;
   }
 
   Matrix<float> widened(const Rows& rows) const {
@@ -243,8 +243,10 @@ class GgufBlock {
     return result;
   }
 
-  /// Throws  FormatError naming the row's offset if a value is not finite.
+  /// Throws  FormatError naming the row's offset if a value is not finite, or as `checked_codes`.
   void decode_finite(const Rows& rows, Index row, std::span<float> to) const {
+    if (const auto format = rows.format(); format && format->group != 0)
+      checked_codes(rows, row, MatrixLayout(*format, 1, rows.tensor->inner()));
     rows.tensor->decode_row(row, to.data());
     for (const float value : to)
       if (!std::isfinite(value)) fail_row(rows, row, "a value is not finite");
@@ -374,9 +376,9 @@ inline std::vector<Index> moe_layers(const GgufFile& file) {
 ///
 /// Throws  FormatError naming the tensor that is missing or has another shape, or, if no format is
 ///         named, has another grid than any format, or than up if it is gate; naming the offset,
-///         too, of a row with a scale that is not finite, or is zero where a code that is taken
-///         over is not, or of a weight or bias that is not finite; std::invalid_argument if a
-///         weight is beyond the format that is named; what expert_moments throws.
+///         too, of a row with a scale that is not finite, or is zero where the codes of its group
+///         differ, or of a weight or bias that is not finite; std::invalid_argument if a weight is
+///         beyond the format that is named; what expert_moments throws.
 inline CheckpointLayer<float> load_gguf_block(const GgufFile& file, const LayerConfig& config,
                                               Index layer, const QuantizedLoading& loading = {}) {
   const detail::GgufBlock block(file, config, layer);

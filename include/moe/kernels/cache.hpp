@@ -58,13 +58,16 @@ inline std::ptrdiff_t second_level_cache() noexcept {
   return bytes;
 }
 
-/// The third-level cache; 32 MiB where nothing is told. Asked once.
-inline std::ptrdiff_t third_level_cache() noexcept {
-  static const std::ptrdiff_t bytes = [] {
+/// The third-level cache; 32 MiB where nothing is told. Asked once; tests set it.
+inline std::atomic<std::ptrdiff_t>& third_level_choice() noexcept {
+  static std::atomic<std::ptrdiff_t> choice = [] {
     const std::ptrdiff_t told = told_cache(3);
     return told > 0 ? told : std::ptrdiff_t{32} << 20;
   }();
-  return bytes;
+  return choice;
+}
+inline std::ptrdiff_t third_level_cache() noexcept {
+  return third_level_choice().load(std::memory_order_relaxed);
 }
 
 /// Whether a core reads memory faster as several streams than as one: Intel's do, by 1.3 (4th and

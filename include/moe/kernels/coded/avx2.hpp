@@ -33,6 +33,10 @@ struct IntVec {
 MOE_ALWAYS_INLINE Vec to_float(IntVec a) noexcept {
   return {_mm256_cvtepi32_ps(a.value)};
 }
+/// See coded.inl.
+MOE_ALWAYS_INLINE Vec scaled_sum(IntVec sum, Vec scale, Vec excess) noexcept {
+  return multiply_add(Vec{_mm256_castsi256_ps(sum.value)}, scale, excess);
+}
 MOE_ALWAYS_INLINE IntVec load_bytes(const std::uint8_t* p) noexcept {
   return {_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))};
 }

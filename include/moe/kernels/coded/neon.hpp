@@ -32,6 +32,10 @@ struct IntVec {
 MOE_ALWAYS_INLINE Vec to_float(IntVec a) noexcept {
   return {vcvtq_f32_s32(a.value)};
 }
+/// See coded.inl.
+MOE_ALWAYS_INLINE Vec scaled_sum(IntVec sum, Vec scale, Vec excess) noexcept {
+  return multiply_add(Vec{vreinterpretq_f32_s32(sum.value)}, scale, excess);
+}
 MOE_ALWAYS_INLINE IntVec load_bytes(const std::uint8_t* p) noexcept {
   std::uint32_t four;
   std::memcpy(&four, p, 4);

@@ -29,6 +29,10 @@ struct IntVec {
 MOE_ALWAYS_INLINE Vec to_float(IntVec a) noexcept {
   return {static_cast<float>(a.value)};
 }
+/// See coded.inl. Without a fused multiply-add the excess goes first, which is exact.
+MOE_ALWAYS_INLINE Vec scaled_sum(IntVec sum, Vec scale, Vec /*excess*/) noexcept {
+  return {(std::bit_cast<float>(sum.value) - sum_excess) * scale.value};
+}
 MOE_ALWAYS_INLINE IntVec load_bytes(const std::uint8_t* p) noexcept {
   return {*p};
 }

@@ -14,22 +14,33 @@
 
 namespace moe::inline MOE_ABI::kernels {
 
-/// Rows of activations in eight bits, as a product reads them.
+/// Integer sums of a group begin with the bits of 1.5 * 2^23: up to 2^22 they are those of a float
+/// then, which exceeds them by 1.5 * 2^23, and no conversion is needed. Times a scale of 22 bits
+/// that excess is exact, so that one multiply-add rounds the sum times its scale.
+inline constexpr std::int32_t sum_excess_bits = 0x4b400000;
+inline constexpr float sum_excess = 0x1.8p23F;
+
+/// Rows of activations in eight bits.
 ///
-/// Shapes  codes (inner / 4, stride, 4), where the rows are 0, 1, ...; scales, starts, sums
-///         (groups, stride). `starts` is what the level's products of codes begin with; `sums` the
-///         groups' sums of codes times their scale, which zero points are multiplied by.
-struct CodedRows {
-  const std::int8_t* codes = nullptr;
-  const float* scales = nullptr;
-  const std::int32_t* starts = nullptr;
-  const float* sums = nullptr;
+/// Shapes  codes (inner / 4, stride, 4), where the rows are 0, 1, ...; scales, excesses, starts,
+///         sums (groups, stride). `excesses` are -sum_excess times the scale; `starts` is what the
+///         level's products of codes begin with; `sums` the groups' sums of codes times their
+///         scale, which zero points are multiplied by.
+template <class Code, class Float, class Int>
+struct CodedRowsOf {
+  Code* codes = nullptr;
+  Float* scales = nullptr;
+  Float* excesses = nullptr;
+  Int* starts = nullptr;
+  Float* sums = nullptr;
   std::ptrdiff_t stride = 0;
 
-  CodedRows from(std::ptrdiff_t row) const noexcept {
-    return {codes + 4 * row, scales + row, starts + row, sums + row, stride};
+  CodedRowsOf from(std::ptrdiff_t row) const noexcept {
+    return {codes + 4 * row, scales + row, excesses + row, starts + row, sums + row, stride};
   }
 };
+using CodedRows = CodedRowsOf<const std::int8_t, const float, const std::int32_t>;
+using CodedRowsToSet = CodedRowsOf<std::int8_t, float, std::int32_t>;
 
 /// Products of a tile of rows with a panel of quantised weights:
 ///
@@ -39,8 +50,8 @@ struct CodedRows {
 ///         (rows, 32).
 /// Values  integer sums are exact; the rest is one accumulator for each output, over groups in
 ///         order: the same bits whatever the number of rows.
-/// Memory  asks for lines, a step for every four inner values, and `in_streams` with a period of 8;
-///         a level's few rows ask for lines of the panel instead.
+/// Memory  asks for lines, a step for every four inner values, with a period of 8; a level's few
+///         rows ask for lines of the panel instead.
 using CodedProduct = void (*)(const CodedRows& rows, const std::byte* panel, std::ptrdiff_t groups,
                               std::ptrdiff_t quads, float* sums, Lines next) noexcept;
 
@@ -49,15 +60,26 @@ using SideCodedProduct = void (*)(const CodedRows& rows, const std::byte* panel,
                                   std::ptrdiff_t stride, std::ptrdiff_t groups,
                                   std::ptrdiff_t quads, float* sums) noexcept;
 
-/// The weights of some groups of a panel as floats: codes times scales, rounded once.
+/// The weights of some groups of a panel as floats: codes times scales, rounded once; where scales
+/// multiply sums, what GroupAdder is to multiply with them.
 ///
 /// Shapes  record: that of the first group; outputs (32), scales of outputs, or null; to (groups *
 ///         group, 32).
 using CodedDecoder = void (*)(const std::byte* record, const float* outputs, std::ptrdiff_t groups,
                               std::ptrdiff_t group, float* to) noexcept;
 
+/// For formats whose scales multiply sums:
+///
+///   sums[r][o] += scale[o] * of_group[r][o], rounded once
+///
+/// with what TileKernels sum up of one group that CodedDecoder has widened.
+///
+/// Shapes  of_group, sums (count, 32); record: the group's.
+using GroupAdder = void (*)(const float* of_group, const std::byte* record, std::ptrdiff_t count,
+                            float* sums) noexcept;
+
 /// Products of one or two rows of floats with a panel of weights, each widened as CodedDecoder
-/// says: the bits of TileKernels on what that gives.
+/// says: the bits of TileKernels on what that gives, and of GroupAdder.
 ///
 /// Shapes  a (inner, rows); record: that of the first group; outputs (32), scales of outputs, or
 ///         null; sums (rows, 32).
@@ -71,27 +93,27 @@ using SideWidenedProduct = void (*)(const float* a, const std::byte* record, con
 
 /// One row of activations in eight bits: with a the largest magnitude of a group, codes are
 /// round(x / (a / 127)), ties to even. Where a is below 1e-30, all codes are 0. What is not finite
-/// makes the scale so.
+/// makes the scale so, and what exceeds 1e33 may. Scales of formats with groups keep 22 bits.
 ///
-/// Shapes  x (n); codes, scales, starts, sums: the row's first places (see CodedRows), filled up to
-///         groups * group.
-/// Values  `start` times the sum of a group's codes is its entry of starts.
+/// Shapes  x (n); row: whose first row is written, filled up to groups * group.
+/// Values  `start` times the sum of a group's codes is its entry of starts, sum_excess_bits beside
+///         it in formats with groups.
 using RowCoder = void (*)(const float* x, float factor, std::ptrdiff_t n, std::ptrdiff_t group,
-                          std::ptrdiff_t groups, std::int32_t start, std::ptrdiff_t stride,
-                          std::int8_t* codes, float* scales, std::int32_t* starts,
-                          float* sums) noexcept;
+                          std::ptrdiff_t groups, std::int32_t start,
+                          const CodedRowsToSet& row) noexcept;
 
 /// For one format of weights.
 struct CodedKernels {
   CodedDecoder decode = nullptr;
+  GroupAdder add_group = nullptr;  // or null, where scales multiply weights
   RowCoder code_row = nullptr;
   WidenedProduct widened[2] = {};  // of one row, and of two
   std::ptrdiff_t widened_side_panels = 0;
   SideWidenedProduct widened_side_by_side = nullptr;  // of widened_side_panels panels, or null
   std::int32_t start = 0;                             // of products, for each unit of a group's sum
   std::ptrdiff_t most_rows = 0;                       // of a tile
+  std::ptrdiff_t few_rows = 0;                        // that ask for lines of the panel
   CodedProduct of_rows[most_tile_rows] = {};          // of_rows[r - 1] for r rows
-  CodedProduct in_streams[most_tile_rows] = {};       // or null, where rows are few
   std::ptrdiff_t side_panels = 0;
   SideCodedProduct side_by_side = nullptr;  // of side_panels panels, or null
 };

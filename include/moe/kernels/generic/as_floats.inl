@@ -13,6 +13,11 @@ using moe::detail::scale_bytes;
 using moe::detail::ScaleKind;
 using moe::detail::traits_of;
 
+/// Whether weights are multiplied by their scales before they meet activations.
+constexpr bool scales_weights(FormatTraits traits) noexcept {
+  return !traits.scales_sums && (traits.scale != ScaleKind::none || traits.has_output_scale);
+}
+
 /// Codes of four bits lie in the low halves of bytes for the first half of a panel's outputs.
 constexpr std::ptrdiff_t quad_bytes(WeightCode code) noexcept {
   return code == WeightCode::int8 ? 4 * panel_width : 2 * panel_width;
@@ -111,7 +116,6 @@ void decode(const std::byte* record, const float* outputs, std::ptrdiff_t groups
   constexpr FormatTraits traits = traits_of(code, grouped);
   constexpr std::ptrdiff_t scale_size = panel_width * scale_bytes(traits.scale);
   constexpr std::ptrdiff_t zero_size = traits.has_zeros ? panel_width : 0;
-  constexpr bool is_scaled = traits.scale != ScaleKind::none || traits.has_output_scale;
   for (std::ptrdiff_t g = 0; g < groups; ++g) {
     Vec scale[coded_vectors];
     Vec zero[coded_vectors];
@@ -139,7 +143,7 @@ void decode(const std::byte* record, const float* outputs, std::ptrdiff_t groups
         load_row<code>(codes, value);
         MOE_UNROLL_8
         for (std::ptrdiff_t v = 0; v < coded_vectors; ++v) {
-          if constexpr (is_scaled) value[v] = multiply(value[v], scale[v]);
+          if constexpr (scales_weights(traits)) value[v] = multiply(value[v], scale[v]);
           value[v].store(to + v * Vec::lanes);
         }
         codes += row_bytes;
@@ -147,6 +151,34 @@ void decode(const std::byte* record, const float* outputs, std::ptrdiff_t groups
       }
     }
     record = codes;
+  }
+}
+
+/// See GroupAdder.
+template <WeightCode code>
+void add_group(const float* of_group, const std::byte* record, std::ptrdiff_t count,
+               float* sums) noexcept {
+  Vec scale[coded_vectors];
+  Vec zero[coded_vectors];
+  load_group<code, true>(record, nullptr, scale, zero);
+  for (std::ptrdiff_t r = 0; r < count; ++r) {
+    MOE_UNROLL_8
+    for (std::ptrdiff_t v = 0; v < coded_vectors; ++v) {
+      const std::ptrdiff_t at = r * panel_width + v * Vec::lanes;
+      multiply_add(Vec::load(of_group + at), scale[v], Vec::load(sums + at)).store(sums + at);
+    }
+  }
+}
+
+template <int panels, int rows>
+MOE_ALWAYS_INLINE void set_zero(Vec (&sums)[panels][rows][coded_vectors]) noexcept {
+  MOE_UNROLL
+  for (int p = 0; p < panels; ++p) {
+    MOE_UNROLL
+    for (int r = 0; r < rows; ++r) {
+      MOE_UNROLL_8
+      for (std::ptrdiff_t v = 0; v < coded_vectors; ++v) sums[p][r][v] = Vec::zero();
+    }
   }
 }
 
@@ -161,17 +193,11 @@ MOE_ALWAYS_INLINE void widened_pass(const float* a, const std::byte* record, con
   constexpr FormatTraits traits = traits_of(code, grouped);
   constexpr std::ptrdiff_t scale_size = panel_width * scale_bytes(traits.scale);
   constexpr std::ptrdiff_t zero_size = traits.has_zeros ? panel_width : 0;
-  constexpr bool is_scaled = traits.scale != ScaleKind::none || traits.has_output_scale;
   SideLines ahead{record, record + stride, stride};
   Vec sum[panels][rows][coded_vectors];
-  MOE_UNROLL
-  for (int p = 0; p < panels; ++p) {
-    MOE_UNROLL
-    for (int r = 0; r < rows; ++r) {
-      MOE_UNROLL_8
-      for (std::ptrdiff_t v = 0; v < coded_vectors; ++v) sum[p][r][v] = Vec::zero();
-    }
-  }
+  Vec total[panels][rows][coded_vectors];  // of the groups before, where scales multiply sums
+  set_zero(sum);
+  if constexpr (traits.scales_sums) set_zero(total);
   for (std::ptrdiff_t begin = 0; begin < inner; begin += group) {
     const std::ptrdiff_t count = inner - begin < group ? inner - begin : group;
     Vec scale[panels][coded_vectors];
@@ -216,11 +242,14 @@ MOE_ALWAYS_INLINE void widened_pass(const float* a, const std::byte* record, con
       record += scale_size + zero_size + group / 4 * quad_bytes(code);
     } else {
       constexpr std::ptrdiff_t row_bytes = panel_width * traits.bits / 8;
+      constexpr std::ptrdiff_t rows_of_line = 64 / row_bytes;
       for (std::ptrdiff_t k = 0; k < count; ++k) {
-        if constexpr (panels > 1) {
-          ahead.ask<panels, row_bytes>();
-        } else {
-          __builtin_prefetch(codes + widened_bytes_ahead);
+        if (k % rows_of_line == 0) {
+          if constexpr (panels > 1) {
+            ahead.ask<panels, rows_of_line * row_bytes>();
+          } else {
+            __builtin_prefetch(codes + widened_bytes_ahead);
+          }
         }
         MOE_UNROLL
         for (int p = 0; p < panels; ++p) {
@@ -228,7 +257,7 @@ MOE_ALWAYS_INLINE void widened_pass(const float* a, const std::byte* record, con
           load_row<code>(codes + p * stride, value);
           MOE_UNROLL_8
           for (std::ptrdiff_t v = 0; v < coded_vectors; ++v) {
-            if constexpr (is_scaled) value[v] = multiply(value[v], scale[p][v]);
+            if constexpr (scales_weights(traits)) value[v] = multiply(value[v], scale[p][v]);
             MOE_UNROLL
             for (int r = 0; r < rows; ++r)
               sum[p][r][v] = multiply_add(Vec::broadcast(a[r]), value[v], sum[p][r][v]);
@@ -239,6 +268,18 @@ MOE_ALWAYS_INLINE void widened_pass(const float* a, const std::byte* record, con
       }
       record = codes;
     }
+    if constexpr (traits.scales_sums) {
+      MOE_UNROLL
+      for (int p = 0; p < panels; ++p) {
+        MOE_UNROLL
+        for (int r = 0; r < rows; ++r) {
+          MOE_UNROLL_8
+          for (std::ptrdiff_t v = 0; v < coded_vectors; ++v)
+            total[p][r][v] = multiply_add(sum[p][r][v], scale[p][v], total[p][r][v]);
+        }
+      }
+      set_zero(sum);
+    }
   }
   MOE_UNROLL
   for (int p = 0; p < panels; ++p) {
@@ -246,7 +287,8 @@ MOE_ALWAYS_INLINE void widened_pass(const float* a, const std::byte* record, con
     for (int r = 0; r < rows; ++r) {
       MOE_UNROLL_8
       for (std::ptrdiff_t v = 0; v < coded_vectors; ++v)
-        sum[p][r][v].store(sums + (p * rows + r) * panel_width + v * Vec::lanes);
+        (traits.scales_sums ? total : sum)[p][r][v].store(sums + (p * rows + r) * panel_width +
+                                                          v * Vec::lanes);
     }
   }
 }
@@ -259,10 +301,11 @@ void widened_product(const float* a, const std::byte* record, const float* outpu
 
 /// One row with panels that are streamed side by side (see tiles_side_by_side). Of what memory
 /// reads, decode in e4m3 reached 0.50 to 0.57 with one stream, 0.58 to 0.64 with 4 panels and 32
-/// codes an instruction. From the caches, 1, 2, 4 and 8 panels take the same time: the instructions
-/// that widen, 24 on two ports for 64 bytes, are what bounds it. A float of the code's bits, by a
-/// shift and a mask, 2^120 left to the scale, takes 20 and was 1.1 times as fast; but subnormal
-/// codes become subnormal floats, which take the slow way, or none where they are flushed to zero.
+/// codes an instruction, and another 1.12 to 1.18 times as much with scales that multiply the sums
+/// of groups, and a request a line. From the caches, 1, 2, 4 and 8 panels take the same time: the
+/// instructions that widen are what bounds it. A float of the code's bits, by a shift and a mask,
+/// 2^120 left to the scale, was 1.1 times as fast; but subnormal codes become subnormal floats,
+/// which take the slow way, or none where they are flushed to zero.
 template <WeightCode code, bool grouped>
 void widened_side_by_side(const float* a, const std::byte* record, const float* outputs,
                           std::ptrdiff_t stride, std::ptrdiff_t inner, std::ptrdiff_t group,

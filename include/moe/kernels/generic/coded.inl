@@ -5,15 +5,16 @@
 //
 // Uses: what stands in as_floats.inl; IntVec, `lanes` sums of 32 bits; Operand, the codes of as
 // many outputs at four inner values each; load_quads<code>(p, v), those of vector v of a panel;
-// dot<rows>(r, sum, operand, activations) for row r of a tile; start_of(code), what products of
-// codes that are not signed begin with; most_coded_rows(code, grouped), coded_pass(rows): rows and
+// dot<rows>(r, sum, operand, activations) for row r of a tile; scaled_sum(sum, scale, excess), a
+// sum less sum_excess, times its scale; start_of(code), what products of codes that are not signed
+// begin with; most_coded_rows(code, grouped), coded_pass(rows): rows and
 // vectors of a tile; coded_side_panels, those that one row streams side by side.
 
 /// Sums of a tile's rows with panels that lie `stride` bytes apart: group by group in integers,
 /// times the scales.
 ///
 /// Shapes  sums (panels, rows, 32)
-template <WeightCode code, bool grouped, int rows, int count, bool in_streams, int panels = 1>
+template <WeightCode code, bool grouped, int rows, int count, int panels = 1>
 MOE_ALWAYS_INLINE void coded_pass_of(const CodedRows& a, const std::byte* panel,
                                      std::ptrdiff_t stride, std::ptrdiff_t groups,
                                      std::ptrdiff_t quads, std::ptrdiff_t first, float* sums,
@@ -36,15 +37,15 @@ MOE_ALWAYS_INLINE void coded_pass_of(const CodedRows& a, const std::byte* panel,
       for (int v = 0; v < count; ++v) total[p][r][v] = Vec::zero();
     }
   }
+  CodedRows of_group = a;
   for (std::ptrdiff_t g = 0; g < groups; ++g) {
-    const std::ptrdiff_t at = g * a.stride;
     IntVec sum[panels][rows][count];
     MOE_UNROLL
     for (int p = 0; p < panels; ++p) {
       MOE_UNROLL
       for (int r = 0; r < rows; ++r) {
         MOE_UNROLL
-        for (int v = 0; v < count; ++v) sum[p][r][v] = IntVec::broadcast(a.starts + at + r);
+        for (int v = 0; v < count; ++v) sum[p][r][v] = IntVec::broadcast(of_group.starts + r);
       }
     }
     const std::byte* codes = panel + scale_size + zero_size;
@@ -57,10 +58,9 @@ MOE_ALWAYS_INLINE void coded_pass_of(const CodedRows& a, const std::byte* panel,
         if constexpr (quad_bytes(code) > 64) __builtin_prefetch(codes + coded_bytes_ahead + 64);
       } else {
         __builtin_prefetch(asked, 0, 2);
-        if constexpr (in_streams && quad_bytes(code) > 64) __builtin_prefetch(asked + 64, 0, 2);
+        if constexpr (quad_bytes(code) > 64) __builtin_prefetch(asked + 64, 0, 2);
         asked += next.step;
-        if constexpr (in_streams)
-          if (++steps % 8 == 0) asked += next.stride - 8 * next.step;
+        if (++steps % 8 == 0) asked += next.stride - 8 * next.step;
       }
       MOE_UNROLL
       for (int p = 0; p < panels; ++p) {
@@ -87,11 +87,12 @@ MOE_ALWAYS_INLINE void coded_pass_of(const CodedRows& a, const std::byte* panel,
         for (int v = 0; v < count; ++v) scale[v] = load_scales<traits.scale>(record, first + v);
         MOE_UNROLL
         for (int r = 0; r < rows; ++r) {
-          const Vec of_row = Vec::broadcast(a.scales[at + r]);
+          const Vec of_row = Vec::broadcast(of_group.scales[r]);
+          const Vec excess = Vec::broadcast(of_group.excesses[r]);
           MOE_UNROLL
           for (int v = 0; v < count; ++v)
             total[p][r][v] =
-                multiply_add(multiply(to_float(sum[p][r][v]), of_row), scale[v], total[p][r][v]);
+                multiply_add(scaled_sum(sum[p][r][v], of_row, excess), scale[v], total[p][r][v]);
         }
         if constexpr (traits.has_zeros) {
           MOE_UNROLL
@@ -102,7 +103,7 @@ MOE_ALWAYS_INLINE void coded_pass_of(const CodedRows& a, const std::byte* panel,
             MOE_UNROLL
             for (int r = 0; r < rows; ++r)
               total[p][r][v] =
-                  multiply_add(Vec::broadcast(-a.sums[at + r]), offset, total[p][r][v]);
+                  multiply_add(Vec::broadcast(-of_group.sums[r]), offset, total[p][r][v]);
           }
         }
       } else {
@@ -115,6 +116,10 @@ MOE_ALWAYS_INLINE void coded_pass_of(const CodedRows& a, const std::byte* panel,
       }
     }
     panel = codes;
+    of_group.scales += a.stride;
+    of_group.excesses += a.stride;
+    of_group.starts += a.stride;
+    of_group.sums += a.stride;
   }
   MOE_UNROLL
   for (int p = 0; p < panels; ++p) {
@@ -135,19 +140,17 @@ MOE_ALWAYS_INLINE void coded_pass_of(const CodedRows& a, const std::byte* panel,
   }
 }
 
-/// With `in_streams`, for more than few_coded_rows rows, as tile_in_streams. Where nothing was
-/// asked for, it took 3 to 12 rows 1.1 to 1.7 times as long.
-template <WeightCode code, bool grouped, int rows, bool in_streams>
+/// More than few_coded_rows rows ask for what comes next. Where nothing was asked for, it took 3 to
+/// 12 rows 1.1 to 1.7 times as long.
+template <WeightCode code, bool grouped, int rows>
 void coded_product(const CodedRows& a, const std::byte* panel, std::ptrdiff_t groups,
                    std::ptrdiff_t quads, float* sums, Lines next) noexcept {
   constexpr int count = coded_pass(rows);
   if constexpr (count == coded_vectors) {
-    coded_pass_of<code, grouped, rows, count, in_streams>(a, panel, 0, groups, quads, 0, sums,
-                                                          next);
+    coded_pass_of<code, grouped, rows, count>(a, panel, 0, groups, quads, 0, sums, next);
   } else {
     for (std::ptrdiff_t first = 0; first < coded_vectors; first += count)
-      coded_pass_of<code, grouped, rows, count, in_streams>(a, panel, 0, groups, quads, first, sums,
-                                                            next);
+      coded_pass_of<code, grouped, rows, count>(a, panel, 0, groups, quads, first, sums, next);
   }
 }
 
@@ -158,14 +161,14 @@ void coded_product(const CodedRows& a, const std::byte* panel, std::ptrdiff_t gr
 template <WeightCode code, bool grouped>
 void coded_side_by_side(const CodedRows& a, const std::byte* panel, std::ptrdiff_t stride,
                         std::ptrdiff_t groups, std::ptrdiff_t quads, float* sums) noexcept {
-  coded_pass_of<code, grouped, 1, coded_vectors, false, coded_side_panels>(a, panel, stride, groups,
-                                                                           quads, 0, sums, {});
+  coded_pass_of<code, grouped, 1, coded_vectors, coded_side_panels>(a, panel, stride, groups, quads,
+                                                                    0, sums, {});
 }
 
-inline void code_row(const float* x, float factor, std::ptrdiff_t n, std::ptrdiff_t group,
-                     std::ptrdiff_t groups, std::int32_t start, std::ptrdiff_t stride,
-                     std::int8_t* codes, float* scales, std::int32_t* starts,
-                     float* sums) noexcept {
+template <bool grouped>
+void code_row(const float* x, float factor, std::ptrdiff_t n, std::ptrdiff_t group,
+              std::ptrdiff_t groups, std::int32_t start, const CodedRowsToSet& row) noexcept {
+  const std::ptrdiff_t stride = row.stride;
   for (std::ptrdiff_t g = 0; g < groups; ++g) {
     const std::ptrdiff_t begin = g * group;
     const std::ptrdiff_t count = n - begin < group ? n - begin : group;
@@ -183,7 +186,7 @@ inline void code_row(const float* x, float factor, std::ptrdiff_t n, std::ptrdif
     const float inverse = largest < 1e-30F ? 0.0F : 127 / largest;
     const Vec up = Vec::broadcast(inverse);
     IntVec total = IntVec::zero();
-    std::int8_t* to = codes + begin * stride;
+    std::int8_t* to = row.codes + begin * stride;
     std::ptrdiff_t k = 0;
     for (; k + code_step <= count; k += code_step, to += code_step * stride)
       total = store_codes(values + k, by, up, stride, to, total);
@@ -200,17 +203,22 @@ inline void code_row(const float* x, float factor, std::ptrdiff_t n, std::ptrdif
           for (std::ptrdiff_t j = 0; j < 4; ++j) to[q * 4 * stride + j] = bytes[q * 4 + j];
       }
     }
-    scales[g * stride] = largest / 127;
-    starts[g * stride] = static_cast<std::int32_t>(static_cast<unsigned>(start) * sum);
-    sums[g * stride] = largest / 127 * static_cast<float>(static_cast<std::int32_t>(sum));
+    float scale = largest / 127;
+    unsigned begins_with = static_cast<unsigned>(start) * sum;
+    if constexpr (grouped) {
+      scale = __builtin_bit_cast(float, __builtin_bit_cast(std::int32_t, scale) & ~3);
+      row.excesses[g * stride] = -sum_excess * scale;
+      begins_with += static_cast<unsigned>(sum_excess_bits);
+    }
+    row.scales[g * stride] = scale;
+    row.starts[g * stride] = static_cast<std::int32_t>(begins_with);
+    row.sums[g * stride] = scale * static_cast<float>(static_cast<std::int32_t>(sum));
   }
 }
 
 template <WeightCode code, bool grouped, int rows>
 constexpr void add_coded(CodedKernels& table) noexcept {
-  table.of_rows[rows - 1] = &coded_product<code, grouped, rows, false>;
-  if constexpr (rows > few_coded_rows)
-    table.in_streams[rows - 1] = &coded_product<code, grouped, rows, true>;
+  table.of_rows[rows - 1] = &coded_product<code, grouped, rows>;
   if constexpr (rows > 1) add_coded<code, grouped, rows - 1>(table);
 }
 
@@ -218,7 +226,8 @@ template <WeightCode code, bool grouped>
 constexpr CodedKernels make_coded() noexcept {
   CodedKernels table;
   table.decode = &decode<code, grouped>;
-  table.code_row = &code_row;
+  if constexpr (traits_of(code, grouped).scales_sums) table.add_group = &add_group<code>;
+  table.code_row = &code_row<grouped>;
   table.widened[0] = &widened_product<code, grouped, 1>;
   table.widened[1] = &widened_product<code, grouped, 2>;
   if constexpr (widened_side_panels > 1) {
@@ -228,6 +237,7 @@ constexpr CodedKernels make_coded() noexcept {
   if constexpr (traits_of(code, grouped).is_integer) {
     table.start = start_of(code);
     table.most_rows = most_coded_rows(code, grouped);
+    table.few_rows = few_coded_rows;
     add_coded<code, grouped, most_coded_rows(code, grouped)>(table);
     if constexpr (coded_side_panels > 1) {
       table.side_panels = coded_side_panels;
