@@ -2,7 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // forward/<shape>/<format>/T:<tokens>  the whole block on a supplied, uniformly random routing,
-//                                      with weights quantised to a format
+//                                      with weights quantised to a format; with -widened behind
+//                                      its name, activations are not rounded to eight bits
 //
 // Integer products are held against the peak of eight-bit operations, widened ones against that of
 // fused multiply-adds; scales count among the bytes. Further counters: of_reachable, the share of a
@@ -12,6 +13,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <benchmark/benchmark.h>
@@ -68,10 +70,13 @@ Layer<Bank> layer_with(const Shape& shape, Bank bank) {
 
 template <class Bank, class Floats>
 void forward(benchmark::State& state, const Shape& shape, const moe::WeightFormat& format,
-             Index tokens) {
+             moe::ProductKind product, Index tokens) {
   const std::vector<Bank>& banks = banks_of<Bank>(shape, format);
   std::vector<Layer<Bank>> layers;
-  for (const Bank& bank : banks) layers.push_back(layer_with(shape, bank));  // Shares the weights.
+  for (Bank bank : banks) {  // Copies share the weights.
+    bank.set_product(product);
+    layers.push_back(layer_with(shape, std::move(bank)));
+  }
   const RoutingSet set(shape, tokens, Skew::uniform);
   const Matrix<float> x = Matrix<float>::Random(tokens, shape.d_model);  // (T, D)
   Matrix<float> y(tokens, shape.d_model);                                // (T, D)
@@ -88,7 +93,8 @@ void forward(benchmark::State& state, const Shape& shape, const moe::WeightForma
                   .flop = flop,
                   .weight_bytes = set.mean_touched * banks[0].weight_bytes() /
                                   static_cast<double>(shape.num_experts),
-                  .is_integer = moe::has_integer_products(format) && vnni_limit().best() > 0};
+                  .is_integer = product == moe::ProductKind::integer &&
+                                moe::has_integer_products(format) && vnni_limit().best() > 0};
   measure_against_limits(state, work, run);
   if (!work.is_integer) return;
   const double reachable = (format.code == moe::WeightCode::int8 ? 0.65 : 0.5);
@@ -107,21 +113,28 @@ void forward(benchmark::State& state, const Shape& shape, const moe::WeightForma
 
 template <class Activation>
 void register_formats(const Shape& shape, const std::vector<std::string>& names) {
-  for (const std::string& name : names)
+  const std::string widened = "-widened";
+  for (const std::string& name : names) {
+    const bool is_widened = name.ends_with(widened);
+    const moe::WeightFormat format =
+        moe::format_of(is_widened ? name.substr(0, name.size() - widened.size()) : name);
+    const auto product = is_widened ? moe::ProductKind::widened : moe::ProductKind::integer;
     for (const Index tokens : token_counts)
       add_benchmark(
           label("forward", shape, name.c_str(), tokens), benchmark::kMillisecond,
           [=](benchmark::State& state) {
             forward<moe::QuantizedExperts<Activation>, moe::FeedForwardExperts<float, Activation>>(
-                state, shape, moe::format_of(name), tokens);
+                state, shape, format, product, tokens);
           });
+  }
 }
 
 }  // namespace
 
 void register_quantized(const Shape& shape) {
-  const std::vector<std::string> names{"int8",    "int8-g128", "int4-g32", "int4-g64",
-                                       "nl4-g32", "mxfp4",     "fp8"};
+  const std::vector<std::string> names{
+      "int8",     "int8-g128", "int8-widened", "int4-g32", "int4-g32-widened",
+      "int4-g64", "nl4-g32",   "mxfp4",        "fp8"};
   if (shape.gating == Gating::gated) {
     register_formats<moe::SwiGlu>(shape, names);
   } else {

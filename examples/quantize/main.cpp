@@ -65,15 +65,19 @@ struct Error {
 /// What an expert, a layer or a model loses.
 struct Errors {
   Error weights;
-  Error outputs;
+  Error outputs;  // of experts, on all tokens
+  Error block;    // of what tokens get from the experts that they choose; an expert has none
 
   void add(const Errors& other) {
     weights.add(other.weights);
     outputs.add(other.outputs);
+    block.add(other.block);
   }
   void print(const std::string& layer, const std::string& expert) const {
-    std::printf("%5s %6s %12.5f %12.5f\n", layer.c_str(), expert.c_str(), weights.relative(),
+    std::printf("%5s %6s %12.5f %12.5f", layer.c_str(), expert.c_str(), weights.relative(),
                 outputs.relative());
+    if (block.values > 0) std::printf(" %12.5f", block.relative());
+    std::printf("\n");
   }
 };
 
@@ -115,6 +119,59 @@ Matrix<float> outputs_of(const Bank& bank, const Matrix<float>& x) {
   return y;
 }
 
+/// A block's outputs (T, D), with experts as they are and rounded, expert by expert. Nothing is
+/// dropped.
+class Block {
+ public:
+  template <class Router>
+  Block(const Router& router, const Matrix<float>& x)
+      : x_(x),
+        exact_(Matrix<float>::Zero(x.rows(), x.cols())),
+        rounded_(Matrix<float>::Zero(x.rows(), x.cols())) {
+    router.route(x, {}, routing_);
+  }
+
+  /// Adds what the tokens that choose expert e get from it.
+  template <class Exact, class Rounded>
+  void add(Index e, const Exact& exact, const Rounded& rounded) {
+    const bool on_inputs = routing_.weight_target == moe::WeightTarget::input;
+    const auto input_scale = static_cast<float>(routing_.input_scale);
+    std::vector<Index> tokens;
+    std::vector<float> weights;
+    for (Index t = 0; t < x_.rows(); ++t) {
+      for (Index k = 0; k < routing_.top_k(); ++k) {
+        if (routing_.experts(t, k) != e) continue;
+        tokens.push_back(t);
+        weights.push_back(routing_.weights(t, k));
+      }
+    }
+    if (tokens.empty()) return;
+    Matrix<float> rows(static_cast<Index>(tokens.size()), x_.cols());
+    for (Index i = 0; i < rows.rows(); ++i) {
+      const auto at = static_cast<std::size_t>(i);
+      rows.row(i) = x_.row(tokens[at]) * (input_scale * (on_inputs ? weights[at] : 1));
+    }
+    const auto add_to = [&](Matrix<float>& sums, const Matrix<float>& outputs) {
+      for (std::size_t i = 0; i < tokens.size(); ++i)
+        sums.row(tokens[i]) += (on_inputs ? 1 : weights[i]) * outputs.row(static_cast<Index>(i));
+    };
+    add_to(exact_, outputs_of(exact, rows));
+    add_to(rounded_, outputs_of(rounded, rows));
+  }
+
+  Error error() const {
+    Error error;
+    error.add(exact_, rounded_);
+    return error;
+  }
+
+ private:
+  const Matrix<float>& x_;
+  moe::Routing<float> routing_;
+  Matrix<float> exact_;
+  Matrix<float> rounded_;
+};
+
 void show_progress(const std::string& layer, Index expert, Index experts) {
   if (isatty(STDERR_FILENO) == 0) return;
   if (expert < experts) {
@@ -145,6 +202,7 @@ Errors quantize_layer(const Reader& reader, const moe::io::LayerConfig& config, 
   sizes.num_experts = 1;
   const std::string label = layer.label();
   Errors all;
+  Block block(reader.router(), x);
   moe::io::detail::with_activation(config, reader.is_gated(), [&](auto activation) {
     using Activation = decltype(activation);
     moe::FeedForwardExperts<float, Activation> floats(sizes, activation);
@@ -172,12 +230,14 @@ Errors quantize_layer(const Reader& reader, const moe::io::LayerConfig& config, 
       errors.weights.add(expert.up, rounded.up);
       errors.weights.add(expert.down, rounded.down);
       errors.outputs.add(outputs_of(floats, x), outputs_of(bank, x));
+      block.add(e, floats, bank);
       all.add(errors);
       show_progress(label, experts, experts);
       errors.print(label, std::to_string(e));
     }
     if (sizes.biases) writer.write_biases(name, up_biases, down_biases);
   });
+  all.block = block.error();
   all.print(label, "all");
   return all;
 }
@@ -197,7 +257,7 @@ void quantize_layers(const std::vector<Layer>& layers, const moe::io::LayerConfi
   }
   moe::io::PackedWriter writer(options.out, banks, {}, {{"source", options.model}});
   std::printf("relative errors, %s\n", options.weights.c_str());
-  std::printf("layer expert      weights      outputs\n");
+  std::printf("layer expert      weights      outputs        block\n");
   Errors all;
   for (const Layer& layer : layers)
     all.add(quantize_layer(reader_of(layer), config, layer, banks[layer.name()].formats, options,
@@ -279,7 +339,8 @@ int main(int argc, char** argv) {
       app.add_option("--activations", options.activations,
                      "a .safetensors file of what blocks get, [T, D]: tensors layers.0 and so on, "
                      "those of a decoder beside an encoder decoder.layers.0, or x for all; outputs "
-                     "are compared on them, without it on normal ones");
+                     "are compared on them, without it on normal ones: every expert's on all, and "
+                     "what tokens get from those that they choose");
   app.add_flag("--calibrate", options.calibrate,
                "let errors of weights count as the activations multiply them")
       ->needs(activations)

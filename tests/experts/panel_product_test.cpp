@@ -11,6 +11,7 @@
 
 #include <gtest/gtest.h>
 
+#include <moe/core/aligned_buffer.hpp>
 #include <moe/core/packed_matrices.hpp>
 #include <moe/core/types.hpp>
 #include <moe/core/view.hpp>
@@ -220,11 +221,13 @@ TEST_P(PanelsSideBySide, OfCodesGiveTheSameBits) {
 
 /// Results that fill the caches twice are written past them.
 TEST(PanelProduct, PastTheCachesGivesTheSameBits) {
+  // Rows are whole lines; the last panel is none.
+  constexpr moe::ExpertsConfig config{.num_experts = 2, .d_model = 3 * 32 + 16, .d_ff = 80};
   std::mt19937_64 rng(1);
-  const auto floats = moe::FeedForwardExperts<float, moe::SwiGlu>::random(streamed_config, rng);
-  moe::QuantizedExperts<moe::SwiGlu> codes(streamed_config,
+  const auto floats = moe::FeedForwardExperts<float, moe::SwiGlu>::random(config, rng);
+  moe::QuantizedExperts<moe::SwiGlu> codes(config,
                                            moe::ExpertFormat{{moe::WeightCode::int8, 32}, {}});
-  for (Index e = 0; e < streamed_config.num_experts; ++e)
+  for (Index e = 0; e < config.num_experts; ++e)
     codes.set_expert(e, floats.expert(e).weights(), {.search = moe::ScaleSearch::nearest});
   const Index d_model = floats.d_model();
   const auto router =
@@ -238,6 +241,9 @@ TEST(PanelProduct, PastTheCachesGivesTheSameBits) {
       moe::Workspace<float> workspace;
       y[is_past].resize(40, d_model);
       layer.forward(x, y[is_past], workspace);
+      moe::AlignedBuffer<float> rows(static_cast<std::size_t>(80 * d_model));
+      const moe::MatrixView<float> view(rows.data(), 80, d_model);
+      EXPECT_EQ(moe::detail::goes_past_caches(view), is_past) << "as the results of this layer";
     }
     EXPECT_EQ(y[0], y[1]);
   };

@@ -88,11 +88,14 @@ Matrix<float> run(const Bank& bank, const Matrix<float>& x, Matrix<float>* weigh
   return by_token;
 }
 
+/// What rounding the ends of groups apart makes of a result, as a part of its size.
+constexpr double rounding_of_sums = 5e-7;
+
 /// The bits of a bank of floats; where scales multiply sums, its values but for rounding.
 void expect_floats(WeightFormat format, const Matrix<float>& result,
                    const Matrix<float>& expected) {
   if (moe::detail::traits_of(format).scales_sums) {
-    EXPECT_LT((result - expected).norm(), 5e-7 * expected.norm());
+    EXPECT_LT((result - expected).norm(), rounding_of_sums * expected.norm());
   } else {
     EXPECT_EQ(result, expected);
   }
@@ -193,7 +196,12 @@ TEST(QuantizedBank, EveryExpertMayHaveFormatsOfItsOwn) {
   const Matrix<float> expected = run(same, x);
   EXPECT_LT((run(bank, x) - expected).norm(), 0.015 * expected.norm());
   bank.set_product(ProductKind::widened);
-  expect_floats(format("fp8"), run(bank, x), expected);
+  const Matrix<float> result = run(bank, x);
+  for (Index t = 0; t < x.rows(); ++t) {  // Row 2 t is that of expert t % 2, the next of expert 2.
+    const auto its = [&](const Matrix<float>& rows, Index i) { return rows.row(2 * t + i).eval(); };
+    expect_floats(formats[static_cast<std::size_t>(t % 2)].up, its(result, 0), its(expected, 0));
+    expect_floats(formats[2].up, its(result, 1), its(expected, 1));
+  }
 }
 
 TEST(QuantizedBank, OfPlainExpertsAndInALayerWithWeightsOnInputs) {
@@ -213,6 +221,118 @@ TEST(QuantizedBank, OfPlainExpertsAndInALayerWithWeightsOnInputs) {
   EXPECT_LT((run(bank, x, &weights) - expected).norm(), 0.015 * expected.norm());
   bank.set_product(ProductKind::widened);
   EXPECT_EQ(run(bank, x, &weights), expected);
+}
+
+template <class T>
+T read(const std::byte* from) {
+  T value;
+  std::memcpy(&value, from, sizeof(T));
+  return value;
+}
+
+/// MatrixLayout's description, in numbers: where code k of output o of the first panel lies, and
+/// how, for each kind of code.
+TEST(QuantizedBank, LiesInMemoryAsItIsDocumented) {
+  constexpr Index inner = 140;  // Groups of 32, 64 and 128 that are not full.
+  for (const WeightFormat format : moe::weight_formats) {
+    SCOPED_TRACE(moe::format_name(format));
+    using moe::WeightCode;
+    const WeightCode code = format.code;
+    const bool has_header =
+        code == WeightCode::nl4 || (code == WeightCode::int8 && format.group == 0);
+    const bool has_halves = (code == WeightCode::int8 && format.group != 0) ||
+                            code == WeightCode::int4 || code == WeightCode::int4_zeros;
+    const bool has_bytes = code == WeightCode::nl4 || code == WeightCode::mxfp4;
+    const bool has_floats = code == WeightCode::fp8_e4m3 || code == WeightCode::fp8_e5m2;
+    const bool has_zeros = code == WeightCode::int4_zeros;
+    const bool has_words = code == WeightCode::bfloat16 || code == WeightCode::half;
+    const bool in_rows = has_floats || has_words;  // (inner, 32)
+    const bool in_bytes = code == WeightCode::int8;
+    const Index group = format.group == 0 ? inner : format.group;
+    const Index groups = (inner + group - 1) / group;
+    const Index scales = has_halves ? 64 : has_floats ? 128 : has_bytes ? 32 : 0;
+    const Index zeros = has_zeros ? 32 : 0;
+    const Index codes = has_words ? 64 * group : in_rows || in_bytes ? 32 * group : 16 * group;
+    const moe::MatrixLayout layout(format, 64, inner);
+    std::vector<std::byte> bytes(static_cast<std::size_t>(layout.bytes()));
+    constexpr Index o = 19;  // the second panel's output 51: in the upper half of bytes
+    for (const Index column : {Index{7}, 32 + o}) {
+      moe::CodedOutput output;
+      for (Index k = 0; k < inner; ++k) {
+        const auto number = static_cast<std::uint16_t>(31 * k + 5 * column);
+        output.codes.push_back(has_words             ? number
+                               : in_rows || in_bytes ? static_cast<std::uint16_t>(number % 256)
+                                                     : static_cast<std::uint16_t>(number % 16));
+      }
+      for (Index g = 0; g < groups && scales > 0; ++g)
+        output.scales.push_back(static_cast<float>(Index{1} << (g + column % 3)));
+      for (Index g = 0; g < groups && has_zeros; ++g)
+        output.zeros.push_back(static_cast<std::uint8_t>((3 * g + column) % 16));
+      output.output_scale = has_header ? 0.75F : 1;
+      moe::detail::put_output(layout, column, output, bytes.data());
+      const Index c = column % 32;
+      const std::byte* const panel = bytes.data() + column / 32 * layout.panel_bytes;
+      const std::byte* record = panel;
+      if (has_header) {
+        EXPECT_EQ(read<float>(panel + 4 * c), 0.75F);
+        record += 128;
+      }
+      for (Index g = 0; g < groups; ++g, record += scales + zeros + codes) {
+        const float scale = scales > 0 ? output.scales[static_cast<std::size_t>(g)] : 0;
+        const auto at = static_cast<std::size_t>(g);
+        if (has_halves) {
+          EXPECT_EQ(read<std::uint16_t>(record + 2 * c), moe::float_to_half(scale));
+        } else if (has_floats) {
+          EXPECT_EQ(read<float>(record + 4 * c), scale);
+        } else if (code == WeightCode::nl4) {
+          EXPECT_EQ(static_cast<float>(record[c]), scale);
+        } else if (code == WeightCode::mxfp4) {
+          EXPECT_EQ(std::ldexp(1.0F, static_cast<int>(record[c]) - 127), scale);
+        }
+        if (has_zeros) {
+          EXPECT_EQ(static_cast<std::uint8_t>(record[scales + c]), output.zeros[at]);
+        }
+        const std::byte* const first = record + scales + zeros;
+        for (Index k = 0; k < group && g * group + k < inner; ++k) {
+          unsigned found = 0;
+          if (has_words) {
+            found = read<std::uint16_t>(first + 2 * (32 * k + c));
+          } else if (in_rows) {
+            found = static_cast<unsigned>(first[32 * k + c]);
+          } else if (in_bytes) {
+            found = static_cast<unsigned>(first[k / 4 * 128 + 4 * c + k % 4]);
+          } else {
+            const auto both = static_cast<unsigned>(first[k / 4 * 64 + 4 * (c % 16) + k % 4]);
+            found = c < 16 ? both & 15U : both >> 4U;
+          }
+          ASSERT_EQ(found, output.codes[static_cast<std::size_t>(g * group + k)])
+              << "column " << column << ", inner " << g * group + k;
+        }
+      }
+    }
+  }
+}
+
+/// A gated expert's first matrix: 16 outputs of the gate, then the same 16 of up, in every panel.
+TEST(QuantizedBank, GateAndUpAlternateBySixteen) {
+  Quantized bank({.num_experts = 1, .d_model = 32, .d_ff = 40},
+                 {moe::format_of("int8"), moe::format_of("int8")});
+  const auto outputs = [](Index inner, int first) {
+    return [=](Index o) {
+      return moe::CodedOutput{.codes = std::vector<std::uint16_t>(
+                                  static_cast<std::size_t>(inner),
+                                  static_cast<std::uint16_t>(first + static_cast<int>(o))),
+                              .scales = {},
+                              .zeros = {}};
+    };
+  };
+  bank.set_expert_codes(0, {outputs(32, 1), outputs(32, 65), outputs(40, 1)});
+  const Index panel_bytes = 128 + 32 * 32;
+  for (Index o = 0; o < 40; ++o) {
+    const std::byte* const panel = bank.expert_bytes(0).data() + o / 16 * panel_bytes + 128;
+    EXPECT_EQ(static_cast<Index>(panel[4 * (o % 16)]), 1 + o);
+    EXPECT_EQ(static_cast<Index>(panel[4 * (16 + o % 16)]), 65 + o);
+  }
 }
 
 TEST(QuantizedBank, CopiesShareTheirWeightsUntilOneIsChanged) {

@@ -76,7 +76,7 @@ inline void read_gguf(const std::string& path) {
   }
   const moe::io::LayerConfig config = moe::io::layer_config(file);
   const moe::WeightFormat format = moe::format_of("int4-g32");
-  for (const moe::Index layer : {0, 1}) {
+  for (const moe::Index layer : moe::io::moe_layers(file)) {
     try {
       moe::io::load_gguf_block(file, config, layer);
     } catch (const moe::FormatError&) {  // Other grids need a name.

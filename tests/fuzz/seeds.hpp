@@ -41,8 +41,8 @@ inline std::string safetensors_seed() {
   return file.bytes();
 }
 
-/// Two experts, D = F = 32.
-inline std::string gguf_seed(const std::string& arch, moe::io::GgufType type) {
+/// Two experts, D = F = 32; with biases, and with a shared expert, where the architecture has them.
+inline std::string gguf_seed(const std::string& arch, moe::io::GgufType type, Index layers = 2) {
   test_support::GgufWriter file;
   file.entry("general.architecture", arch);
   file.entry(arch + ".embedding_length", std::uint32_t{32});
@@ -50,13 +50,31 @@ inline std::string gguf_seed(const std::string& arch, moe::io::GgufType type) {
   file.entry(arch + ".expert_used_count", std::uint32_t{1});
   file.entry(arch + (arch == "llama" ? ".feed_forward_length" : ".expert_feed_forward_length"),
              std::uint32_t{32});
+  const bool is_deepseek = arch == "deepseek2";
+  const bool has_biases = arch == "gpt-oss";
+  if (is_deepseek) {
+    file.entry("deepseek2.expert_gating_func", std::uint32_t{2});
+    file.entry("deepseek2.expert_shared_count", std::uint32_t{1});
+    file.entry("deepseek2.expert_weights_scale", 2.5F);
+    file.entry("deepseek2.expert_weights_norm", std::uint32_t{1});
+    file.entry("deepseek2.expert_group_count", std::uint32_t{1});
+    file.entry("deepseek2.expert_group_used_count", std::uint32_t{1});
+  }
   const auto& info = moe::io::detail::gguf_type(type);
-  for (const Index layer : {0, 1}) {
-    const std::string prefix = "blk." + std::to_string(layer) + ".ffn_";
+  const Index bytes = 32 * 32 / info.values * info.bytes;
+  for (Index layer = 0; layer < layers; ++layer) {
+    const std::string block = "blk." + std::to_string(layer);
+    const std::string prefix = block + ".ffn_";
     file.floats(prefix + "gate_inp.weight", {2, 32}, moe::Matrix<float>::Ones(2, 32));
-    for (const char* part : {"gate", "up", "down"})
-      file.tensor(prefix + part + "_exps.weight", {2, 32, 32}, type,
-                  some_bytes(2 * 32 * 32 / info.values * info.bytes));
+    if (is_deepseek) file.floats(block + ".exp_probs_b.bias", {2}, moe::Matrix<float>::Ones(1, 2));
+    if (has_biases) file.floats(prefix + "gate_inp.bias", {2}, moe::Matrix<float>::Ones(1, 2));
+    for (const char* part : {"gate", "up", "down"}) {
+      file.tensor(prefix + part + "_exps.weight", {2, 32, 32}, type, some_bytes(2 * bytes));
+      if (is_deepseek)
+        file.tensor(prefix + part + "_shexp.weight", {32, 32}, type, some_bytes(bytes));
+      if (has_biases)
+        file.floats(prefix + part + "_exps.bias", {2, 32}, moe::Matrix<float>::Ones(2, 32));
+    }
   }
   return file.bytes();
 }
@@ -101,7 +119,7 @@ inline std::string mixtral_seed() {
   return file.bytes();
 }
 
-inline std::string deepseek_seed() {
+inline std::string deepseek_seed(const char* type) {
   moe::io::SafetensorsWriter file;
   const std::string prefix = "model.layers.0.mlp.";
   file.add(prefix + "gate.weight", moe::Matrix<float>::Ones(2, 4));
@@ -109,7 +127,7 @@ inline std::string deepseek_seed() {
   for (const char* expert : {"experts.0.", "experts.1.", "shared_experts."}) {
     for (const char* part : {"gate_proj", "up_proj", "down_proj"}) {
       const std::string name = prefix + expert + part + ".weight";
-      file.add(name, "F8_E4M3", {4, 4}, some_bytes(16));
+      file.add(name, type, {4, 4}, some_bytes(16));
       file.add(name + "_scale_inv", moe::Matrix<float>::Ones(1, 1));
     }
   }
@@ -144,10 +162,12 @@ inline std::vector<std::string> seeds_of(std::string_view parser) {
   if (parser == "index")
     return {R"({"metadata": {"total_size": 2}, "weight_map": {"a": "a.safetensors"}})"};
   if (parser == "gguf")
-    return {gguf_seed("llama", GgufType::q8_0), gguf_seed("qwen3moe", GgufType::q4_0)};
+    return {gguf_seed("llama", GgufType::q8_0), gguf_seed("qwen3moe", GgufType::q4_0),
+            gguf_seed("deepseek2", GgufType::q4_0, 1), gguf_seed("gpt-oss", GgufType::mxfp4, 1)};
   if (parser == "packed")
     return {packed_seed("int8", "int4-g32", false), packed_seed("mxfp4", "fp8", true)};
-  if (parser == "checkpoint") return {mixtral_seed(), deepseek_seed(), gpt_oss_seed()};
+  if (parser == "checkpoint")
+    return {mixtral_seed(), deepseek_seed("F8_E4M3"), deepseek_seed("F8_E5M2"), gpt_oss_seed()};
   throw std::invalid_argument("there is no parser of that name");
 }
 
@@ -155,8 +175,8 @@ inline std::vector<std::string> seeds_of(std::string_view parser) {
 inline std::vector<std::string> other_seeds_of(std::string_view parser) {
   using moe::io::GgufType;
   if (parser == "gguf")
-    return {gguf_types_seed(), gguf_seed("deepseek2", GgufType::q8_0),
-            gguf_seed("gpt-oss", GgufType::mxfp4), gguf_seed("llama", GgufType::bf16)};
+    return {gguf_types_seed(), gguf_seed("deepseek2", GgufType::q8_0, 1),
+            gguf_seed("llama", GgufType::bf16, 1)};
   return {};
 }
 

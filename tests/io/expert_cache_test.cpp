@@ -8,6 +8,7 @@
 #include <initializer_list>
 #include <limits>
 #include <memory>
+#include <random>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -112,6 +113,40 @@ TEST_F(ExpertCache, HasTheBitsOfTheBankInMemoryWhateverTheBudget) {
   }
 }
 
+/// As a model's tokens choose them: a few experts often, most of them now and then.
+TEST_F(ExpertCache, HasTheBitsOfTheBankUnderZipfsLawWithHalfOfTheExperts) {
+  std::vector<double> shares;
+  double bytes = 0;
+  for (Index e = 0; e < experts; ++e) {
+    shares.push_back(1 / static_cast<double>(e + 1));
+    bytes += bytes_of({e});
+  }
+  std::mt19937_64 rng(11);
+  std::discrete_distribution<Index> draw(shares.begin(), shares.end());
+  std::vector<std::vector<Index>> steps(40);
+  for (std::vector<Index>& step : steps) {
+    for (int t = 0; t < 3; ++t) {
+      step.push_back(draw(rng));
+      do {
+        step.push_back(draw(rng));
+        if (step.back() == step[step.size() - 2]) step.pop_back();
+      } while (step.size() % 2 == 1);
+    }
+  }
+  for (const bool is_ahead : {false, true}) {
+    const Cached cached(moe::io::PackedFile(path_), "experts", bytes / 2);
+    EXPECT_LT(cached.slots(), experts);
+    for (std::size_t i = 0; i < steps.size(); ++i) {
+      if (is_ahead && i + 1 < steps.size()) cached.prefetch(steps[i + 1]);
+      const Matrix<float> x = test_support::random_matrix<float>(3, 64, 5 + i);
+      EXPECT_EQ(run(cached, x, steps[i]), run(*bank_, x, steps[i])) << "step " << i;
+    }
+    const moe::io::CacheCounters counters = cached.counters();
+    EXPECT_GT(counters.hits, 0U);
+    EXPECT_GT(counters.misses + counters.awaited, 0U);
+  }
+}
+
 TEST_F(ExpertCache, CountsWhatItDoes) {
   const Cached cached = cache(4);
   EXPECT_EQ(cached.slots(), 4);
@@ -182,7 +217,7 @@ TEST_F(ExpertCache, WhatWasWantedInVainIsWantedNoMoreAfterTwoForwards) {
 }
 
 TEST_F(ExpertCache, PinnedExpertsThatFoundNoSlotGetOneLater) {
-  const std::vector<moe::io::detail::ExpertSlots::Piece> pieces(8, {0, 64});
+  const std::vector<moe::io::detail::ExpertSlots::Piece> pieces(8, {"", 0, 64});
   moe::io::detail::ExpertSlots slots(moe::io::MappedFile(path_), pieces, 3 * 64);
   EXPECT_EQ(slots.acquire({0, 1, 2}).size(), 3U);
   slots.pin(std::vector<Index>{6});  // All slots are held.
@@ -194,7 +229,7 @@ TEST_F(ExpertCache, PinnedExpertsThatFoundNoSlotGetOneLater) {
 }
 
 TEST_F(ExpertCache, PinnedExpertsThatAreAskedForTakeNoRoomFromOthers) {
-  const std::vector<moe::io::detail::ExpertSlots::Piece> pieces(8, {0, 64});
+  const std::vector<moe::io::detail::ExpertSlots::Piece> pieces(8, {"", 0, 64});
   moe::io::detail::ExpertSlots slots(moe::io::MappedFile(path_), pieces, 3 * 64);
   EXPECT_EQ(slots.size(), 3U);
   slots.pin(std::vector<Index>{6, 7});
@@ -292,6 +327,9 @@ TEST_F(ExpertCache, RefusesWhatCannotWork) {
     ADD_FAILURE() << "half an expert is enough";
   } catch (const std::invalid_argument& error) {
     EXPECT_NE(std::string(error.what()).find(path_), std::string::npos) << error.what();
+    const auto& largest = moe::io::PackedFile(path_).file().tensors().at("experts.2");
+    const std::string place = "'experts.2' at byte " + std::to_string(largest.offset);
+    EXPECT_NE(std::string(error.what()).find(place), std::string::npos) << error.what();
   }
   EXPECT_EQ(cache(std::numeric_limits<double>::infinity()).slots(), experts);
   const Cached cached = cache(2);

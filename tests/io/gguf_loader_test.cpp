@@ -502,7 +502,7 @@ TEST_F(GgufLoading, ErrorsNameTheTensorAndTheRow) {
   }
 }
 
-/// Quantisers leave groups of zeros so.
+/// Of Q4_0, quantisers leave groups of zeros so.
 TEST_F(GgufLoading, AGroupOfZerosMayHaveAScaleOfZero) {
   using moe::io::GgufType;
   for (const GgufType type : {GgufType::q8_0, GgufType::q4_0}) {

@@ -14,6 +14,7 @@
 #include <moe/experts/coded_matrix.hpp>
 #include <moe/io/gguf.hpp>
 
+#include "support/float_bits.hpp"
 #include "support/temporary_file.hpp"
 
 namespace gguf_test {
@@ -127,9 +128,45 @@ TEST_F(Gguf, BlocksOfMxfp4) {
   EXPECT_TRUE(std::isnan(decode(GgufType::mxfp4, bytes_of({255}) + std::string(16, 1), 32)[0]));
 }
 
+/// All 65536 codes of each: infinite ones and those that are no numbers, too.
+TEST_F(Gguf, ValuesOfSixteenBits) {
+  for (const GgufType type : {GgufType::f16, GgufType::bf16}) {
+    const int exponent_bits = type == GgufType::f16 ? 5 : 8;
+    const int fraction_bits = 15 - exponent_bits;
+    const unsigned infinity = ((1U << static_cast<unsigned>(exponent_bits)) - 1)
+                              << static_cast<unsigned>(fraction_bits);
+    for (unsigned code = 0; code < 65536; ++code) {
+      const float value = decode(
+          type, bytes_of({static_cast<int>(code & 255U), static_cast<int>(code >> 8U)}), 1)[0];
+      if ((code & 0x7fffU) > infinity) {
+        ASSERT_TRUE(std::isnan(value)) << code;
+      } else if ((code & 0x7fffU) == infinity) {
+        ASSERT_EQ(value, code < 0x8000U ? HUGE_VALF : -HUGE_VALF) << code;
+      } else {
+        const double expected = test_support::value_of_bits(code, exponent_bits, fraction_bits);
+        ASSERT_EQ(static_cast<double>(value), expected) << code;
+        ASSERT_EQ(std::signbit(value), code >= 0x8000U) << code;
+      }
+    }
+  }
+}
+
+TEST_F(Gguf, ValuesOfThirtyTwoBits) {
+  EXPECT_EQ(decode(GgufType::f32, bytes_of({0x00, 0x00, 0xc0, 0xbf}), 1)[0], -1.5F);
+  EXPECT_EQ(decode(GgufType::f32, bytes_of({0x01, 0x00, 0x00, 0x00}), 1)[0], 0x1p-149F);
+}
+
+/// Scales of blocks: their halves, and their values.
+struct BlockScales {
+  std::string bits;
+  double first;
+  double second = 0;
+};
+
 /// A q4_k block of these six-bit scales and minima and four-bit codes.
-std::string q4_k(const int (&scales)[8], const int (&minima)[8], const int (&codes)[256]) {
-  std::string block = bytes_of({0x00, 0x3e, 0x00, 0x34});  // 1.5 and 0.25
+std::string q4_k(const std::string& of_block, const int (&scales)[8], const int (&minima)[8],
+                 const int (&codes)[256]) {
+  std::string block = of_block;
   for (int i = 0; i < 4; ++i) block += static_cast<char>(scales[i] + ((scales[4 + i] >> 4) << 6));
   for (int i = 0; i < 4; ++i) block += static_cast<char>(minima[i] + ((minima[4 + i] >> 4) << 6));
   for (int i = 0; i < 4; ++i)
@@ -150,13 +187,19 @@ TEST_F(Gguf, SuperBlocksOfFourBits) {
       minima[i] = (63 - turn + 7 * i) % 64;
     }
     for (int i = 0; i < 256; ++i) codes[i] = (i * 7 + turn) % 16;
-    const std::string block = q4_k(scales, minima, codes);
-    ASSERT_EQ(block.size(), 144U);
-    const std::vector<float> values = decode(GgufType::q4_k, block, 256);
-    for (int i = 0; i < 256; ++i)
-      EXPECT_EQ(values[static_cast<std::size_t>(i)],
-                1.5F * static_cast<float>(scales[i / 32] * codes[i]) -
-                    0.25F * static_cast<float>(minima[i / 32]));
+    // Differences of the first are exact; of the others they are rounded, once.
+    for (const BlockScales& of_block :
+         {BlockScales{bytes_of({0x00, 0x3e, 0x00, 0x34}), 1.5, 0.25},
+          BlockScales{bytes_of({0xff, 0x3f, 0xff, 0x07}), 2047 * 0x1p-10, 2047 * 0x1p-24},
+          BlockScales{bytes_of({0x01, 0x5c, 0x03, 0x00}), 1025 * 0x1p-2, 3 * 0x1p-24}}) {
+      const std::string block = q4_k(of_block.bits, scales, minima, codes);
+      ASSERT_EQ(block.size(), 144U);
+      const std::vector<float> values = decode(GgufType::q4_k, block, 256);
+      for (int i = 0; i < 256; ++i)
+        EXPECT_EQ(values[static_cast<std::size_t>(i)],
+                  static_cast<float>(of_block.first * scales[i / 32] * codes[i] -
+                                     of_block.second * minima[i / 32]));
+    }
   }
 }
 
@@ -176,13 +219,16 @@ TEST_F(Gguf, SuperBlocksOfSixBits) {
       const auto high_at = static_cast<std::size_t>(32 * half + in_half % 32);
       high[high_at] = static_cast<char>(high[high_at] | ((codes[i] >> 4) << (in_half / 32 * 2)));
     }
-    const std::string block = low + high + scales + bytes_of({0x00, 0x3e});
-    ASSERT_EQ(block.size(), 210U);
-    const std::vector<float> values = decode(GgufType::q6_k, block, 256);
-    for (int i = 0; i < 256; ++i) {
-      const auto scale = static_cast<std::int8_t>(scales[static_cast<std::size_t>(i / 16)]);
-      EXPECT_EQ(values[static_cast<std::size_t>(i)],
-                1.5F * static_cast<float>(scale) * static_cast<float>(codes[i] - 32));
+    for (const BlockScales& of_block : {BlockScales{bytes_of({0x00, 0x3e}), 1.5},
+                                        BlockScales{bytes_of({0xff, 0x3f}), 2047 * 0x1p-10}}) {
+      const std::string block = low + high + scales + of_block.bits;
+      ASSERT_EQ(block.size(), 210U);
+      const std::vector<float> values = decode(GgufType::q6_k, block, 256);
+      for (int i = 0; i < 256; ++i) {
+        const auto scale = static_cast<std::int8_t>(scales[static_cast<std::size_t>(i / 16)]);
+        EXPECT_EQ(values[static_cast<std::size_t>(i)],
+                  static_cast<float>(of_block.first * scale * (codes[i] - 32)));
+      }
     }
   }
 }

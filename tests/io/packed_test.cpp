@@ -20,6 +20,7 @@
 #include <moe/io/packed_writer.hpp>
 
 #include "support/layers.hpp"
+#include "support/loading.hpp"
 
 namespace packed_test {
 
@@ -200,6 +201,30 @@ TEST_F(Packed, EveryChangedByteIsFound) {
     refused += is_found ? 1 : 0;
   }
   EXPECT_GT(refused, data / 2);
+}
+
+TEST_F(Packed, VerifyNamesTheTensorThatWasChanged) {
+  const Bank bank = make_bank<Bank>({{}, {moe::format_of("mxfp4"), moe::format_of("fp8")}},
+                                    moe::DownBias::weighted);
+  moe::io::PackedWriter writer(path(), {{"experts", moe::io::describe(bank)}},
+                               {{"router.weight", "U8", {64}, std::string(64, 'a')}});
+  writer.write_bank("experts", bank);
+  writer.finish();
+  const std::string whole = read();
+  for (const char* name : {"experts.0", "experts.1", "experts.down_bias", "router.weight"}) {
+    SCOPED_TRACE(name);
+    write(whole);
+    const auto offset = PackedFile(path()).file().tensors().at(name).offset;
+    std::string changed = whole;
+    char& byte = changed[static_cast<std::size_t>(offset) + 3];
+    byte = static_cast<char>(byte ^ 1);
+    write(changed);
+    const PackedFile file(path());
+    const auto error = test_support::format_error([&] { file.verify(); });
+    ASSERT_TRUE(error);
+    EXPECT_EQ(error->tensor(), name);
+    EXPECT_EQ(error->offset(), offset);
+  }
 }
 
 /// An output of codes and scales that depend on its place alone.

@@ -359,9 +359,79 @@ TEST_F(Loading, EightBitsNeedTheirScales) {
 
 TEST_F(Loading, RefusesFourBitsThatAreInfinite) {
   write(Mxfp4Model(254).file.bytes());
-  const std::string text = refusal([&] { load(moe::io::Checkpoint::open(path_), {}); });
-  EXPECT_NE(text.find("gate_up_proj_blocks'"), std::string::npos) << text;
-  EXPECT_NE(text.find("a weight is not finite"), std::string::npos) << text;
+  const auto checkpoint = moe::io::Checkpoint::open(path_);
+  const auto error = test_support::format_error([&] { load(checkpoint, {}); });
+  ASSERT_TRUE(error);
+  const std::string blocks = "model.layers.0.mlp.experts.gate_up_proj_blocks";
+  EXPECT_EQ(error->tensor(), blocks);
+  const std::uint64_t block = checkpoint.tensors().tensor(blocks).offset + (5 * 2 + 1) * 16;
+  EXPECT_GE(error->offset(), block);
+  EXPECT_LT(error->offset(), block + 16);
+  EXPECT_NE(std::string(error->what()).find("a weight is not finite"), std::string::npos);
+}
+
+TEST_F(Loading, FourBitsNeedBlocksAndScalesThatBelongTogether) {
+  const std::string blocks = "model.layers.0.mlp.experts.down_proj_blocks";
+  const std::string scales = "model.layers.0.mlp.experts.down_proj_scales";
+  const auto error_of = [&](Mxfp4Model& model) {
+    write(model.file.bytes());
+    return test_support::format_error([&] { load(moe::io::Checkpoint::open(path_), {}); });
+  };
+  const auto offset_of = [&](const std::string& tensor) {
+    return moe::io::Tensors::open(path_).tensor(tensor).offset;
+  };
+  Mxfp4Model without;
+  without.file.header()["others"] = without.file.header()[scales];
+  without.file.header().erase(scales);
+  const auto missing = error_of(without);
+  ASSERT_TRUE(missing);
+  EXPECT_EQ(missing->tensor(), scales);
+  // As many bytes in another shape.
+  for (const auto& [tensor, shape] :
+       {std::pair{blocks, std::vector<Index>{experts, Mxfp4Model::width, 6, 8}},
+        std::pair{scales, std::vector<Index>{experts, 3, Mxfp4Model::width}}}) {
+    Mxfp4Model other;
+    other.file.header()[tensor]["shape"] = shape;
+    const auto error = error_of(other);
+    ASSERT_TRUE(error) << tensor;
+    EXPECT_EQ(error->tensor(), tensor);
+    EXPECT_EQ(error->offset(), offset_of(tensor));
+  }
+  for (const std::string& tensor : {blocks, scales}) {
+    Mxfp4Model other;
+    other.file.header()[tensor]["dtype"] = "F8_E4M3";
+    const auto error = error_of(other);
+    ASSERT_TRUE(error) << tensor;
+    EXPECT_EQ(error->tensor(), tensor);
+    EXPECT_EQ(error->offset(), offset_of(tensor));
+  }
+}
+
+/// All bytes of two codes with all scales whose products are finite, as OCP's specification of
+/// microscaling formats defines them.
+TEST_F(Loading, FourBitsOfGptOssHaveTheValuesOfTheirFormat) {
+  constexpr float magnitudes[] = {0, 0.5F, 1, 1.5F, 2, 3, 4, 6};
+  const auto value_of = [&](int code, int scale) {
+    return std::ldexp(code < 8 ? magnitudes[code] : -magnitudes[code - 8], scale - 127);
+  };
+  constexpr Index rows = 16;  // of 256 codes: 16 groups' bytes, each in two nibbles
+  for (int scale = 0; scale < 253; ++scale) {
+    moe::io::SafetensorsWriter file;
+    std::string blocks;
+    for (int byte = 0; byte < 256; ++byte) blocks += static_cast<char>(byte);
+    file.add("a_blocks", "U8", {1, rows, 1, 16}, blocks);
+    file.add("a_scales", "U8", {1, rows, 1}, std::string(rows, static_cast<char>(scale)));
+    write(file.bytes());
+    const auto tensors = moe::io::Tensors::open(path_);
+    const Matrix<float> values =
+        moe::io::detail::Mxfp4Matrices(tensors, "a", 1, rows, 32).widened<float>(0);
+    for (int byte = 0; byte < 256; ++byte) {  // The low nibble comes first.
+      const Index at = 2 * (byte % 16);
+      ASSERT_EQ(values(byte / 16, at), value_of(byte % 16, scale)) << byte << ", scale " << scale;
+      ASSERT_EQ(values(byte / 16, at + 1), value_of(byte / 16, scale))
+          << byte << ", scale " << scale;
+    }
+  }
 }
 
 TEST_F(Loading, RefusesFourBitsWithoutAScale) {

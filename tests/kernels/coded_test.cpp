@@ -19,6 +19,7 @@
 #include <moe/experts/coded_product.hpp>
 #include <moe/kernels/coded/dispatch.hpp>
 
+#include "support/float_bits.hpp"
 #include "support/levels.hpp"
 
 namespace coded_test {
@@ -138,20 +139,6 @@ TEST_P(Coded, DecodesToTheBitsOfCodesTimesScales) {
   }
 }
 
-/// The value of a code by its format's definition, bit by bit: sign, exponent with this many bits
-/// and fraction, subnormal ones where the exponent is 0.
-double value_of_bits(unsigned code, int exponent_bits, int fraction_bits) {
-  const unsigned sign = code >> static_cast<unsigned>(exponent_bits + fraction_bits);
-  const unsigned fraction = code & ((1U << static_cast<unsigned>(fraction_bits)) - 1);
-  const auto exponent = static_cast<int>((code >> static_cast<unsigned>(fraction_bits)) &
-                                         ((1U << static_cast<unsigned>(exponent_bits)) - 1));
-  const int bias = (1 << (exponent_bits - 1)) - 1;
-  const double part = std::ldexp(static_cast<double>(fraction), -fraction_bits);
-  const double magnitude =
-      exponent == 0 ? std::ldexp(part, 1 - bias) : std::ldexp(1 + part, exponent - bias);
-  return sign == 0 ? magnitude : -magnitude;
-}
-
 struct FloatCode {
   const char* format;
   int exponent_bits;
@@ -185,9 +172,9 @@ TEST_P(Coded, DecodesAllNumbersOfEightAndSixteenBits) {
     moe::kernels::coded_kernels(format).decode(bytes.data() + layout.record_offset(0, 0), nullptr,
                                                layout.groups, layout.group, to.data());
     for (std::size_t i = 0; i < codes.size(); ++i) {
-      const double expected = scale *
-                              value_of_bits(codes[i], type.exponent_bits, type.fraction_bits) /
-                              static_cast<double>(left_to_sums(format, 0.5F));
+      const double expected =
+          scale * test_support::value_of_bits(codes[i], type.exponent_bits, type.fraction_bits) /
+          static_cast<double>(left_to_sums(format, 0.5F));
       ASSERT_EQ(std::signbit(to.data()[i]), std::signbit(expected)) << type.format << codes[i];
       ASSERT_EQ(static_cast<double>(to.data()[i]), expected)
           << type.format << ", code " << codes[i];
@@ -332,6 +319,51 @@ TEST_P(Coded, ProductsAreExactIntegerSumsTimesScales) {
   }
 }
 
+/// A group whose sum is rounded once, when it meets the scale of its activations.
+TEST_P(Coded, ASumTimesItsScaleIsRoundedOnce) {
+  for (const char* name : {"int8-g32", "int8-g128", "int4-g128", "nl4-g128", "mxfp4"}) {
+    const WeightFormat format = moe::format_of(name);
+    const MatrixLayout layout(format, width, format.group);
+    const auto& kernels = moe::kernels::coded_kernels(format);
+    Draw draw(15);
+    AlignedBuffer<std::byte> bytes(static_cast<std::size_t>(layout.bytes()));
+    std::vector<CodedOutput> outputs;
+    for (Index o = 0; o < width; ++o) {
+      CodedOutput output = draw_output(layout, draw);
+      output.scales.assign(1, 1);
+      output.output_scale = 1;
+      if (o == 0)  // The largest sum of all.
+        std::fill(output.codes.begin(), output.codes.end(),
+                  format.code == WeightCode::int8 ? 128 : 0);
+      moe::detail::put_output(layout, o, output, bytes.data());
+      outputs.push_back(output);
+    }
+    for (int turn = 0; turn < 20; ++turn) {
+      std::vector<float> x(static_cast<std::size_t>(layout.inner), 127);
+      for (std::size_t k = 1; k < x.size() && turn > 0; ++k)
+        x[k] = static_cast<float>(draw.below(255)) - 127;
+      const float factor = static_cast<float>(1000 + draw.below(1 << 20)) / 1024;
+      AlignedBuffer<float> memory(static_cast<std::size_t>(moe::detail::coded_row_size(layout)));
+      const moe::detail::CodedBlock block(layout, memory.data(), 1);
+      block.put(kernels, layout, 0, x.data(), factor, layout.inner);
+      const float scale = scale_of_row(127 * factor, true);
+      ASSERT_EQ(block.rows().scales[0], scale);
+      AlignedBuffer<float> sums(width);
+      kernels.of_rows[0](block.rows(), bytes.data(), layout.groups, layout.group / 4, sums.data(),
+                         {reinterpret_cast<const char*>(bytes.data())});
+      for (Index o = 0; o < width; ++o) {
+        double sum = 0;
+        for (std::size_t k = 0; k < x.size(); ++k)
+          sum += static_cast<double>(x[k]) *
+                 static_cast<double>(moe::detail::code_value(
+                     format.code, outputs[static_cast<std::size_t>(o)].codes[k], 0));
+        ASSERT_EQ(sums.data()[o], static_cast<float>(sum * static_cast<double>(scale)))
+            << name << ", output " << o;
+      }
+    }
+  }
+}
+
 TEST_P(Coded, TheLongestSumOfTheLargestCodesFits) {
   const MatrixLayout layout(moe::format_of("int8"), width, MatrixLayout::most_in_group);
   const auto& kernels = moe::kernels::coded_kernels(layout.format);
@@ -443,9 +475,11 @@ TEST_P(Coded, ARowsBitsDoNotDependOnTheOtherRows) {
       const moe::detail::CodedBlock block(layout, memory.data(), 2 * rows);
       for (Index r = 0; r < 2 * rows; ++r) block.put(kernels, layout, r, x.data(), 1, 270);
       AlignedBuffer<float> sums(static_cast<std::size_t>(rows * width));
+      // Whatever is asked for.
       kernels.of_rows[rows - 1](block.rows().from(rows), panel.bytes.data(), layout.groups,
                                 layout.group / 4, sums.data(),
-                                {reinterpret_cast<const char*>(panel.bytes.data())});
+                                {reinterpret_cast<const char*>(panel.bytes.data()),
+                                 rows % 2 == 0 ? 512 : 0, rows % 3 == 0 ? 64 : 0});
       if (first.empty()) first.assign(sums.data(), sums.data() + width);
       for (Index r = 0; r < rows; ++r)
         EXPECT_TRUE(std::equal(first.begin(), first.end(), sums.data() + r * width))

@@ -77,17 +77,43 @@ class QuantizeProgram : public testing::Test {
 
   /// The error of a layer's outputs, all experts together.
   double output_error(Index layer) const { return output_error("    " + std::to_string(layer)); }
-  double output_error(const std::string& layer) const {
+  double output_error(const std::string& layer) const { return error_of(layer, 1); }
+  /// That of what the layer's tokens get from the experts that they choose.
+  double block_error(Index layer) const { return error_of("    " + std::to_string(layer), 2); }
+
+  /// A column of a layer's row.
+  double error_of(const std::string& layer, std::size_t column) const {
     const std::string label = "\n" + layer + "    all";
     const std::string text = out();
     const std::size_t at = text.find(label);
     EXPECT_NE(at, std::string::npos) << text;
     if (at == std::string::npos) return 0;
-    return std::strtod(text.c_str() + at + label.size() + 13, nullptr);
+    return std::strtod(text.c_str() + at + label.size() + 13 * column, nullptr);
   }
 
   test_support::TemporaryFolder folder_;
 };
+
+TEST_F(QuantizeProgram, TellsWhatBlocksLose) {
+  const Matrix<float> x = activations(0, 50);
+  test_support::SafetensorsWriter tokens;
+  tokens.add("x", x);
+  folder_.write("tokens.safetensors", tokens.bytes());
+  ASSERT_EQ(run(" --activations " + folder_.file("tokens.safetensors")), 0) << error();
+  const auto checkpoint = moe::io::Checkpoint::open(folder_.file("model.safetensors"));
+  const moe::io::PackedFile packed(folder_.file("packed"));
+  for (const Index layer : {0, 1}) {
+    auto exact = checkpoint.layer<float>(layer);
+    auto rounded = moe::io::packed_layer(checkpoint, layer, packed);
+    Matrix<float> y(x.rows(), d_model);
+    Matrix<float> z(x.rows(), d_model);
+    exact.forward(x, y);
+    rounded.forward(x, z);
+    const auto error = static_cast<double>((z - y).norm() / y.norm());
+    EXPECT_GT(error, 0.01);
+    EXPECT_NEAR(block_error(layer), error, 1e-5) << layer;  // It has five digits.
+  }
+}
 
 TEST_F(QuantizeProgram, CalibratesEachLayerWithActivationsOfItsOwn) {
   test_support::SafetensorsWriter tokens;

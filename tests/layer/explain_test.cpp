@@ -190,6 +190,9 @@ TEST(Explain, NamesTheProductsOfQuantisedExperts) {
   }
   if (kernels.few_rows < 4 && kernels.most_rows >= 4) {
     EXPECT_EQ(kernel("int8", "int8", 4, true), "int8 in integers, next panel in 8 streams");
+    EXPECT_EQ(kernel("int4-g32", "int8-g128", 4, true),
+              "int4-g32 in integers, next panel in 8 streams; "
+              "int8-g128 in integers, next panel in 8 streams");
   }
 }
 

@@ -42,6 +42,29 @@ void for_each_layer(const Check& check) {
     moe::SparseMoe layer(std::move(router), std::move(experts), std::move(shared));
     check(layer);
   };
+  const auto run_codes = [&](const char* up, const char* down, moe::ProductKind product,
+                             Index d_ff) {
+    std::mt19937_64 rng(7);
+    auto router =
+        moe::TopKRouter<float>::random({.d_model = width, .num_experts = 6, .top_k = 2}, rng);
+    const auto coded = [&](const moe::ExpertsConfig& sizes) {
+      const auto floats = moe::SwiGluExperts<float>::random(sizes, rng);
+      moe::QuantizedExperts<moe::SwiGlu> bank(sizes, {moe::format_of(up), moe::format_of(down)});
+      for (Index e = 0; e < sizes.num_experts; ++e)
+        bank.set_expert(e, floats.expert(e).weights(), {.search = moe::ScaleSearch::nearest});
+      bank.set_product(product);
+      return bank;
+    };
+    auto experts = coded({.num_experts = 6, .d_model = width, .d_ff = d_ff, .biases = true});
+    moe::SharedExperts<moe::QuantizedExperts<moe::SwiGlu>> shared(
+        coded({.num_experts = 1, .d_model = width, .d_ff = 40}), random_matrix<float>(1, width, 8));
+    moe::SparseMoe layer(std::move(router), std::move(experts), std::move(shared));
+    check(layer);
+  };
+  run_codes("int8", "int4-g32", moe::ProductKind::integer, 4133);
+  run_codes("int4z-g64", "mxfp4", moe::ProductKind::integer, 61);
+  run_codes("nl4-g32", "int8-g128", moe::ProductKind::widened, 50);
+  run_codes("fp8", "fp8-e5m2", moe::ProductKind::widened, 1213);
   const moe::ExpertsConfig tiny{.num_experts = 1, .d_model = 1, .d_ff = 1};
   run(moe::SwiGluExperts<float>(tiny), 56);
   run(moe::SwiGluExperts<float>(tiny), 4133);

@@ -12,7 +12,7 @@ namespace moe::inline MOE_ABI {
 
 /// What the bits of a weight mean. The weight is its code's value times its scale.
 enum class WeightCode : std::uint8_t {
-  int8,        ///< -127 to 127
+  int8,        ///< -127 to 127, or -128 where codes are taken over
   int4,        ///< 0 to 15, less 8
   int4_zeros,  ///< 0 to 15, less the zero point of its group
   nl4,         ///< a place among 16 values that stand closer near zero

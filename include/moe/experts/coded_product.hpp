@@ -29,6 +29,17 @@ enum class ProductKind {
 
 namespace detail {
 
+static_assert(
+    [] {
+      constexpr Index most_of_product = Index{128} * 127;
+      for (const WeightFormat& format : weight_formats) {
+        const bool fits = format.group * most_of_product <= Index{1} << 22;
+        if (has_integer_products(format) && !fits) return false;
+      }
+      return true;
+    }(),
+    "sums of groups stay within what the bits of a float hold (see sum_excess)");
+
 /// Inner values of a matrix, filled up to whole groups.
 inline Index whole_inner(const MatrixLayout& layout) noexcept {
   return layout.groups * layout.group;
@@ -71,21 +82,21 @@ class CodedBlock {
 inline constexpr Index widened_slice = 128 * kernels::panel_width;
 
 /// Rows that are multiplied at a time, of those that there are kernels for. Where groups have
-/// scales, sums of up to 7 rows stay in registers beside their totals. Intel's cores widen codes on
-/// the ports that multiply, so that more rows gain more than totals in memory cost: 14 took 0.78 to
-/// 0.95 of the time of 7 (AMD's 1.04 to 1.17). Up to 10, one tile beats two for both, by 1.03 to
-/// 1.28, since the panel is read once.
+/// scales, AVX-512 has the registers for sums and totals of 7 rows. Intel's cores widen codes on
+/// the ports that multiply, so that more rows gain more than totals in memory cost: in int8-g128,
+/// int4-g32 and mxfp4, 14 took 0.78 to 0.95 of the time of 7 (AMD's 1.04 to 1.17). Up to 10, one
+/// tile beats two for both, by 1.03 to 1.28, since the panel is read once.
 inline Index integer_tile_rows(const kernels::CodedKernels& kernels,
                                const MatrixLayout& layout) noexcept {
-  constexpr Index most_beside = 10;
-  const bool is_short = layout.format.group != 0 && !kernels::fetches_in_streams();
-  return is_short ? std::min<Index>(most_beside, kernels.most_rows) : kernels.most_rows;
+  constexpr Index most_beside_totals = 10;
+  const bool keeps_totals = layout.format.group != 0 && !kernels::fetches_in_streams();
+  return keeps_totals ? std::min<Index>(most_beside_totals, kernels.most_rows) : kernels.most_rows;
 }
 
 /// How far ahead a single block of rows asks for lines of its panel: past the end of the page,
-/// where the hardware's prefetcher stops, and while the ends of groups are computed. Of 4 to 16
-/// rows in int4, 2 KiB took 0.84 to 0.93 of the time that nothing took, 4 KiB 0.73 to 0.92, 8 KiB
-/// 0.72 to 0.93.
+/// where the hardware's prefetcher stops, and while the ends of groups are computed. For 16 and 64
+/// tokens in int4, 2 KiB took 0.84 to 1.0 of the time that nothing took, 4 KiB 0.73 to 0.92, 8 KiB
+/// 0.72 to 0.98.
 inline constexpr Index panel_bytes_ahead = 8192;
 
 /// Calls finish(panel, first row, count, sums) for every tile of a slice of the work, where the
@@ -167,7 +178,8 @@ void for_each_widened_tile(const StageSlice<float>& work, const MatrixLayout& la
   const bool scales_sums = coded.add_group != nullptr;
   const bool is_grouped = layout.groups > 1 || scales_sums;
   constexpr Index most = widened_slice / width;
-  const Index slice = is_grouped ? std::max<Index>(1, most / layout.group) * layout.group : most;
+  const Index whole_groups = std::max<Index>(1, most / layout.group) * layout.group;
+  const Index slice = scales_sums ? layout.group : is_grouped ? whole_groups : most;
   alignas(64) float of_group[kernels::most_tile_rows * width];
   float* const widened = work.sums + stage_sums_size - widened_slice;
   const Index chunk = (stage_sums_size - widened_slice) / width;

@@ -38,7 +38,9 @@ namespace moe::inline MOE_ABI {
 ///         hundredth of its size in error, less than weights of four bits do, and makes prefill
 ///         faster than floats are. Widened products take activations as they are.
 /// Values  a row's result has the same bits whatever the other rows and the number of threads.
-///         Widened products have the bits of FeedForwardExperts with the weights of `expert`.
+///         Widened products have the bits of FeedForwardExperts with the weights of `expert`, those
+///         of fp8 the same values but for rounding. In formats whose groups have scales, activations
+///         above 1e33 may give results that are not finite.
 template <Activation<float> ActivationT>
 class QuantizedExperts final : public detail::StagedBank<float> {
  public:

@@ -145,8 +145,9 @@ class CachedExperts {
         const PackedFile& file, std::string_view name, const QuantizedExperts<ActivationT>& bank) {
       std::vector<detail::ExpertSlots::Piece> result;
       for (Index e = 0; e < bank.num_experts(); ++e) {
-        const TensorView& tensor = file.file().tensors().at(moe::detail::text_of(name, ".", e));
-        result.push_back({tensor.offset, tensor.data.size()});
+        const std::string expert = moe::detail::text_of(name, ".", e);
+        const TensorView& tensor = file.file().tensors().at(expert);
+        result.push_back({expert, tensor.offset, tensor.data.size()});
       }
       return result;
     }

@@ -15,6 +15,7 @@
 #include <mutex>
 #include <set>
 #include <span>
+#include <string>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -42,6 +43,7 @@ namespace detail {
 class ExpertSlots {
  public:
   struct Piece {
+    std::string tensor;
     std::uint64_t offset;
     std::size_t bytes;
   };
@@ -52,13 +54,16 @@ class ExpertSlots {
         experts_(std::move(experts)),
         slot_of_(experts_.size(), none),
         failures_(experts_.size()) {
-    std::size_t most = 0;
-    for (const Piece& piece : experts_) most = std::max(most, piece.bytes);
+    const Piece& largest =
+        *std::max_element(experts_.begin(), experts_.end(),
+                          [](const Piece& a, const Piece& b) { return a.bytes < b.bytes; });
+    const std::size_t most = largest.bytes;
     const double slots = std::floor(budget / static_cast<double>(most));
     if (!(slots >= 1))
       moe::detail::throw_invalid(
-          "CachedExperts", moe::detail::text_of(file_.path(), ": the largest expert has ", most,
-                                                " bytes, more than the budget"));
+          "CachedExperts",
+          moe::detail::text_of(file_.path(), ": '", largest.tensor, "' at byte ", largest.offset,
+                               ", the largest expert, has ", most, " bytes, more than the budget"));
     slots_.resize(static_cast<std::size_t>(std::min(slots, static_cast<double>(experts_.size()))));
     for (Slot& slot : slots_) slot.memory = AlignedBuffer<std::byte>(most);
     loader_ = std::thread([this] { load(); });

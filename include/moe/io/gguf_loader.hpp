@@ -108,7 +108,8 @@ class GgufBlock {
                              "have"));
   }
 
-  /// Throws  FormatError naming a row's offset if a weight or a bias is not finite.
+  /// Throws  FormatError naming a row's offset if a weight or a bias is not finite, or as
+  ///         `checked_codes`.
   ExpertMatrices<float> matrices(Index e) const {
     ExpertMatrices<float> expert;
     if (sizes().biases) expert = biases(e);
@@ -213,11 +214,10 @@ class GgufBlock {
         rows.tensor->offset + static_cast<std::uint64_t>(row) * rows.tensor->row_bytes(), problem);
   }
 
-  /// The codes of a row.
+  /// The codes of a row. A group of zeros may have a scale of zero and any code.
   ///
   /// Throws  FormatError naming the row's offset if a scale or a weight is not finite, or a scale
-  /// is
-  ///         zero where the codes of its group differ: a group of zeros may have any code.
+  ///         is zero where the codes of its group differ.
   CodedOutput checked_codes(const Rows& rows, Index row, const MatrixLayout& layout) const {
     CodedOutput output = codes_of(rows.tensor->type, rows.tensor->row(row), layout.inner);
     auto code = output.codes.begin();
@@ -245,8 +245,11 @@ class GgufBlock {
 
   /// Throws  FormatError naming the row's offset if a value is not finite, or as `checked_codes`.
   void decode_finite(const Rows& rows, Index row, std::span<float> to) const {
-    if (const auto format = rows.format(); format && format->group != 0)
-      checked_codes(rows, row, MatrixLayout(*format, 1, rows.tensor->inner()));
+    if (const auto format = rows.format(); format && format->group != 0) {
+      const MatrixLayout layout(*format, 1, rows.tensor->inner());
+      moe::detail::decode_output(layout, checked_codes(rows, row, layout), to.data());
+      return;
+    }
     rows.tensor->decode_row(row, to.data());
     for (const float value : to)
       if (!std::isfinite(value)) fail_row(rows, row, "a value is not finite");
@@ -376,9 +379,10 @@ inline std::vector<Index> moe_layers(const GgufFile& file) {
 ///
 /// Throws  FormatError naming the tensor that is missing or has another shape, or, if no format is
 ///         named, has another grid than any format, or than up if it is gate; naming the offset,
-///         too, of a row with a scale that is not finite, or is zero where the codes of its group
-///         differ, or of a weight or bias that is not finite; std::invalid_argument if a weight is
-///         beyond the format that is named; what expert_moments throws.
+///         too, of a row with a weight or bias that is not finite, or, of Q8_0, Q4_0 and MXFP4,
+///         with a scale that is not finite, or is zero where the codes of its group differ;
+///         std::invalid_argument if a weight is beyond the format that is named; what
+///         expert_moments throws.
 inline CheckpointLayer<float> load_gguf_block(const GgufFile& file, const LayerConfig& config,
                                               Index layer, const QuantizedLoading& loading = {}) {
   const detail::GgufBlock block(file, config, layer);

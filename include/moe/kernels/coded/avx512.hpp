@@ -209,9 +209,8 @@ MOE_TARGET_END
 MOE_TARGET_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
 namespace moe::inline MOE_ABI::kernels::avx512::vnni {
 
-/// Sums take 28 of 32 registers; totals of groups stay in memory, where each group's end finds
-/// them: 1.05 to 1.3 times as fast as 6 or 7 rows whose totals stay in registers. Half a panel for
-/// 14 rows at a time was bound by loads.
+/// Sums take 28 of 32 registers; where groups have scales, totals are in memory then (see
+/// integer_tile_rows). Half a panel for 14 rows at a time was bound by loads.
 constexpr int most_coded_rows(WeightCode /*code*/, bool /*grouped*/) noexcept {
   return 14;
 }

@@ -14,9 +14,9 @@
 
 namespace moe::inline MOE_ABI::kernels {
 
-/// Integer sums of a group begin with the bits of 1.5 * 2^23: up to 2^22 they are those of a float
-/// then, which exceeds them by 1.5 * 2^23, and no conversion is needed. Times a scale of 22 bits
-/// that excess is exact, so that one multiply-add rounds the sum times its scale.
+/// Integer sums of a group begin with the bits of 1.5 * 2^23: those of magnitude up to 2^22 are a
+/// float's then, which exceeds them by 1.5 * 2^23, and no conversion is needed. Times a scale of 22
+/// bits that excess is exact, so that one multiply-add rounds the sum times its scale.
 inline constexpr std::int32_t sum_excess_bits = 0x4b400000;
 inline constexpr float sum_excess = 0x1.8p23F;
 
@@ -70,11 +70,12 @@ using CodedDecoder = void (*)(const std::byte* record, const float* outputs, std
 
 /// For formats whose scales multiply sums:
 ///
-///   sums[r][o] += scale[o] * of_group[r][o], rounded once
+///   sums[r][o] += scale[o] * of_group[r][o]
 ///
 /// with what TileKernels sum up of one group that CodedDecoder has widened.
 ///
 /// Shapes  of_group, sums (count, 32); record: the group's.
+/// Values  one rounding where the level has a fused multiply-add.
 using GroupAdder = void (*)(const float* of_group, const std::byte* record, std::ptrdiff_t count,
                             float* sums) noexcept;
 
@@ -96,8 +97,8 @@ using SideWidenedProduct = void (*)(const float* a, const std::byte* record, con
 /// makes the scale so, and what exceeds 1e33 may. Scales of formats with groups keep 22 bits.
 ///
 /// Shapes  x (n); row: whose first row is written, filled up to groups * group.
-/// Values  `start` times the sum of a group's codes is its entry of starts, sum_excess_bits beside
-///         it in formats with groups.
+/// Values  a group's entry of starts is `start` times the sum of its codes, plus sum_excess_bits in
+///         formats with groups.
 using RowCoder = void (*)(const float* x, float factor, std::ptrdiff_t n, std::ptrdiff_t group,
                           std::ptrdiff_t groups, std::int32_t start,
                           const CodedRowsToSet& row) noexcept;

@@ -183,7 +183,8 @@ MOE_ALWAYS_INLINE void set_zero(Vec (&sums)[panels][rows][coded_vectors]) noexce
 }
 
 /// Products of a few rows with panels that lie `stride` bytes apart, without the detour by memory:
-/// the same sums, in the same order, as of the widened weights.
+/// the same sums, in the same order, as of the widened weights, and the same ends of groups where
+/// scales multiply sums.
 ///
 /// Shapes  sums (panels, rows, 32)
 template <WeightCode code, bool grouped, int rows, int panels>

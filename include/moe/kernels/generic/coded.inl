@@ -7,8 +7,8 @@
 // many outputs at four inner values each; load_quads<code>(p, v), those of vector v of a panel;
 // dot<rows>(r, sum, operand, activations) for row r of a tile; scaled_sum(sum, scale, excess), a
 // sum less sum_excess, times its scale; start_of(code), what products of codes that are not signed
-// begin with; most_coded_rows(code, grouped), coded_pass(rows): rows and
-// vectors of a tile; coded_side_panels, those that one row streams side by side.
+// begin with; most_coded_rows(code, grouped), coded_pass(rows): rows and vectors of a tile;
+// coded_side_panels, those that one row streams side by side.
 
 /// Sums of a tile's rows with panels that lie `stride` bytes apart: group by group in integers,
 /// times the scales.
@@ -205,7 +205,7 @@ void code_row(const float* x, float factor, std::ptrdiff_t n, std::ptrdiff_t gro
     }
     float scale = largest / 127;
     unsigned begins_with = static_cast<unsigned>(start) * sum;
-    if constexpr (grouped) {
+    if constexpr (grouped) {  // Scales keep 22 bits, so that the excess is exact.
       scale = __builtin_bit_cast(float, __builtin_bit_cast(std::int32_t, scale) & ~3);
       row.excesses[g * stride] = -sum_excess * scale;
       begins_with += static_cast<unsigned>(sum_excess_bits);
