@@ -1,7 +1,9 @@
 // SPDX-FileCopyrightText: The moe authors
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <random>
 #include <vector>
@@ -72,19 +74,33 @@ void check_activation(const Activation& activation) {
         return std::all_of(hidden.begin() + values, hidden.end(), [](float v) { return v == -7; });
       };
       moe::kernels::activation_kernel<float, kind, false>()(rule, sums.data(), added, rows,
-                                                            hidden.data());
+                                                            hidden.data(), 0);
       EXPECT_TRUE(is_whole(rows * panel_width));
       for (std::ptrdiff_t r = 0; r < rows; ++r)
         for (std::ptrdiff_t i = 0; i < panel_width; ++i)
           expect(hidden[static_cast<std::size_t>(i * rows + r)], sum(r, i), 1);
       std::fill(hidden.begin(), hidden.end(), -7.0F);
       moe::kernels::activation_kernel<float, kind, true>()(rule, sums.data(), added, rows,
-                                                           hidden.data());
+                                                           hidden.data(), 0);
       EXPECT_TRUE(is_whole(rows * gated_width));
       for (std::ptrdiff_t r = 0; r < rows; ++r)
         for (std::ptrdiff_t i = 0; i < gated_width; ++i)
           expect(hidden[static_cast<std::size_t>(i * rows + r)], sum(r, i),
                  sum(r, gated_width + i));
+      // A row's values side by side: the same bits, and nothing between rows.
+      const auto bits_of = [](float value) { return std::bit_cast<std::uint32_t>(value); };
+      const auto expect_rows = [&](auto kernel, std::ptrdiff_t width) {
+        const std::ptrdiff_t stride = width + 3;
+        std::vector<float> by_row(static_cast<std::size_t>(rows * stride), -7.0F);
+        kernel(rule, sums.data(), added, rows, by_row.data(), stride);
+        kernel(rule, sums.data(), added, rows, hidden.data(), 0);
+        for (std::ptrdiff_t r = 0; r < rows; ++r)
+          for (std::ptrdiff_t i = 0; i < stride; ++i)
+            EXPECT_EQ(bits_of(by_row[static_cast<std::size_t>(r * stride + i)]),
+                      bits_of(i < width ? hidden[static_cast<std::size_t>(i * rows + r)] : -7.0F));
+      };
+      expect_rows(moe::kernels::activation_kernel<float, kind, false>(), panel_width);
+      expect_rows(moe::kernels::activation_kernel<float, kind, true>(), gated_width);
     }
   }
 }
@@ -108,7 +124,7 @@ TEST_P(Rows, ClampedActivationAgreesWithItsFunctionObject) {
     }
     std::vector<float> hidden(3 * gated_width);
     moe::kernels::activation_kernel<float, ActivationKind::clamped, true>()(
-        rule, sums.data(), nullptr, 3, hidden.data());
+        rule, sums.data(), nullptr, 3, hidden.data(), 0);
     for (std::size_t r = 0; r < 3; ++r) {
       for (std::size_t i = 0; i < gated_width; ++i) {
         const float gate = sums[r * panel_width + i];

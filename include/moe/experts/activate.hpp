@@ -20,14 +20,15 @@ template <class ActivationT, class Scalar>
 inline constexpr Index hidden_width_of =
     GatedActivation<ActivationT, Scalar> ? kernels::gated_width : kernels::panel_width;
 
-/// Shapes  sums (count, 32), bias (32) or null, hidden (hidden values of a panel, count).
+/// Shapes  sums (count, 32), bias (32) or null, hidden (hidden values of a panel, count); with a
+///         stride above 0 (count, hidden values) instead, rows `stride` values apart.
 template <class Scalar, class ActivationT>
 void activate(const ActivationT& activation, const Scalar* sums, const Scalar* bias, Index count,
-              Scalar* hidden) {
+              Scalar* hidden, Index stride = 0) {
   constexpr bool is_gated = GatedActivation<ActivationT, Scalar>;
   if constexpr (KernelOf<ActivationT>::exists) {
     kernels::activation_kernel<Scalar, KernelOf<ActivationT>::kind, is_gated>()(
-        kernel_rule<Scalar>(activation), sums, bias, count, hidden);
+        kernel_rule<Scalar>(activation), sums, bias, count, hidden, stride);
   } else {
     constexpr Index width = hidden_width_of<ActivationT, Scalar>;
     for (Index r = 0; r < count; ++r) {
@@ -36,10 +37,11 @@ void activate(const ActivationT& activation, const Scalar* sums, const Scalar* b
         return bias == nullptr ? sum : sum + bias[o];
       };
       for (Index i = 0; i < width; ++i) {
+        Scalar& to = hidden[stride > 0 ? r * stride + i : i * count + r];
         if constexpr (is_gated) {
-          hidden[i * count + r] = activation(value(i), value(width + i));
+          to = activation(value(i), value(width + i));
         } else {
-          hidden[i * count + r] = activation(value(i));
+          to = activation(value(i));
         }
       }
     }

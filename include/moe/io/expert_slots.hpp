@@ -233,7 +233,7 @@ class ExpertSlots {
       if (stops_) return;
       Slot& slot = slots_[queue_.front()];
       queue_.pop_front();
-      const Piece piece = experts_[static_cast<std::size_t>(slot.expert)];
+      const Piece& piece = experts_[static_cast<std::size_t>(slot.expert)];
       lock.unlock();
       std::exception_ptr failure;
       try {

@@ -58,10 +58,14 @@ MOE_ALWAYS_INLINE Vec biased(const Scalar* sums, const Scalar* bias) noexcept {
 /// Applies `function(sums, bias)`, which gives `lanes` hidden values, to a tile.
 template <std::ptrdiff_t width, class Function>
 MOE_ALWAYS_INLINE void for_hidden(const Scalar* sums, const Scalar* bias, std::ptrdiff_t rows,
-                                  Scalar* hidden, Function function) noexcept {
-  if (rows == 1) {  // Which needs no transposing: with it, that takes eight times as long.
-    for (std::ptrdiff_t i = 0; i < width; i += Vec::lanes)
-      function(sums + i, bias == nullptr ? nullptr : bias + i).store(hidden + i);
+                                  Scalar* hidden, std::ptrdiff_t stride,
+                                  Function function) noexcept {
+  // One row needs no transposing: with it, that takes eight times as long.
+  if (rows == 1 || stride > 0) {
+    for (std::ptrdiff_t r = 0; r < rows; ++r)
+      for (std::ptrdiff_t i = 0; i < width; i += Vec::lanes)
+        function(sums + r * panel_width + i, bias == nullptr ? nullptr : bias + i)
+            .store(hidden + r * stride + i);
     return;
   }
   for (std::ptrdiff_t i = 0; i < width; i += Vec::lanes) {
@@ -94,10 +98,10 @@ MOE_ALWAYS_INLINE void for_hidden(const Scalar* sums, const Scalar* bias, std::p
 
 template <ActivationKind kind, bool gated>
 void activation(const ActivationRule<Scalar>& rule, const Scalar* sums, const Scalar* bias,
-                std::ptrdiff_t rows, Scalar* hidden) noexcept {
+                std::ptrdiff_t rows, Scalar* hidden, std::ptrdiff_t stride) noexcept {
   static_assert(gated || kind != ActivationKind::clamped);
   constexpr std::ptrdiff_t width = gated ? gated_width : panel_width;
-  for_hidden<width>(sums, bias, rows, hidden, [&](const Scalar* s, const Scalar* b) {
+  for_hidden<width>(sums, bias, rows, hidden, stride, [&](const Scalar* s, const Scalar* b) {
     const Vec z = biased(s, b);
     if constexpr (!gated) {
       return activate<kind>(z);
