@@ -54,8 +54,12 @@ MOE_ALWAYS_INLINE void coded_pass_of(const CodedRows& a, const std::byte* panel,
       if constexpr (panels > 1) {
         ahead.ask<panels, quad_bytes(code)>();
       } else if constexpr (rows <= few_coded_rows) {
-        __builtin_prefetch(codes + coded_bytes_ahead);
-        if constexpr (quad_bytes(code) > 64) __builtin_prefetch(codes + coded_bytes_ahead + 64);
+        // Four bits: 1 KiB took 1.04 to 1.06 of the time of 2, 4 KiB 0.92 to 0.97, 8 KiB 0.95 to
+        // 0.98; nothing 1.03 to 1.07. In int8 4 KiB took 1.02.
+        constexpr bool is_long = quad_bytes(code) > 64;
+        constexpr std::ptrdiff_t bytes_ahead = is_long ? coded_bytes_ahead : 2 * coded_bytes_ahead;
+        __builtin_prefetch(codes + bytes_ahead);
+        if constexpr (is_long) __builtin_prefetch(codes + bytes_ahead + 64);
       } else {
         __builtin_prefetch(asked, 0, 2);
         if constexpr (quad_bytes(code) > 64) __builtin_prefetch(asked + 64, 0, 2);
