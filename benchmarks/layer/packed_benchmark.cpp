@@ -15,13 +15,15 @@
 //                                   on demand
 // whole/deepseek-v3/<format>/T:<n>  a layer at full size with its router and shared expert, whose
 //                                   experts all have the weights of the first; 16 inputs in turn.
-//                                   Counter: peak_GiB, the most memory that the layer, its inputs
-//                                   and its results have taken
+//                                   Counter: peak_GiB, the most memory that the layer, its making,
+//                                   its inputs and its results have taken so far
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <memory>
 #include <random>
 #include <stdexcept>
@@ -29,6 +31,10 @@
 #include <unistd.h>
 #include <utility>
 #include <vector>
+
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 
 #include <benchmark/benchmark.h>
 
@@ -182,12 +188,17 @@ double memory_gib(const std::string& name) {
   return 0;
 }
 
-/// Begins the peak anew; returns what the process has by now, in GiB: other layers, and what the
-/// limit of memory reads.
+/// Begins the peak anew; returns what the process has by now, in GiB: what the limit of memory
+/// reads. Infinity where the system does not begin anew.
 double start_peak() {
-  read_limit();
-  std::ofstream("/proc/self/clear_refs") << 5;
-  return memory_gib("VmRSS:");
+#if defined(__GLIBC__)
+  malloc_trim(0);  // What earlier layers had would be used again, and not be counted.
+#endif
+  std::ofstream clear("/proc/self/clear_refs");
+  clear << 5 << std::flush;
+  const double before = memory_gib("VmRSS:");
+  const bool is_anew = clear && before > 0 && memory_gib("VmHWM:") < 1.05 * before;
+  return is_anew ? before : std::numeric_limits<double>::infinity();
 }
 
 using Whole = moe::SparseMoe<Router, Bank, Bank>;
@@ -236,7 +247,7 @@ void whole(benchmark::State& state, const Shape& shape, Index tokens) {
                           .weight_bytes = bytes,
                           .is_integer = vnni_limit().best() > 0},
                          run);
-  state.counters["peak_GiB"] = memory_gib("VmHWM:") - before;
+  if (std::isfinite(before)) state.counters["peak_GiB"] = memory_gib("VmHWM:") - before;
 }
 
 }  // namespace

@@ -119,8 +119,8 @@ Matrix<float> outputs_of(const Bank& bank, const Matrix<float>& x) {
   return y;
 }
 
-/// A block's outputs (T, D), with experts as they are and rounded, expert by expert. Nothing is
-/// dropped.
+/// What tokens (T, D) get from the routed experts that they choose, as these are and rounded,
+/// expert by expert. Nothing is dropped.
 class Block {
  public:
   template <class Router>
@@ -129,6 +129,9 @@ class Block {
         exact_(Matrix<float>::Zero(x.rows(), x.cols())),
         rounded_(Matrix<float>::Zero(x.rows(), x.cols())) {
     router.route(x, {}, routing_);
+    moe::DispatchPlan plan;
+    moe::make_plan(routing_, {}, plan);
+    moe::final_weights(routing_, plan, weights_);
   }
 
   /// Adds what the tokens that choose expert e get from it.
@@ -142,7 +145,7 @@ class Block {
       for (Index k = 0; k < routing_.top_k(); ++k) {
         if (routing_.experts(t, k) != e) continue;
         tokens.push_back(t);
-        weights.push_back(routing_.weights(t, k));
+        weights.push_back(weights_(t, k));
       }
     }
     if (tokens.empty()) return;
@@ -168,6 +171,7 @@ class Block {
  private:
   const Matrix<float>& x_;
   moe::Routing<float> routing_;
+  Matrix<float> weights_;  // (T, K)
   Matrix<float> exact_;
   Matrix<float> rounded_;
 };

@@ -219,9 +219,9 @@ TEST_P(PanelsSideBySide, OfCodesGiveTheSameBits) {
   }
 }
 
-/// Results that fill the caches twice are written past them.
+/// Results that fill the third-level cache are written past it.
 TEST(PanelProduct, PastTheCachesGivesTheSameBits) {
-  // Rows are whole lines; the last panel is none.
+  // Rows are whole lines; the last panel is not whole.
   constexpr moe::ExpertsConfig config{.num_experts = 2, .d_model = 3 * 32 + 16, .d_ff = 80};
   std::mt19937_64 rng(1);
   const auto floats = moe::FeedForwardExperts<float, moe::SwiGlu>::random(config, rng);
@@ -237,7 +237,7 @@ TEST(PanelProduct, PastTheCachesGivesTheSameBits) {
     const moe::SparseMoe layer{router, bank};
     Matrix<float> y[2];
     for (const bool is_past : {false, true}) {
-      const test_support::ThirdLevelCache cache(is_past ? 1 << 14 : 1 << 26);
+      const test_support::ThirdLevelCache cache(is_past ? 1 << 15 : 1 << 26);
       moe::Workspace<float> workspace;
       y[is_past].resize(40, d_model);
       layer.forward(x, y[is_past], workspace);

@@ -230,8 +230,8 @@ T read(const std::byte* from) {
   return value;
 }
 
-/// MatrixLayout's description, in numbers: where code k of output o of the first panel lies, and
-/// how, for each kind of code.
+/// MatrixLayout's description, in numbers: where code k of outputs 7 and 51 lies, and how, for each
+/// kind of code.
 TEST(QuantizedBank, LiesInMemoryAsItIsDocumented) {
   constexpr Index inner = 140;  // Groups of 32, 64 and 128 that are not full.
   for (const WeightFormat format : moe::weight_formats) {

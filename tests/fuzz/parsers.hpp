@@ -84,6 +84,10 @@ inline void read_gguf(const std::string& path) {
     moe::io::load_gguf_block(file, config, layer,
                              {.format = moe::ExpertFormat{format, moe::format_of("int8-g32")}});
   }
+  try {
+    moe::io::load_gguf_block(file, config, static_cast<moe::Index>(file.tensors().size()));
+  } catch (const moe::FormatError&) {  // There are not as many layers.
+  }
 }
 
 /// The header's checksum, which would refuse nearly all of it, is made right.

@@ -332,9 +332,12 @@ TEST_P(Coded, ASumTimesItsScaleIsRoundedOnce) {
       CodedOutput output = draw_output(layout, draw);
       output.scales.assign(1, 1);
       output.output_scale = 1;
-      if (o == 0)  // The largest sum of all.
-        std::fill(output.codes.begin(), output.codes.end(),
-                  format.code == WeightCode::int8 ? 128 : 0);
+      if (o == 0) {  // Of the largest codes.
+        const std::uint16_t largest = format.code == WeightCode::int8    ? 128
+                                      : format.code == WeightCode::mxfp4 ? 15
+                                                                         : 0;
+        std::fill(output.codes.begin(), output.codes.end(), largest);
+      }
       moe::detail::put_output(layout, o, output, bytes.data());
       outputs.push_back(output);
     }

@@ -95,6 +95,20 @@ class QuantizeProgram : public testing::Test {
 };
 
 TEST_F(QuantizeProgram, TellsWhatBlocksLose) {
+  // Two of three experts, so that weights matter.
+  test_support::SafetensorsWriter file;
+  std::uint64_t seed = 0;
+  for (const char* layer : {"0", "1"}) {
+    const std::string prefix = std::string("model.layers.") + layer + ".block_sparse_moe.";
+    file.add(prefix + "gate.weight", random(3, d_model, ++seed));
+    for (const char* e : {"0", "1", "2"})
+      for (const char* part : {"w1", "w2", "w3"})
+        file.add(prefix + "experts." + e + "." + part + ".weight",
+                 random(d_model, d_model, ++seed));
+  }
+  file.metadata("config", R"({"model_type": "mixtral", "hidden_size": 64,
+    "intermediate_size": 64, "num_local_experts": 3, "num_experts_per_tok": 2})");
+  folder_.write("model.safetensors", file.bytes());
   const Matrix<float> x = activations(0, 50);
   test_support::SafetensorsWriter tokens;
   tokens.add("x", x);

@@ -141,7 +141,7 @@ struct MatrixLayout {
 
   MatrixLayout() = default;
 
-  /// Without groups, integer products count up to this many inner values in 32 bits: 128 * 127 each.
+  /// Without groups, integer products sum up to this many inner values in 32 bits: 128 * 127 each.
   static constexpr Index most_in_group = ((Index{1} << 31) - 1) / (Index{128} * 127) / 4 * 4;
 
   /// `columns` counts outputs, with those that fill up panels.

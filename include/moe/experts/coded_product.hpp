@@ -83,9 +83,10 @@ inline constexpr Index widened_slice = 128 * kernels::panel_width;
 
 /// Rows that are multiplied at a time, of those that there are kernels for. Where groups have
 /// scales, AVX-512 has the registers for sums and totals of 7 rows. Intel's cores widen codes on
-/// the ports that multiply, so that more rows gain more than totals in memory cost: in int8-g128,
-/// int4-g32 and mxfp4, 14 took 0.78 to 0.95 of the time of 7 (AMD's 1.04 to 1.17). Up to 10, one
-/// tile beats two for both, by 1.03 to 1.28, since the panel is read once.
+/// the ports that multiply, so that more rows gain more than totals in memory cost: for 1024 tokens
+/// in int8-g128, int4-g32 and mxfp4, 14 took 0.78 to 0.95 of the time of 7 on a Xeon of the fifth
+/// generation (on Zen 5 1.04 to 1.17). Up to 10, one tile beats two for both, by 1.03 to 1.28 for
+/// 64 tokens, since the panel is read once.
 inline Index integer_tile_rows(const kernels::CodedKernels& kernels,
                                const MatrixLayout& layout) noexcept {
   constexpr Index most_beside_totals = 10;
@@ -95,8 +96,8 @@ inline Index integer_tile_rows(const kernels::CodedKernels& kernels,
 
 /// How far ahead a single block of rows asks for lines of its panel: past the end of the page,
 /// where the hardware's prefetcher stops, and while the ends of groups are computed. For 16 and 64
-/// tokens in int4, 2 KiB took 0.84 to 1.0 of the time that nothing took, 4 KiB 0.73 to 0.92, 8 KiB
-/// 0.72 to 0.98.
+/// tokens in int4 on Zen 5, memory at 50 GB/s, 2 KiB took 0.84 to 1.0 of the time that nothing
+/// took, 4 KiB 0.74 to 1.0, 8 KiB 0.72 to 0.98.
 inline constexpr Index panel_bytes_ahead = 8192;
 
 /// Calls finish(panel, first row, count, sums) for every tile of a slice of the work, where the

@@ -113,9 +113,8 @@ struct ColumnKernels {
 ///   gated  hidden[i][r] = activation(gate, up) of sums + bias, gates in the first half of a panel
 ///   plain  hidden[i][r] = activation(sums + bias)
 ///
-/// Shapes  sums (rows, 32), bias (32) or null, hidden (16, rows) if gated, (32, rows) if plain;
-/// with
-///         a stride above 0 (rows, 16) or (rows, 32) instead, rows `stride` values apart.
+/// Shapes  sums (rows, 32), bias (32) or null, hidden (16, rows) if gated, (32, rows) if plain; or,
+///         with a stride above 0, (rows, 16) or (rows, 32), rows `stride` values apart.
 template <class Scalar>
 using ActivationKernel = void (*)(const ActivationRule<Scalar>& rule, const Scalar* sums,
                                   const Scalar* bias, std::ptrdiff_t rows, Scalar* hidden,

@@ -136,7 +136,7 @@ inline constexpr int widened_side_panels = 1;
 constexpr int coded_pass(int tile_rows) noexcept {
   return tile_rows == 1 ? 4 : 2;
 }
-constexpr int most_coded_rows(WeightCode /*code*/, bool grouped) noexcept {
+constexpr int most_coded_rows(bool grouped) noexcept {
   return grouped ? 2 : 3;
 }
 

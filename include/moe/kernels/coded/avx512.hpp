@@ -173,7 +173,7 @@ constexpr int coded_pass(int /*tile_rows*/) noexcept {
 namespace pairs {
 
 /// More rows would gain little: most of the work is done for each row.
-constexpr int most_coded_rows(WeightCode /*code*/, bool /*grouped*/) noexcept {
+constexpr int most_coded_rows(bool /*grouped*/) noexcept {
   return 4;
 }
 
@@ -211,7 +211,7 @@ namespace moe::inline MOE_ABI::kernels::avx512::vnni {
 
 /// Sums take 28 of 32 registers; where groups have scales, totals are in memory then (see
 /// integer_tile_rows). Half a panel for 14 rows at a time was bound by loads.
-constexpr int most_coded_rows(WeightCode /*code*/, bool /*grouped*/) noexcept {
+constexpr int most_coded_rows(bool /*grouped*/) noexcept {
   return 14;
 }
 

@@ -170,14 +170,14 @@ void add_group(const float* of_group, const std::byte* record, std::ptrdiff_t co
   }
 }
 
-template <int panels, int rows>
-MOE_ALWAYS_INLINE void set_zero(Vec (&sums)[panels][rows][coded_vectors]) noexcept {
+template <int panels, int rows, int vectors>
+MOE_ALWAYS_INLINE void set_zero(Vec (&sums)[panels][rows][vectors]) noexcept {
   MOE_UNROLL
   for (int p = 0; p < panels; ++p) {
     MOE_UNROLL
     for (int r = 0; r < rows; ++r) {
       MOE_UNROLL_8
-      for (std::ptrdiff_t v = 0; v < coded_vectors; ++v) sums[p][r][v] = Vec::zero();
+      for (int v = 0; v < vectors; ++v) sums[p][r][v] = Vec::zero();
     }
   }
 }
