@@ -47,19 +47,24 @@ Matrix<float> activations(Index first, std::uint64_t seed) {
 
 class QuantizeProgram : public testing::Test {
  protected:
-  void SetUp() override {
+  void SetUp() override { write_model(2, 1); }
+
+  /// Two layers of Mixtral, each token's experts `top_k` of `experts`.
+  void write_model(int experts, int top_k) {
     test_support::SafetensorsWriter file;
     std::uint64_t seed = 0;
     for (const char* layer : {"0", "1"}) {
       const std::string prefix = std::string("model.layers.") + layer + ".block_sparse_moe.";
-      file.add(prefix + "gate.weight", random(2, d_model, ++seed));
-      for (const char* e : {"0", "1"})
+      file.add(prefix + "gate.weight", random(experts, d_model, ++seed));
+      for (int e = 0; e < experts; ++e)
         for (const char* part : {"w1", "w2", "w3"})
-          file.add(prefix + "experts." + e + "." + part + ".weight",
+          file.add(prefix + "experts." + std::to_string(e) + "." + part + ".weight",
                    random(d_model, d_model, ++seed));
     }
     file.metadata("config", R"({"model_type": "mixtral", "hidden_size": 64,
-      "intermediate_size": 64, "num_local_experts": 2, "num_experts_per_tok": 1})");
+      "intermediate_size": 64, "num_local_experts": )" +
+                                std::to_string(experts) +
+                                ", \"num_experts_per_tok\": " + std::to_string(top_k) + "}");
     folder_.write("model.safetensors", file.bytes());
   }
 
@@ -95,20 +100,7 @@ class QuantizeProgram : public testing::Test {
 };
 
 TEST_F(QuantizeProgram, TellsWhatBlocksLose) {
-  // Two of three experts, so that weights matter.
-  test_support::SafetensorsWriter file;
-  std::uint64_t seed = 0;
-  for (const char* layer : {"0", "1"}) {
-    const std::string prefix = std::string("model.layers.") + layer + ".block_sparse_moe.";
-    file.add(prefix + "gate.weight", random(3, d_model, ++seed));
-    for (const char* e : {"0", "1", "2"})
-      for (const char* part : {"w1", "w2", "w3"})
-        file.add(prefix + "experts." + e + "." + part + ".weight",
-                 random(d_model, d_model, ++seed));
-  }
-  file.metadata("config", R"({"model_type": "mixtral", "hidden_size": 64,
-    "intermediate_size": 64, "num_local_experts": 3, "num_experts_per_tok": 2})");
-  folder_.write("model.safetensors", file.bytes());
+  write_model(3, 2);  // Two experts a token, so that weights matter.
   const Matrix<float> x = activations(0, 50);
   test_support::SafetensorsWriter tokens;
   tokens.add("x", x);
