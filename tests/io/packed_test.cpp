@@ -50,6 +50,8 @@ class Packed : public testing::Test {
         .write(text.data(), static_cast<std::streamsize>(text.size()));
   }
 
+  std::string bank_and_tensor(Index size);
+
   std::filesystem::path folder_;
 };
 
@@ -172,14 +174,20 @@ TEST_F(Packed, AWriterThatCannotBeMadeLeavesNothing) {
   EXPECT_TRUE(std::filesystem::is_empty(folder_));
 }
 
-TEST_F(Packed, EveryChangedByteIsFound) {
+/// The bytes of a file of two experts with biases, and of a tensor beside them.
+std::string Packed::bank_and_tensor(Index size) {
   const Bank bank = make_bank<Bank>({{}, {moe::format_of("mxfp4"), moe::format_of("fp8")}},
                                     moe::DownBias::weighted);
+  const std::string bytes(static_cast<std::size_t>(size), 'a');
   moe::io::PackedWriter writer(path(), {{"experts", moe::io::describe(bank)}},
-                               {{"router.weight", "U8", {5000}, std::string(5000, 'a')}});
+                               {{"router.weight", "U8", {size}, bytes}});
   writer.write_bank("experts", bank);
   writer.finish();
-  const std::string whole = read();
+  return read();
+}
+
+TEST_F(Packed, EveryChangedByteIsFound) {
+  const std::string whole = bank_and_tensor(5000);
   const std::size_t header = whole.find("experts.0");
   ASSERT_NE(header, std::string::npos);
   const std::size_t data = 8 + static_cast<unsigned char>(whole[0]) +
@@ -204,13 +212,7 @@ TEST_F(Packed, EveryChangedByteIsFound) {
 }
 
 TEST_F(Packed, VerifyNamesTheTensorThatWasChanged) {
-  const Bank bank = make_bank<Bank>({{}, {moe::format_of("mxfp4"), moe::format_of("fp8")}},
-                                    moe::DownBias::weighted);
-  moe::io::PackedWriter writer(path(), {{"experts", moe::io::describe(bank)}},
-                               {{"router.weight", "U8", {64}, std::string(64, 'a')}});
-  writer.write_bank("experts", bank);
-  writer.finish();
-  const std::string whole = read();
+  const std::string whole = bank_and_tensor(64);
   for (const char* name : {"experts.0", "experts.1", "experts.down_bias", "router.weight"}) {
     SCOPED_TRACE(name);
     write(whole);

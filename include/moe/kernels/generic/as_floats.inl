@@ -302,11 +302,11 @@ void widened_product(const float* a, const std::byte* record, const float* outpu
 
 /// One row with panels that are streamed side by side (see tiles_side_by_side). Of what memory
 /// reads, decode in e4m3 reached 0.50 to 0.57 with one stream, 0.58 to 0.64 with 4 panels and 32
-/// codes an instruction, and another 1.12 to 1.18 times as much with scales that multiply the sums
-/// of groups, and a request a line. From the caches, 1, 2, 4 and 8 panels take the same time: the
-/// instructions that widen are what bounds it. A float of the code's bits, by a shift and a mask,
-/// 2^120 left to the scale, was 1.1 times as fast; but subnormal codes become subnormal floats,
-/// which take the slow way, or none where they are flushed to zero.
+/// codes an instruction, and on a Xeon of the fifth generation 1.12 to 1.18 times that with scales
+/// that multiply the sums of groups, and a request a line. From the caches, 1, 2, 4 and 8 panels
+/// take the same time: the instructions that widen are what bounds it. A float of the code's bits,
+/// by a shift and a mask, 2^120 left to the scale, was 1.1 times as fast; but subnormal codes
+/// become subnormal floats, which take the slow way, or none where they are flushed to zero.
 template <WeightCode code, bool grouped>
 void widened_side_by_side(const float* a, const std::byte* record, const float* outputs,
                           std::ptrdiff_t stride, std::ptrdiff_t inner, std::ptrdiff_t group,

@@ -30,6 +30,8 @@ MOE_ALWAYS_INLINE void coded_pass_of(const CodedRows& a, const std::byte* panel,
   std::ptrdiff_t steps = 0;
   Vec total[panels][rows][count];
   set_zero(total);
+  // Moves on with the groups: of an index g++ keeps its sum with every row's place on the stack,
+  // which cost 7 rows 1 to 4 % of a product's time.
   CodedRows of_group = a;
   for (std::ptrdiff_t g = 0; g < groups; ++g) {
     IntVec sum[panels][rows][count];
