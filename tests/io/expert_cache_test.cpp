@@ -327,8 +327,9 @@ TEST_F(ExpertCache, RefusesWhatCannotWork) {
     ADD_FAILURE() << "half an expert is enough";
   } catch (const std::invalid_argument& error) {
     EXPECT_NE(std::string(error.what()).find(path_), std::string::npos) << error.what();
-    const auto& largest = moe::io::PackedFile(path_).file().tensors().at("experts.2");
-    const std::string place = "'experts.2' at byte " + std::to_string(largest.offset);
+    const moe::io::PackedFile packed(path_);
+    const auto largest = packed.file().tensors().at("experts.2").offset;
+    const std::string place = "'experts.2' at byte " + std::to_string(largest);
     EXPECT_NE(std::string(error.what()).find(place), std::string::npos) << error.what();
   }
   EXPECT_EQ(cache(std::numeric_limits<double>::infinity()).slots(), experts);
