@@ -434,31 +434,82 @@ TEST_P(Coded, PanelsSideBySideGiveTheBitsOfEachAlone) {
   }
 }
 
-TEST_P(Coded, WidenedPanelsSideBySideGiveTheBitsOfEachAlone) {
+/// Sums (rows, 32) of one panel as decoded weights give them, group by group where scales multiply
+/// sums.
+std::vector<float> sums_of_decoded(const MatrixLayout& layout, const std::byte* record,
+                                   const float* outputs, const std::vector<float>& x, Index rows) {
+  const auto& kernels = moe::kernels::coded_kernels(layout.format);
+  const auto& tiles = moe::kernels::tile_kernels<float, float>();
+  const bool scales_sums = kernels.add_group != nullptr;
+  const Index slice = scales_sums ? layout.group : layout.inner;
+  AlignedBuffer<float> weights(static_cast<std::size_t>(moe::detail::whole_inner(layout) * width));
+  kernels.decode(record, outputs, layout.groups, layout.group, weights.data());
+  AlignedBuffer<float> of_slice(static_cast<std::size_t>(rows * width));
+  AlignedBuffer<float> sums(static_cast<std::size_t>(rows * width));
+  const Index record_bytes = layout.record_offset(0, 1) - layout.record_offset(0, 0);
+  for (Index k = 0; k < layout.inner; k += slice) {
+    const float* const from = weights.data() + k * width;
+    tiles.of_rows[rows - 1](x.data() + k * rows, from, std::min(slice, layout.inner - k),
+                            scales_sums ? of_slice.data() : sums.data(), false,
+                            reinterpret_cast<const char*>(from), 0);
+    if (scales_sums)
+      kernels.add_group(of_slice.data(), record + k / slice * record_bytes, rows, sums.data());
+  }
+  return {sums.data(), sums.data() + rows * width};
+}
+
+/// Some levels widen lines of codes without small ones faster: every small code is among the
+/// others once, and once more with both neighbours.
+TEST_P(Coded, WidenedProductsHaveTheBitsOfDecodedWeights) {
+  constexpr Index inner = 271;
   for (const WeightFormat format : moe::weight_formats) {
     const auto& kernels = moe::kernels::coded_kernels(format);
-    ASSERT_EQ(kernels.widened_side_panels > 0, kernels.widened_side_by_side != nullptr);
-    if (kernels.widened_side_panels == 0) continue;
-    constexpr Index inner = 270;
-    const Index panels = kernels.widened_side_panels;
+    const Index panels = std::max<Index>(1, kernels.widened_side_panels);
     const MatrixLayout layout(format, panels * width, inner);
-    const AlignedBuffer<std::byte> bytes = draw_panels(layout, 11);
-    const std::vector<float> x = activations(1, inner, 12);
-    const auto outputs_of = [&](Index p) {
-      return moe::detail::traits_of(format).has_output_scale
-                 ? reinterpret_cast<const float*>(bytes.data() + layout.panel_offset(p))
-                 : nullptr;
-    };
-    AlignedBuffer<float> together(static_cast<std::size_t>(panels * width));
-    kernels.widened_side_by_side(x.data(), bytes.data() + layout.record_offset(0, 0), outputs_of(0),
-                                 layout.panel_bytes, inner, layout.group, together.data());
-    AlignedBuffer<float> alone(width);
-    for (Index p = 0; p < panels; ++p) {
-      kernels.widened[0](x.data(), bytes.data() + layout.record_offset(p, 0), outputs_of(p), inner,
-                         layout.group, alone.data());
-      for (Index o = 0; o < width; ++o)
-        ASSERT_EQ(together.data()[p * width + o], alone.data()[o])
-            << moe::format_name(format) << ", panel " << p << ", output " << o;
+    const bool is_e4m3 = format.code == WeightCode::fp8_e4m3;
+    Draw draw(21);
+    for (unsigned turn = 0; turn < (is_e4m3 ? 34 : 2); ++turn) {
+      AlignedBuffer<std::byte> bytes(static_cast<std::size_t>(layout.bytes()));
+      const Index place = draw.below(static_cast<unsigned>(panels * width * inner));
+      for (Index o = 0; o < panels * width; ++o) {
+        CodedOutput output = draw_output(layout, draw);
+        for (Index k = 0; k < inner && is_e4m3 && turn > 1; ++k) {
+          std::uint16_t& code = output.codes[static_cast<std::size_t>(k)];
+          if ((code & 0x78U) == 0) code = static_cast<std::uint16_t>(code | 8U);
+          const unsigned small = (turn - 2) % 16;
+          const Index far = o * inner + k - place;
+          if (far == 0 || (turn >= 18 && std::abs(far) == 1))
+            code = static_cast<std::uint16_t>(small % 8 | small / 8 << 7U);
+        }
+        moe::detail::put_output(layout, o, output, bytes.data());
+      }
+      const auto record = [&](Index p) { return bytes.data() + layout.record_offset(p, 0); };
+      const auto outputs_of = [&](Index p) {
+        return layout.header_bytes == 0
+                   ? nullptr
+                   : reinterpret_cast<const float*>(bytes.data() + layout.panel_offset(p));
+      };
+      for (const Index rows : {1, 2}) {
+        const std::vector<float> x = activations(rows, inner, turn);
+        AlignedBuffer<float> together(static_cast<std::size_t>(panels * width));
+        if (rows == 1 && kernels.widened_side_panels > 0)
+          kernels.widened_side_by_side(x.data(), record(0), outputs_of(0), layout.panel_bytes,
+                                       inner, layout.group, together.data());
+        for (Index p = 0; p < panels; ++p) {
+          const std::vector<float> expected =
+              sums_of_decoded(layout, record(p), outputs_of(p), x, rows);
+          AlignedBuffer<float> sums(static_cast<std::size_t>(rows * width));
+          kernels.widened[rows - 1](x.data(), record(p), outputs_of(p), inner, layout.group,
+                                    sums.data());
+          for (Index i = 0; i < rows * width; ++i)
+            ASSERT_EQ(sums.data()[i], expected[static_cast<std::size_t>(i)])
+                << moe::format_name(format) << ", turn " << turn << ", panel " << p << ", sum "
+                << i;
+          for (Index o = 0; o < width && rows == 1 && kernels.widened_side_panels > 0; ++o)
+            ASSERT_EQ(together.data()[p * width + o], expected[static_cast<std::size_t>(o)])
+                << moe::format_name(format) << ", turn " << turn << ", panel " << p;
+        }
+      }
     }
   }
 }

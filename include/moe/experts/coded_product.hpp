@@ -119,7 +119,7 @@ void for_each_integer_tile(const StageSlice<float>& work, const MatrixLayout& la
     while (end < work.last_block && work.block_row(end + 1) - first_row <= chunk) ++end;
     Index first_panel = work.first_panel;
     const bool is_one_row = end - begin == 1 && work.block_row(end) - first_row == 1;
-    if (is_one_row) {
+    if (is_one_row && kernels::fetches_in_streams()) {
       const CodedBlock block(layout, a + first_row * row_size + lead, 1);
       const auto product = [&](Index p) {
         kernels.side_by_side(block.rows(), matrix + layout.panel_offset(p), layout.panel_bytes,
@@ -251,8 +251,10 @@ inline std::string coded_kernel(const MatrixLayout& layout, bool is_integer, Ind
       format_name(layout.format) + (is_integer ? " in integers" : " widened");
   const bool is_single = rows <= kernels::tile_kernels<float, float>().most_rows;
   const bool in_streams = kernels::fetches_in_streams() && is_single;
-  const Index side_panels = is_integer ? kernels.side_panels : kernels.widened_side_panels;
-  if (in_streams && rows == 1 && side_panels > 0)
+  const Index side_panels = !is_integer  ? kernels.widened_side_panels
+                            : in_streams ? kernels.side_panels
+                                         : 0;
+  if (rows == 1 && side_panels > 0)
     return text_of(product, ", up to ", side_panels, " panels side by side");
   if (!is_integer) return product + (rows <= 2 ? ", panel by panel" : ", slice by slice");
   const Index most_rows = integer_tile_rows(kernels, layout);

@@ -113,7 +113,7 @@ void for_each_tile(const StageSlice<Scalar>& work, const PackedMatrices<Storage>
     };
     if (slices == 1) {
       Index first = work.first_panel;
-      if (is_single) {
+      if (is_single && kernels::fetches_in_streams()) {
         const auto product = [&](Index p) {
           kernels.side_by_side[rows - 1](a + first_row * row_size, weights.panel(work.expert, p),
                                          inner, work.sums);

@@ -133,13 +133,13 @@ const StagedBank<typename BankT::Scalar>* staged_bank(const BankT& bank) noexcep
   }
 }
 
-/// Where memory wants several streams: the tiles of a slice's block, `panels` panels at a time,
-/// whose sums (panels, rows, 32) product(first panel) gives. Returns the first panel that is left.
+/// The tiles of a slice's block, `panels` panels at a time, whose sums (panels, rows, 32)
+/// product(first panel) gives; none for 0. Returns the first panel that is left.
 template <class Scalar, class Product, class Finish>
 Index finish_side_by_side(const StageSlice<Scalar>& work, Index block, Index panels,
                           Product&& product, Finish& finish) {
   Index p = work.first_panel;
-  if (panels == 0 || !kernels::fetches_in_streams()) return p;
+  if (panels == 0) return p;
   const Index at = work.block_row(block);
   const Index rows = work.block_row(block + 1) - at;
   for (; p + panels <= work.last_panel; p += panels) {

@@ -6,7 +6,8 @@
 // Uses: Vec and its functions; IntVec with load_bytes, power_of_byte and to_float;
 // load_signed<code>(p, v), the codes of vector v of a panel at four inner values each, as signed
 // numbers; widen_quad(codes, quad), the numbers at each of the four; load_e4m3_as_half and
-// load_e5m2_as_half; widened_side_panels, those that one row streams side by side; SideLines.
+// load_e5m2_as_half; QuickRows<code>; widened_side_panels, those that one row streams side by side;
+// SideLines.
 
 using moe::detail::FormatTraits;
 using moe::detail::scale_bytes;
@@ -74,6 +75,11 @@ MOE_ALWAYS_INLINE void load_row(const std::byte* row, Values& value) noexcept {
 /// hardware's prefetcher stops while the product is busy.
 inline constexpr std::ptrdiff_t decoded_bytes_ahead = 4096;
 inline constexpr std::ptrdiff_t widened_bytes_ahead = 2048;
+
+/// The same of panels in fp8 that one row streams side by side. One token of Mixtral on Zen 5,
+/// where memory gives 80 GB/s (50 GB/s): 0.5 KiB took 6.8 ms (8.6), 1 KiB 6.1 (7.9), 4 KiB 5.3
+/// (8.3), 8 KiB, which some first-level caches are too small for, 5.2 (8.3), nothing 6.2 (8.8).
+inline constexpr std::ptrdiff_t small_float_bytes_ahead = 4096;
 
 /// What the codes of a group are multiplied by, and their zero points, where there are any.
 template <WeightCode code, bool grouped>
@@ -182,6 +188,36 @@ MOE_ALWAYS_INLINE void set_zero(Vec (&sums)[panels][rows][vectors]) noexcept {
   }
 }
 
+/// Rows of panels whose codes do not lie in quads, times activations: up to a line of each panel.
+template <WeightCode code, bool is_quick, int panels, int rows>
+MOE_ALWAYS_INLINE void add_rows(const float* a, const std::byte* codes, std::ptrdiff_t stride,
+                                std::ptrdiff_t count, const Vec (&scale)[panels][coded_vectors],
+                                Vec (&sum)[panels][rows][coded_vectors]) noexcept {
+  constexpr FormatTraits traits = traits_of(code, true);
+  constexpr std::ptrdiff_t row_bytes = panel_width * traits.bits / 8;
+  MOE_UNROLL
+  for (std::ptrdiff_t k = 0; k < 64 / row_bytes; ++k) {
+    if (k >= count) break;
+    MOE_UNROLL
+    for (int p = 0; p < panels; ++p) {
+      Vec value[coded_vectors];
+      if constexpr (is_quick) {
+        QuickRows<code>::load(codes + p * stride + k * row_bytes, value);
+      } else {
+        load_row<code>(codes + p * stride + k * row_bytes, value);
+        if constexpr (QuickRows<code>::exist) QuickRows<code>::reorder(value);
+      }
+      MOE_UNROLL_8
+      for (std::ptrdiff_t v = 0; v < coded_vectors; ++v) {
+        if constexpr (scales_weights(traits)) value[v] = multiply(value[v], scale[p][v]);
+        MOE_UNROLL
+        for (int r = 0; r < rows; ++r)
+          sum[p][r][v] = multiply_add(Vec::broadcast(a[k * rows + r]), value[v], sum[p][r][v]);
+      }
+    }
+  }
+}
+
 /// Products of a few rows with panels that lie `stride` bytes apart, without the detour by memory:
 /// the same sums, in the same order, as of the widened weights, and the same ends of groups where
 /// scales multiply sums.
@@ -209,6 +245,7 @@ MOE_ALWAYS_INLINE void widened_pass(const float* a, const std::byte* record, con
       if constexpr (traits.has_output_scale)
         of_panel += p * stride / static_cast<std::ptrdiff_t>(sizeof(float));
       load_group<code, grouped>(record + p * stride, of_panel, scale[p], zero[p]);
+      if constexpr (QuickRows<code>::exist) QuickRows<code>::reorder(scale[p]);
     }
     const std::byte* codes = record + scale_size + zero_size;
     ahead.skip(scale_size + zero_size);
@@ -244,28 +281,26 @@ MOE_ALWAYS_INLINE void widened_pass(const float* a, const std::byte* record, con
     } else {
       constexpr std::ptrdiff_t row_bytes = panel_width * traits.bits / 8;
       constexpr std::ptrdiff_t rows_of_line = 64 / row_bytes;
-      for (std::ptrdiff_t k = 0; k < count; ++k) {
-        if (k % rows_of_line == 0) {
-          if constexpr (panels > 1) {
-            ahead.ask<panels, rows_of_line * row_bytes>();
+      for (std::ptrdiff_t k = 0; k < count; k += rows_of_line) {
+        const std::ptrdiff_t left = count - k < rows_of_line ? count - k : rows_of_line;
+        if constexpr (panels > 1) {
+          constexpr std::ptrdiff_t bytes_ahead =
+              traits.scales_sums ? small_float_bytes_ahead : side_bytes_ahead;
+          ahead.ask<panels, rows_of_line * row_bytes, bytes_ahead>();
+        } else {
+          __builtin_prefetch(codes + widened_bytes_ahead);
+        }
+        if constexpr (QuickRows<code>::exist) {
+          if (QuickRows<code>::template are_quick<panels>(codes, stride)) {
+            add_rows<code, true>(a, codes, stride, left, scale, sum);
           } else {
-            __builtin_prefetch(codes + widened_bytes_ahead);
+            add_rows<code, false>(a, codes, stride, left, scale, sum);
           }
+        } else {
+          add_rows<code, false>(a, codes, stride, left, scale, sum);
         }
-        MOE_UNROLL
-        for (int p = 0; p < panels; ++p) {
-          Vec value[coded_vectors];
-          load_row<code>(codes + p * stride, value);
-          MOE_UNROLL_8
-          for (std::ptrdiff_t v = 0; v < coded_vectors; ++v) {
-            if constexpr (scales_weights(traits)) value[v] = multiply(value[v], scale[p][v]);
-            MOE_UNROLL
-            for (int r = 0; r < rows; ++r)
-              sum[p][r][v] = multiply_add(Vec::broadcast(a[r]), value[v], sum[p][r][v]);
-          }
-        }
-        a += rows;
-        codes += row_bytes;
+        a += left * rows;
+        codes += left * row_bytes;
       }
       record = codes;
     }
@@ -286,10 +321,11 @@ MOE_ALWAYS_INLINE void widened_pass(const float* a, const std::byte* record, con
   for (int p = 0; p < panels; ++p) {
     MOE_UNROLL
     for (int r = 0; r < rows; ++r) {
+      auto& result = (traits.scales_sums ? total : sum)[p][r];
+      if constexpr (QuickRows<code>::exist) QuickRows<code>::restore(result);
       MOE_UNROLL_8
       for (std::ptrdiff_t v = 0; v < coded_vectors; ++v)
-        (traits.scales_sums ? total : sum)[p][r][v].store(sums + (p * rows + r) * panel_width +
-                                                          v * Vec::lanes);
+        result[v].store(sums + (p * rows + r) * panel_width + v * Vec::lanes);
     }
   }
 }
@@ -300,13 +336,13 @@ void widened_product(const float* a, const std::byte* record, const float* outpu
   widened_pass<code, grouped, rows, 1>(a, record, outputs, 0, inner, group, sums);
 }
 
-/// One row with panels that are streamed side by side (see tiles_side_by_side). Of what memory
-/// reads, decode in e4m3 reached 0.50 to 0.57 with one stream, 0.58 to 0.64 with 4 panels and 32
-/// codes an instruction, and on a Xeon of the fifth generation 1.12 to 1.18 times that with scales
-/// that multiply the sums of groups, and a request a line. From the caches, 1, 2, 4 and 8 panels
-/// take the same time: the instructions that widen are what bounds it. A float of the code's bits,
-/// by a shift and a mask, 2^120 left to the scale, was 1.1 times as fast; but subnormal codes
-/// become subnormal floats, which take the slow way, or none where they are flushed to zero.
+/// One row with panels that are streamed side by side, on any processor: of a single one the sums
+/// wait for each other, since every output is one accumulator. From the caches of a Zen 5, e4m3
+/// gave 64 GB/s with one panel and halves, 68 without halves (see QuickRows), 96 with 2 panels, 98
+/// with 4; 4 panels of int8 and int4 took one token of Mixtral 0.87 to 0.95 of the time of one, of
+/// bfloat16 the same. On a Xeon of the fifth generation decode in e4m3 reached 0.50 to 0.57 of what
+/// memory reads with one stream and 0.58 to 0.64 with 4, and 1.12 to 1.18 times that with scales
+/// that multiply the sums of groups, and a request a line.
 template <WeightCode code, bool grouped>
 void widened_side_by_side(const float* a, const std::byte* record, const float* outputs,
                           std::ptrdiff_t stride, std::ptrdiff_t inner, std::ptrdiff_t group,

@@ -132,10 +132,10 @@ class SideLines {
 
   /// Once for every `bytes` that are read of each panel; where these are more than a line, nothing
   /// is asked for.
-  template <int panels, std::ptrdiff_t bytes>
+  template <int panels, std::ptrdiff_t bytes, std::ptrdiff_t bytes_ahead = side_bytes_ahead>
   MOE_ALWAYS_INLINE void ask() noexcept {
     if constexpr (bytes > 64) return;
-    std::intptr_t from = at_ + side_bytes_ahead;
+    std::intptr_t from = at_ + bytes_ahead;
     // Behind the first panel stands the second one, which is being read: on to the next group.
     if (from >= end_) from += (panels - 1) * stride_;
     MOE_UNROLL
