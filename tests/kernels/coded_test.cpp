@@ -464,7 +464,7 @@ TEST_P(Coded, WidenedProductsHaveTheBitsOfDecodedWeights) {
   constexpr Index inner = 271;
   for (const WeightFormat format : moe::weight_formats) {
     const auto& kernels = moe::kernels::coded_kernels(format);
-    const Index panels = std::max<Index>(1, kernels.widened_side_panels);
+    constexpr Index panels = 4;
     const MatrixLayout layout(format, panels * width, inner);
     const bool is_e4m3 = format.code == WeightCode::fp8_e4m3;
     Draw draw(21);
@@ -491,10 +491,6 @@ TEST_P(Coded, WidenedProductsHaveTheBitsOfDecodedWeights) {
       };
       for (const Index rows : {1, 2}) {
         const std::vector<float> x = activations(rows, inner, turn);
-        AlignedBuffer<float> together(static_cast<std::size_t>(panels * width));
-        if (rows == 1 && kernels.widened_side_panels > 0)
-          kernels.widened_side_by_side(x.data(), record(0), outputs_of(0), layout.panel_bytes,
-                                       inner, layout.group, together.data());
         for (Index p = 0; p < panels; ++p) {
           const std::vector<float> expected =
               sums_of_decoded(layout, record(p), outputs_of(p), x, rows);
@@ -505,9 +501,22 @@ TEST_P(Coded, WidenedProductsHaveTheBitsOfDecodedWeights) {
             ASSERT_EQ(sums.data()[i], expected[static_cast<std::size_t>(i)])
                 << moe::format_name(format) << ", turn " << turn << ", panel " << p << ", sum "
                 << i;
-          for (Index o = 0; o < width && rows == 1 && kernels.widened_side_panels > 0; ++o)
-            ASSERT_EQ(together.data()[p * width + o], expected[static_cast<std::size_t>(o)])
-                << moe::format_name(format) << ", turn " << turn << ", panel " << p;
+          if (rows > 1) continue;
+          for (const auto& side : {kernels.widened_in_streams, kernels.widened_pair}) {
+            ASSERT_EQ(side.panels > 0, side.product != nullptr);
+            if (side.panels == 0 || p % side.panels != 0) continue;
+            ASSERT_LE(p + side.panels, panels);
+            AlignedBuffer<float> together(static_cast<std::size_t>(side.panels * width));
+            side.product(x.data(), record(p), outputs_of(p), layout.panel_bytes, inner,
+                         layout.group, together.data());
+            for (Index q = 0; q < side.panels; ++q) {
+              const std::vector<float> of_panel =
+                  sums_of_decoded(layout, record(p + q), outputs_of(p + q), x, 1);
+              for (Index o = 0; o < width; ++o)
+                ASSERT_EQ(together.data()[q * width + o], of_panel[static_cast<std::size_t>(o)])
+                    << moe::format_name(format) << ", turn " << turn << ", panel " << p + q;
+            }
+          }
         }
       }
     }

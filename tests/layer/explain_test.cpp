@@ -178,9 +178,8 @@ TEST(Explain, NamesTheProductsOfQuantisedExperts) {
     return moe::SparseMoe(router, std::move(bank)).explain(routing_of(tokens)).experts[0].kernel;
   };
   EXPECT_EQ(kernel("int8", "int8", 1, false), "int8 in integers, panel by panel");
-  const Index widened = moe::kernels::coded_kernels(moe::format_of("fp8")).widened_side_panels;
-  const std::string of_fp8 =
-      widened == 0 ? "panel by panel" : "up to " + std::to_string(widened) + " panels side by side";
+  const bool has_pair = moe::kernels::coded_kernels(moe::format_of("fp8")).widened_pair.panels == 2;
+  const std::string of_fp8 = has_pair ? "up to 2 panels side by side" : "panel by panel";
   EXPECT_EQ(kernel("int4-g32", "fp8", 1, false),
             "int4-g32 in integers, panel by panel; fp8 widened, " + of_fp8);
   EXPECT_EQ(kernel("fp8", "fp8", 2, true), "fp8 widened, panel by panel");

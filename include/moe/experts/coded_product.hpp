@@ -100,6 +100,12 @@ inline Index integer_tile_rows(const kernels::CodedKernels& kernels,
 /// took, 4 KiB 0.74 to 1.0, 8 KiB 0.72 to 0.98.
 inline constexpr Index panel_bytes_ahead = 8192;
 
+/// How one row meets several panels that are widened.
+inline const kernels::SideWidenedProduct& widened_side_by_side(
+    const kernels::CodedKernels& kernels) noexcept {
+  return kernels::fetches_in_streams() ? kernels.widened_in_streams : kernels.widened_pair;
+}
+
 /// Calls finish(panel, first row, count, sums) for every tile of a slice of the work, where the
 /// expert's rows are in eight bits: block b at a + block_row(b) * row_size, behind `lead` values
 /// for each of its rows.
@@ -201,12 +207,12 @@ void for_each_widened_tile(const StageSlice<float>& work, const MatrixLayout& la
     };
     Index first_panel = work.first_panel;
     if (is_direct && first_block_rows == 1) {
+      const kernels::SideWidenedProduct& side = widened_side_by_side(coded);
       const auto product = [&](Index p) {
-        coded.widened_side_by_side(a + first_row * row_size, matrix + layout.record_offset(p, 0),
-                                   outputs_of(p), layout.panel_bytes, layout.inner, layout.group,
-                                   work.sums);
+        side.product(a + first_row * row_size, matrix + layout.record_offset(p, 0), outputs_of(p),
+                     layout.panel_bytes, layout.inner, layout.group, work.sums);
       };
-      first_panel = finish_side_by_side(work, begin, coded.widened_side_panels, product, finish);
+      first_panel = finish_side_by_side(work, begin, side.panels, product, finish);
     }
     for (Index p = first_panel; p < work.last_panel; ++p) {
       const float* const outputs = outputs_of(p);
@@ -251,7 +257,7 @@ inline std::string coded_kernel(const MatrixLayout& layout, bool is_integer, Ind
       format_name(layout.format) + (is_integer ? " in integers" : " widened");
   const bool is_single = rows <= kernels::tile_kernels<float, float>().most_rows;
   const bool in_streams = kernels::fetches_in_streams() && is_single;
-  const Index side_panels = !is_integer  ? kernels.widened_side_panels
+  const Index side_panels = !is_integer  ? widened_side_by_side(kernels).panels
                             : in_streams ? kernels.side_panels
                                          : 0;
   if (rows == 1 && side_panels > 0)

@@ -88,9 +88,12 @@ using WidenedProduct = void (*)(const float* a, const std::byte* record, const f
                                 std::ptrdiff_t inner, std::ptrdiff_t group, float* sums) noexcept;
 
 /// The same of one row with several panels, `stride` bytes apart: sums (panels, 32), the same bits.
-using SideWidenedProduct = void (*)(const float* a, const std::byte* record, const float* outputs,
-                                    std::ptrdiff_t stride, std::ptrdiff_t inner,
-                                    std::ptrdiff_t group, float* sums) noexcept;
+struct SideWidenedProduct {
+  void (*product)(const float* a, const std::byte* record, const float* outputs,
+                  std::ptrdiff_t stride, std::ptrdiff_t inner, std::ptrdiff_t group,
+                  float* sums) noexcept = nullptr;  // or null, where there is none
+  std::ptrdiff_t panels = 0;
+};
 
 /// One row of activations in eight bits: with a the largest magnitude of a group, codes are
 /// round(x / (a / 127)), ties to even. Where a is below 1e-30, all codes are 0. What is not finite
@@ -108,13 +111,13 @@ struct CodedKernels {
   CodedDecoder decode = nullptr;
   GroupAdder add_group = nullptr;  // or null, where scales multiply weights
   RowCoder code_row = nullptr;
-  WidenedProduct widened[2] = {};  // of one row, and of two
-  std::ptrdiff_t widened_side_panels = 0;
-  SideWidenedProduct widened_side_by_side = nullptr;  // of widened_side_panels panels, or null
-  std::int32_t start = 0;                             // of products, for each unit of a group's sum
-  std::ptrdiff_t most_rows = 0;                       // of a tile
-  std::ptrdiff_t few_rows = 0;                        // that ask for lines of the panel
-  CodedProduct of_rows[most_tile_rows] = {};          // of_rows[r - 1] for r rows
+  WidenedProduct widened[2] = {};             // of one row, and of two
+  SideWidenedProduct widened_in_streams;      // where memory wants several streams
+  SideWidenedProduct widened_pair;            // elsewhere
+  std::int32_t start = 0;                     // of products, for each unit of a group's sum
+  std::ptrdiff_t most_rows = 0;               // of a tile
+  std::ptrdiff_t few_rows = 0;                // that ask for lines of the panel
+  CodedProduct of_rows[most_tile_rows] = {};  // of_rows[r - 1] for r rows
   std::ptrdiff_t side_panels = 0;
   SideCodedProduct side_by_side = nullptr;  // of side_panels panels, or null
 };

@@ -76,10 +76,10 @@ MOE_ALWAYS_INLINE void load_row(const std::byte* row, Values& value) noexcept {
 inline constexpr std::ptrdiff_t decoded_bytes_ahead = 4096;
 inline constexpr std::ptrdiff_t widened_bytes_ahead = 2048;
 
-/// The same of panels in fp8 that one row streams side by side. One token of Mixtral on Zen 5,
-/// where memory gives 80 GB/s (50 GB/s): 0.5 KiB took 6.8 ms (8.6), 1 KiB 6.1 (7.9), 4 KiB 5.3
-/// (8.3), 8 KiB, which some first-level caches are too small for, 5.2 (8.3), nothing 6.2 (8.8).
-inline constexpr std::ptrdiff_t small_float_bytes_ahead = 4096;
+/// The same of each of two panels side by side. One token of Mixtral in fp8 on Zen 5, where memory
+/// gives 80 GB/s (50 GB/s): 2 KiB took 5.5 ms (7.5), 4 KiB 4.7 (7.7), 5 KiB 4.8 (7.9), 8 KiB 5.1
+/// (8.0).
+inline constexpr std::ptrdiff_t pair_bytes_ahead = 4096;
 
 /// What the codes of a group are multiplied by, and their zero points, where there are any.
 template <WeightCode code, bool grouped>
@@ -284,8 +284,7 @@ MOE_ALWAYS_INLINE void widened_pass(const float* a, const std::byte* record, con
       for (std::ptrdiff_t k = 0; k < count; k += rows_of_line) {
         const std::ptrdiff_t left = count - k < rows_of_line ? count - k : rows_of_line;
         if constexpr (panels > 1) {
-          constexpr std::ptrdiff_t bytes_ahead =
-              traits.scales_sums ? small_float_bytes_ahead : side_bytes_ahead;
+          constexpr std::ptrdiff_t bytes_ahead = panels == 2 ? pair_bytes_ahead : side_bytes_ahead;
           ahead.ask<panels, rows_of_line * row_bytes, bytes_ahead>();
         } else {
           __builtin_prefetch(codes + widened_bytes_ahead);
@@ -336,17 +335,28 @@ void widened_product(const float* a, const std::byte* record, const float* outpu
   widened_pass<code, grouped, rows, 1>(a, record, outputs, 0, inner, group, sums);
 }
 
-/// One row with panels that are streamed side by side, on any processor: of a single one the sums
-/// wait for each other, since every output is one accumulator. From the caches of a Zen 5, e4m3
-/// gave 64 GB/s with one panel and halves, 68 without halves (see QuickRows), 96 with 2 panels, 98
-/// with 4; 4 panels of int8 and int4 took one token of Mixtral 0.87 to 0.95 of the time of one, of
-/// bfloat16 the same. On a Xeon of the fifth generation decode in e4m3 reached 0.50 to 0.57 of what
-/// memory reads with one stream and 0.58 to 0.64 with 4, and 1.12 to 1.18 times that with scales
-/// that multiply the sums of groups, and a request a line.
+/// One row with panels that are streamed side by side (see tiles_side_by_side). On a Xeon of the
+/// fifth generation decode in e4m3 reached 0.50 to 0.57 of what memory reads with one stream and
+/// 0.58 to 0.64 with 4, and 1.12 to 1.18 times that with scales that multiply the sums of groups,
+/// and a request a line.
 template <WeightCode code, bool grouped>
 void widened_side_by_side(const float* a, const std::byte* record, const float* outputs,
                           std::ptrdiff_t stride, std::ptrdiff_t inner, std::ptrdiff_t group,
                           float* sums) noexcept {
   widened_pass<code, grouped, 1, widened_side_panels>(a, record, outputs, stride, inner, group,
                                                       sums);
+}
+
+/// One row with two panels, for codes that widen so fast that the sums of one wait for each other,
+/// since every output is one accumulator: from the caches of a Zen 5, e4m3 gave 64 GB/s as halves
+/// (see QuickRows), 68 without, 96 with 2 panels and 98 with 4. One token of Mixtral, Qwen3 and
+/// OLMoE there, where memory gives 80 GB/s: as halves 6.6, 0.79 and 1.03 ms, one panel 5.7, 0.69
+/// and 0.92, two 4.7, 0.59 and 0.80, four 5.3, 0.64 and 0.81; where it gives 50, all the same but
+/// four, which took 1.05 times as long. In int8 two panels took 1.06 to 1.3 times as long as one,
+/// in four bits 0.95.
+template <WeightCode code, bool grouped>
+void widened_pair(const float* a, const std::byte* record, const float* outputs,
+                  std::ptrdiff_t stride, std::ptrdiff_t inner, std::ptrdiff_t group,
+                  float* sums) noexcept {
+  widened_pass<code, grouped, 1, 2>(a, record, outputs, stride, inner, group, sums);
 }
