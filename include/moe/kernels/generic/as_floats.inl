@@ -188,33 +188,41 @@ MOE_ALWAYS_INLINE void set_zero(Vec (&sums)[panels][rows][vectors]) noexcept {
   }
 }
 
-/// Rows of panels whose codes do not lie in quads, times activations: up to a line of each panel.
+/// A row of panels whose codes do not lie in quads, times activations (rows).
 template <WeightCode code, bool is_quick, int panels, int rows>
-MOE_ALWAYS_INLINE void add_rows(const float* a, const std::byte* codes, std::ptrdiff_t stride,
+MOE_ALWAYS_INLINE void add_row(const float* a, const std::byte* codes, std::ptrdiff_t stride,
+                               const Vec (&scale)[panels][coded_vectors],
+                               Vec (&sum)[panels][rows][coded_vectors]) noexcept {
+  MOE_UNROLL
+  for (int p = 0; p < panels; ++p) {
+    Vec value[coded_vectors];
+    if constexpr (is_quick) {
+      QuickRows<code>::load(codes + p * stride, value);
+    } else {
+      load_row<code>(codes + p * stride, value);
+      if constexpr (QuickRows<code>::exist) QuickRows<code>::reorder(value);
+    }
+    MOE_UNROLL_8
+    for (std::ptrdiff_t v = 0; v < coded_vectors; ++v) {
+      if constexpr (scales_weights(traits_of(code, true)))
+        value[v] = multiply(value[v], scale[p][v]);
+      MOE_UNROLL
+      for (int r = 0; r < rows; ++r)
+        sum[p][r][v] = multiply_add(Vec::broadcast(a[r]), value[v], sum[p][r][v]);
+    }
+  }
+}
+
+/// Those of a line of each panel, `count` at most.
+template <WeightCode code, bool is_quick, int panels, int rows>
+MOE_ALWAYS_INLINE void add_line(const float* a, const std::byte* codes, std::ptrdiff_t stride,
                                 std::ptrdiff_t count, const Vec (&scale)[panels][coded_vectors],
                                 Vec (&sum)[panels][rows][coded_vectors]) noexcept {
-  constexpr FormatTraits traits = traits_of(code, true);
-  constexpr std::ptrdiff_t row_bytes = panel_width * traits.bits / 8;
-  MOE_UNROLL
-  for (std::ptrdiff_t k = 0; k < 64 / row_bytes; ++k) {
-    if (k >= count) break;
-    MOE_UNROLL
-    for (int p = 0; p < panels; ++p) {
-      Vec value[coded_vectors];
-      if constexpr (is_quick) {
-        QuickRows<code>::load(codes + p * stride + k * row_bytes, value);
-      } else {
-        load_row<code>(codes + p * stride + k * row_bytes, value);
-        if constexpr (QuickRows<code>::exist) QuickRows<code>::reorder(value);
-      }
-      MOE_UNROLL_8
-      for (std::ptrdiff_t v = 0; v < coded_vectors; ++v) {
-        if constexpr (scales_weights(traits)) value[v] = multiply(value[v], scale[p][v]);
-        MOE_UNROLL
-        for (int r = 0; r < rows; ++r)
-          sum[p][r][v] = multiply_add(Vec::broadcast(a[k * rows + r]), value[v], sum[p][r][v]);
-      }
-    }
+  constexpr std::ptrdiff_t row_bytes = panel_width * traits_of(code, true).bits / 8;
+  static_assert(row_bytes == 32 || row_bytes == 64);
+  add_row<code, is_quick>(a, codes, stride, scale, sum);
+  if constexpr (row_bytes == 32) {
+    if (count > 1) add_row<code, is_quick>(a + rows, codes + row_bytes, stride, scale, sum);
   }
 }
 
@@ -291,12 +299,12 @@ MOE_ALWAYS_INLINE void widened_pass(const float* a, const std::byte* record, con
         }
         if constexpr (QuickRows<code>::exist) {
           if (QuickRows<code>::template are_quick<panels>(codes, stride)) {
-            add_rows<code, true>(a, codes, stride, left, scale, sum);
+            add_line<code, true>(a, codes, stride, left, scale, sum);
           } else {
-            add_rows<code, false>(a, codes, stride, left, scale, sum);
+            add_line<code, false>(a, codes, stride, left, scale, sum);
           }
         } else {
-          add_rows<code, false>(a, codes, stride, left, scale, sum);
+          add_line<code, false>(a, codes, stride, left, scale, sum);
         }
         a += left * rows;
         codes += left * row_bytes;
