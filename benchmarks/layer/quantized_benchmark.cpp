@@ -29,7 +29,8 @@ using moe::Index;
 using moe::Matrix;
 
 /// Banks of one layer, used in turn. All experts have the weights of the first one, each a copy of
-/// its own: what they are makes no difference to the time.
+/// its own: what they are makes no difference to the time, but in fp8, where lines of codes with a
+/// small one (0.2 % here) take longer.
 template <class Bank>
 std::vector<Bank>& banks_of(const Shape& shape, const moe::WeightFormat& format) {
   const std::string key = std::string("quantized/") + shape.name + "/" + format_name(format);

@@ -128,8 +128,8 @@ struct QuickRows {
 };
 
 /// Lines of codes whose exponents are above 0: 1/256 of each is the float whose exponent begins
-/// with 0111, in five integer instructions for 32. Those at even places stand before those at odd
-/// ones then.
+/// with 0111, in five integer instructions for 32, which come as those at even places, then those
+/// at odd ones.
 template <>
 struct QuickRows<WeightCode::fp8_e4m3> {
   static constexpr bool exist = true;
@@ -154,19 +154,10 @@ struct QuickRows<WeightCode::fp8_e4m3> {
     value[1] = {_mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(-65536)))};
   }
   static MOE_ALWAYS_INLINE void reorder(Vec (&value)[2]) noexcept {
-    const __m512i even =
-        _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-    const __m512 first = value[0].value;
-    const __m512 last = value[1].value;
-    value[0] = {_mm512_permutex2var_ps(first, even, last)};
-    value[1] = {_mm512_permutex2var_ps(first, _mm512_or_si512(even, _mm512_set1_epi32(1)), last)};
+    deinterleave(value[0], value[1]);
   }
   static MOE_ALWAYS_INLINE void restore(Vec (&value)[2]) noexcept {
-    const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    const __m512 even = value[0].value;
-    const __m512 odd = value[1].value;
-    value[0] = {_mm512_permutex2var_ps(even, first, odd)};
-    value[1] = {_mm512_permutex2var_ps(even, _mm512_or_si512(first, _mm512_set1_epi32(8)), odd)};
+    interleave(value[0], value[1]);
   }
 };
 

@@ -6,8 +6,9 @@
 // Uses: Vec and its functions; IntVec with load_bytes, power_of_byte and to_float;
 // load_signed<code>(p, v), the codes of vector v of a panel at four inner values each, as signed
 // numbers; widen_quad(codes, quad), the numbers at each of the four; load_e4m3_as_half and
-// load_e5m2_as_half; QuickRows<code>; widened_side_panels, those that one row streams side by side;
-// SideLines.
+// load_e5m2_as_half; QuickRows<code>, where it exists with are_quick, whether a line of each panel
+// has only codes that its load widens, in an order of its own, reorder and restore;
+// widened_side_panels, those that one row streams side by side; SideLines.
 
 using moe::detail::FormatTraits;
 using moe::detail::scale_bytes;
@@ -213,7 +214,7 @@ MOE_ALWAYS_INLINE void add_row(const float* a, const std::byte* codes, std::ptrd
   }
 }
 
-/// Those of a line of each panel, `count` at most.
+/// The rows of a line of each panel, of which `count` are left.
 template <WeightCode code, bool is_quick, int panels, int rows>
 MOE_ALWAYS_INLINE void add_line(const float* a, const std::byte* codes, std::ptrdiff_t stride,
                                 std::ptrdiff_t count, const Vec (&scale)[panels][coded_vectors],
@@ -297,15 +298,12 @@ MOE_ALWAYS_INLINE void widened_pass(const float* a, const std::byte* record, con
         } else {
           __builtin_prefetch(codes + widened_bytes_ahead);
         }
+        bool is_quick = false;
         if constexpr (QuickRows<code>::exist) {
-          if (QuickRows<code>::template are_quick<panels>(codes, stride)) {
-            add_line<code, true>(a, codes, stride, left, scale, sum);
-          } else {
-            add_line<code, false>(a, codes, stride, left, scale, sum);
-          }
-        } else {
-          add_line<code, false>(a, codes, stride, left, scale, sum);
+          is_quick = QuickRows<code>::template are_quick<panels>(codes, stride);
+          if (is_quick) add_line<code, true>(a, codes, stride, left, scale, sum);
         }
+        if (!is_quick) add_line<code, false>(a, codes, stride, left, scale, sum);
         a += left * rows;
         codes += left * row_bytes;
       }
@@ -343,10 +341,10 @@ void widened_product(const float* a, const std::byte* record, const float* outpu
   widened_pass<code, grouped, rows, 1>(a, record, outputs, 0, inner, group, sums);
 }
 
-/// One row with panels that are streamed side by side (see tiles_side_by_side). On a Xeon of the
-/// fifth generation decode in e4m3 reached 0.50 to 0.57 of what memory reads with one stream and
-/// 0.58 to 0.64 with 4, and 1.12 to 1.18 times that with scales that multiply the sums of groups,
-/// and a request a line.
+/// One row with panels that are streamed side by side (see tiles_side_by_side). Of what memory
+/// reads, decode in e4m3, as halves, reached 0.50 to 0.57 with one stream, 0.58 to 0.64 with 4
+/// panels and 32 codes an instruction, and on a Xeon of the fifth generation 1.12 to 1.18 times
+/// that with scales that multiply the sums of groups, and a request a line.
 template <WeightCode code, bool grouped>
 void widened_side_by_side(const float* a, const std::byte* record, const float* outputs,
                           std::ptrdiff_t stride, std::ptrdiff_t inner, std::ptrdiff_t group,
@@ -356,12 +354,12 @@ void widened_side_by_side(const float* a, const std::byte* record, const float* 
 }
 
 /// One row with two panels, for codes that widen so fast that the sums of one wait for each other,
-/// since every output is one accumulator: from the caches of a Zen 5, e4m3 gave 64 GB/s as halves
-/// (see QuickRows), 68 without, 96 with 2 panels and 98 with 4. One token of Mixtral, Qwen3 and
-/// OLMoE there, where memory gives 80 GB/s: as halves 6.6, 0.79 and 1.03 ms, one panel 5.7, 0.69
-/// and 0.92, two 4.7, 0.59 and 0.80, four 5.3, 0.64 and 0.81; where it gives 50, all the same but
-/// four, which took 1.05 times as long. In int8 two panels took 1.06 to 1.3 times as long as one,
-/// in four bits 0.95.
+/// since every output is one accumulator. From the caches of a Zen 5, e4m3 gave 64 GB/s converted
+/// from halves, 68 by QuickRows with one panel, 96 with two, 98 with four. One token of Mixtral,
+/// Qwen3 and OLMoE there, where memory gives 80 GB/s, took 6.6, 0.79 and 1.03 ms from halves, 5.7,
+/// 0.69 and 0.92 with one panel, 4.7, 0.59 and 0.80 with two, 5.3, 0.64 and 0.81 with four; where
+/// it gives 50, Mixtral 7.5, 7.6, 7.7 and 8.1. In int8 two panels took 1.06 to 1.3 times as long as
+/// one at 50 GB/s, in four bits, whose widening takes longer, 0.95.
 template <WeightCode code, bool grouped>
 void widened_pair(const float* a, const std::byte* record, const float* outputs,
                   std::ptrdiff_t stride, std::ptrdiff_t inner, std::ptrdiff_t group,
