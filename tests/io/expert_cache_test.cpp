@@ -328,8 +328,8 @@ TEST_F(ExpertCache, RefusesWhatCannotWork) {
   } catch (const std::invalid_argument& error) {
     EXPECT_NE(std::string(error.what()).find(path_), std::string::npos) << error.what();
     const moe::io::PackedFile packed(path_);
-    const auto largest = packed.file().tensors().at("experts.2").offset;
-    const std::string place = "'experts.2' at byte " + std::to_string(largest);
+    const auto offset = packed.file().tensors().at("experts.2").offset;
+    const std::string place = "'experts.2' at byte " + std::to_string(offset);
     EXPECT_NE(std::string(error.what()).find(place), std::string::npos) << error.what();
   }
   EXPECT_EQ(cache(std::numeric_limits<double>::infinity()).slots(), experts);

@@ -458,32 +458,44 @@ std::vector<float> sums_of_decoded(const MatrixLayout& layout, const std::byte* 
   return {sums.data(), sums.data() + rows * width};
 }
 
-/// Some levels widen lines of codes without small ones faster: every small code is among the
-/// others once, and once more with both neighbours.
+/// One small code of e4m3, the `which`-th of 16, at a place, and with `has_neighbours` on both
+/// sides of it; no other small ones.
+void leave_one_small(std::vector<std::uint16_t>& codes, Index place, unsigned which,
+                     bool has_neighbours) {
+  const auto small = static_cast<std::uint16_t>(which % 8 | which / 8 << 7U);
+  for (std::size_t k = 0; k < codes.size(); ++k) {
+    const Index distance = std::abs(static_cast<Index>(k) - place);
+    if (distance == 0 || (has_neighbours && distance == 1)) {
+      codes[k] = small;
+    } else if ((codes[k] & 0x78U) == 0) {
+      codes[k] = static_cast<std::uint16_t>(codes[k] | 8U);
+    }
+  }
+}
+
+/// Some levels widen lines of codes without small ones faster: two turns have many of them, and
+/// then every small code is among the others once, and once more with neighbours.
 void expect_widened_bits_of_decoded(Index inner) {
+  constexpr Index panels = 4;
+  constexpr unsigned small_codes = 16;
   for (const WeightFormat format : moe::weight_formats) {
     const auto& kernels = moe::kernels::coded_kernels(format);
-    constexpr Index panels = 4;
     const MatrixLayout layout(format, panels * width, inner);
     const bool is_wide =
         moe::active_isa() == moe::Isa::avx512 || moe::active_isa() == moe::Isa::avx512_vnni;
     const bool is_e4m3 = format.code == WeightCode::fp8_e4m3;
     ASSERT_EQ(kernels.widened_pair.panels, is_wide && is_e4m3 ? 2 : 0);
-    ASSERT_EQ(kernels.widened_in_streams.panels, is_wide ? 4 : 0);
+    ASSERT_EQ(kernels.widened_side_by_side.panels, is_wide ? 4 : 0);
     Draw draw(21);
-    for (unsigned turn = 0; turn < (is_e4m3 ? 34 : 2); ++turn) {
+    for (unsigned turn = 0; turn < (is_e4m3 ? 2 + 2 * small_codes : 2); ++turn) {
+      SCOPED_TRACE(moe::format_name(format) + ", turn " + std::to_string(turn));
       AlignedBuffer<std::byte> bytes(static_cast<std::size_t>(layout.bytes()));
       const Index place = draw.below(static_cast<unsigned>(panels * width * inner));
       for (Index o = 0; o < panels * width; ++o) {
         CodedOutput output = draw_output(layout, draw);
-        for (Index k = 0; k < inner && is_e4m3 && turn > 1; ++k) {
-          std::uint16_t& code = output.codes[static_cast<std::size_t>(k)];
-          if ((code & 0x78U) == 0) code = static_cast<std::uint16_t>(code | 8U);
-          const unsigned small = (turn - 2) % 16;
-          const Index far = o * inner + k - place;
-          if (far == 0 || (turn >= 18 && std::abs(far) == 1))
-            code = static_cast<std::uint16_t>(small % 8 | small / 8 << 7U);
-        }
+        if (turn >= 2)
+          leave_one_small(output.codes, place - o * inner, (turn - 2) % small_codes,
+                          turn - 2 >= small_codes);
         moe::detail::put_output(layout, o, output, bytes.data());
       }
       const auto record = [&](Index p) { return bytes.data() + layout.record_offset(p, 0); };
@@ -492,34 +504,32 @@ void expect_widened_bits_of_decoded(Index inner) {
                    ? nullptr
                    : reinterpret_cast<const float*>(bytes.data() + layout.panel_offset(p));
       };
+      const auto expect_sums = [&](const float* sums, Index p, const std::vector<float>& x,
+                                   Index rows) {
+        const std::vector<float> expected =
+            sums_of_decoded(layout, record(p), outputs_of(p), x, rows);
+        for (Index i = 0; i < rows * width; ++i)
+          ASSERT_EQ(sums[i], expected[static_cast<std::size_t>(i)])
+              << rows << " rows, panel " << p << ", sum " << i;
+      };
       for (const Index rows : {1, 2}) {
         const std::vector<float> x = activations(rows, inner, turn);
         for (Index p = 0; p < panels; ++p) {
-          const std::vector<float> expected =
-              sums_of_decoded(layout, record(p), outputs_of(p), x, rows);
           AlignedBuffer<float> sums(static_cast<std::size_t>(rows * width));
           kernels.widened[rows - 1](x.data(), record(p), outputs_of(p), inner, layout.group,
                                     sums.data());
-          for (Index i = 0; i < rows * width; ++i)
-            ASSERT_EQ(sums.data()[i], expected[static_cast<std::size_t>(i)])
-                << moe::format_name(format) << ", turn " << turn << ", panel " << p << ", sum "
-                << i;
-          if (rows > 1) continue;
-          for (const auto& side : {kernels.widened_in_streams, kernels.widened_pair}) {
-            ASSERT_EQ(side.panels > 0, side.product != nullptr);
-            if (side.panels == 0 || p % side.panels != 0) continue;
-            ASSERT_LE(p + side.panels, panels);
-            AlignedBuffer<float> together(static_cast<std::size_t>(side.panels * width));
-            side.product(x.data(), record(p), outputs_of(p), layout.panel_bytes, inner,
-                         layout.group, together.data());
-            for (Index q = 0; q < side.panels; ++q) {
-              const std::vector<float> of_panel =
-                  sums_of_decoded(layout, record(p + q), outputs_of(p + q), x, 1);
-              for (Index o = 0; o < width; ++o)
-                ASSERT_EQ(together.data()[q * width + o], of_panel[static_cast<std::size_t>(o)])
-                    << moe::format_name(format) << ", turn " << turn << ", panel " << p + q;
-            }
-          }
+          ASSERT_NO_FATAL_FAILURE(expect_sums(sums.data(), p, x, rows));
+        }
+      }
+      const std::vector<float> x = activations(1, inner, turn);
+      for (const auto& side : {kernels.widened_side_by_side, kernels.widened_pair}) {
+        ASSERT_EQ(side.panels > 0, side.product != nullptr);
+        for (Index p = 0; side.panels > 0 && p < panels; p += side.panels) {
+          AlignedBuffer<float> together(static_cast<std::size_t>(side.panels * width));
+          side.product(x.data(), record(p), outputs_of(p), layout.panel_bytes, inner, layout.group,
+                       together.data());
+          for (Index q = 0; q < side.panels; ++q)
+            ASSERT_NO_FATAL_FAILURE(expect_sums(together.data() + q * width, p + q, x, 1));
         }
       }
     }

@@ -182,6 +182,7 @@ TEST(Explain, NamesTheProductsOfQuantisedExperts) {
   const std::string of_fp8 = has_pair ? "up to 2 panels side by side" : "panel by panel";
   EXPECT_EQ(kernel("int4-g32", "fp8", 1, false),
             "int4-g32 in integers, panel by panel; fp8 widened, " + of_fp8);
+  EXPECT_EQ(kernel("fp8-e5m2", "fp8-e5m2", 1, false), "fp8-e5m2 widened, panel by panel");
   EXPECT_EQ(kernel("fp8", "fp8", 2, true), "fp8 widened, panel by panel");
   EXPECT_EQ(kernel("fp8", "fp8", 5, true), "fp8 widened, slice by slice");
   EXPECT_EQ(kernel("int8", "int8", 100, true), "int8 in integers, panel by panel");

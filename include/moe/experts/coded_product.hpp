@@ -101,9 +101,9 @@ inline Index integer_tile_rows(const kernels::CodedKernels& kernels,
 inline constexpr Index panel_bytes_ahead = 8192;
 
 /// How one row meets several panels that are widened.
-inline const kernels::SideWidenedProduct& widened_side_by_side(
+inline const kernels::SideWidenedProduct& side_widened(
     const kernels::CodedKernels& kernels) noexcept {
-  return kernels::fetches_in_streams() ? kernels.widened_in_streams : kernels.widened_pair;
+  return kernels::fetches_in_streams() ? kernels.widened_side_by_side : kernels.widened_pair;
 }
 
 /// Calls finish(panel, first row, count, sums) for every tile of a slice of the work, where the
@@ -207,7 +207,7 @@ void for_each_widened_tile(const StageSlice<float>& work, const MatrixLayout& la
     };
     Index first_panel = work.first_panel;
     if (is_direct && first_block_rows == 1) {
-      const kernels::SideWidenedProduct& side = widened_side_by_side(coded);
+      const kernels::SideWidenedProduct& side = side_widened(coded);
       const auto product = [&](Index p) {
         side.product(a + first_row * row_size, matrix + layout.record_offset(p, 0), outputs_of(p),
                      layout.panel_bytes, layout.inner, layout.group, work.sums);
@@ -255,17 +255,17 @@ inline std::string coded_kernel(const MatrixLayout& layout, bool is_integer, Ind
   const auto& kernels = kernels::coded_kernels(layout.format);
   const std::string product =
       format_name(layout.format) + (is_integer ? " in integers" : " widened");
-  const bool is_single = rows <= kernels::tile_kernels<float, float>().most_rows;
-  const bool in_streams = kernels::fetches_in_streams() && is_single;
-  const Index side_panels = !is_integer  ? widened_side_by_side(kernels).panels
-                            : in_streams ? kernels.side_panels
-                                         : 0;
+  const bool wants_streams = kernels::fetches_in_streams();
+  const Index of_integers = wants_streams ? kernels.side_panels : 0;
+  const Index side_panels = is_integer ? of_integers : side_widened(kernels).panels;
   if (rows == 1 && side_panels > 0)
     return text_of(product, ", up to ", side_panels, " panels side by side");
   if (!is_integer) return product + (rows <= 2 ? ", panel by panel" : ", slice by slice");
   const Index most_rows = integer_tile_rows(kernels, layout);
   const Index parts = (rows + most_rows - 1) / most_rows;
-  if (in_streams && rows / parts > kernels.few_rows) return product + ", next panel in 8 streams";
+  const bool is_single = rows <= kernels::tile_kernels<float, float>().most_rows;
+  if (wants_streams && is_single && rows / parts > kernels.few_rows)
+    return product + ", next panel in 8 streams";
   return product + ", panel by panel";
 }
 

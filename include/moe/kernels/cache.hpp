@@ -72,9 +72,8 @@ inline std::ptrdiff_t third_level_cache() noexcept {
 
 /// Whether a core reads memory faster as several streams than as one: Intel's do, by 1.3 (4th and
 /// 5th generation of Xeon); AMD's (4th and 5th generation of Zen) are as fast with one, and slower
-/// with several short ones. Tiles of integer products follow it, too (see integer_tile_rows), and
-/// the panels that one row of widened products meets. Tests
-/// set it.
+/// with several short ones. Tiles of integer products (see integer_tile_rows) and the panels that a
+/// row of widened products meets follow it, too. Tests set it.
 inline std::atomic<bool>& stream_choice() noexcept {
   static std::atomic<bool> choice = [] {
 #if MOE_ARCH_X86_64

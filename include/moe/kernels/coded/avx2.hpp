@@ -132,10 +132,13 @@ inline constexpr int few_coded_rows = 1;
 inline constexpr std::ptrdiff_t coded_bytes_ahead = 2048;
 inline constexpr int coded_side_panels = 1;
 inline constexpr int widened_side_panels = 1;
+
+/// None: see as_floats.inl.
 template <WeightCode code>
 struct QuickRows {
   static constexpr bool exist = false;
 };
+
 /// Of 16 registers, one row takes a whole panel, two or three take half of one.
 constexpr int coded_pass(int tile_rows) noexcept {
   return tile_rows == 1 ? 4 : 2;

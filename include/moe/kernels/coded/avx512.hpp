@@ -122,14 +122,16 @@ MOE_ALWAYS_INLINE void load_e5m2_as_half(const std::uint8_t* p, Vec (&value)[2])
   load_halves(_mm512_slli_epi16(wide, 8), value);
 }
 
+/// See as_floats.inl.
 template <WeightCode code>
 struct QuickRows {
   static constexpr bool exist = false;
 };
 
-/// Lines of codes whose exponents are above 0: 1/256 of each is the float whose exponent begins
-/// with 0111, in five integer instructions for 32, which come as those at even places, then those
-/// at odd ones.
+/// Lines of codes whose exponents are above 0, since halves take conversions, four of which for 64
+/// codes bound the product: 1/256 of such a code is the float whose exponent begins with 0111. The
+/// 32 of a row come as those at even places, then those at odd ones, since two that share 32 bits
+/// are widened by a shift and a mask.
 template <>
 struct QuickRows<WeightCode::fp8_e4m3> {
   static constexpr bool exist = true;

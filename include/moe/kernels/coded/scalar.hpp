@@ -118,10 +118,13 @@ inline constexpr int few_coded_rows = 0;
 inline constexpr std::ptrdiff_t coded_bytes_ahead = 0;
 inline constexpr int coded_side_panels = 1;
 inline constexpr int widened_side_panels = 1;
+
+/// None: see as_floats.inl.
 template <WeightCode code>
 struct QuickRows {
   static constexpr bool exist = false;
 };
+
 constexpr int coded_pass(int /*tile_rows*/) noexcept {
   return 4;
 }

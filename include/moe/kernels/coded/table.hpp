@@ -91,7 +91,7 @@ using WidenedProduct = void (*)(const float* a, const std::byte* record, const f
 struct SideWidenedProduct {
   void (*product)(const float* a, const std::byte* record, const float* outputs,
                   std::ptrdiff_t stride, std::ptrdiff_t inner, std::ptrdiff_t group,
-                  float* sums) noexcept = nullptr;  // or null, where there is none
+                  float* sums) noexcept = nullptr;  // or null, with 0 panels
   std::ptrdiff_t panels = 0;
 };
 
@@ -112,7 +112,7 @@ struct CodedKernels {
   GroupAdder add_group = nullptr;  // or null, where scales multiply weights
   RowCoder code_row = nullptr;
   WidenedProduct widened[2] = {};             // of one row, and of two
-  SideWidenedProduct widened_in_streams;      // where memory wants several streams
+  SideWidenedProduct widened_side_by_side;    // where memory wants several streams
   SideWidenedProduct widened_pair;            // elsewhere
   std::int32_t start = 0;                     // of products, for each unit of a group's sum
   std::ptrdiff_t most_rows = 0;               // of a tile

@@ -41,8 +41,8 @@ MOE_ALWAYS_INLINE Vec load_scales(const std::byte* record, std::ptrdiff_t v) noe
 }
 
 /// The value of vector v of a panel at one inner value, of codes that do not lie in quads. Those of
-/// e4m3 are 256 times too small: with one more bit of exponent they are halves, subnormal ones,
-/// too.
+/// e4m3 are 256 times too small, here and in QuickRows: with one more bit of exponent they are
+/// halves, subnormal ones, too.
 template <WeightCode code>
 MOE_ALWAYS_INLINE Vec load_single(const std::byte* row, std::ptrdiff_t v) noexcept {
   const std::ptrdiff_t first = v * Vec::lanes;
@@ -190,7 +190,7 @@ MOE_ALWAYS_INLINE void set_zero(Vec (&sums)[panels][rows][vectors]) noexcept {
 }
 
 /// A row of panels whose codes do not lie in quads, times activations (rows).
-template <WeightCode code, bool is_quick, int panels, int rows>
+template <WeightCode code, bool grouped, bool is_quick, int panels, int rows>
 MOE_ALWAYS_INLINE void add_row(const float* a, const std::byte* codes, std::ptrdiff_t stride,
                                const Vec (&scale)[panels][coded_vectors],
                                Vec (&sum)[panels][rows][coded_vectors]) noexcept {
@@ -205,7 +205,7 @@ MOE_ALWAYS_INLINE void add_row(const float* a, const std::byte* codes, std::ptrd
     }
     MOE_UNROLL_8
     for (std::ptrdiff_t v = 0; v < coded_vectors; ++v) {
-      if constexpr (scales_weights(traits_of(code, true)))
+      if constexpr (scales_weights(traits_of(code, grouped)))
         value[v] = multiply(value[v], scale[p][v]);
       MOE_UNROLL
       for (int r = 0; r < rows; ++r)
@@ -215,24 +215,26 @@ MOE_ALWAYS_INLINE void add_row(const float* a, const std::byte* codes, std::ptrd
 }
 
 /// The rows of a line of each panel, of which `count` are left.
-template <WeightCode code, bool is_quick, int panels, int rows>
+template <WeightCode code, bool grouped, bool is_quick, int panels, int rows>
 MOE_ALWAYS_INLINE void add_line(const float* a, const std::byte* codes, std::ptrdiff_t stride,
                                 std::ptrdiff_t count, const Vec (&scale)[panels][coded_vectors],
                                 Vec (&sum)[panels][rows][coded_vectors]) noexcept {
-  constexpr std::ptrdiff_t row_bytes = panel_width * traits_of(code, true).bits / 8;
+  constexpr std::ptrdiff_t row_bytes = panel_width * traits_of(code, grouped).bits / 8;
   static_assert(row_bytes == 32 || row_bytes == 64);
-  add_row<code, is_quick>(a, codes, stride, scale, sum);
+  add_row<code, grouped, is_quick>(a, codes, stride, scale, sum);
   if constexpr (row_bytes == 32) {
-    if (count > 1) add_row<code, is_quick>(a + rows, codes + row_bytes, stride, scale, sum);
+    if (count > 1)
+      add_row<code, grouped, is_quick>(a + rows, codes + row_bytes, stride, scale, sum);
   }
 }
 
 /// Products of a few rows with panels that lie `stride` bytes apart, without the detour by memory:
 /// the same sums, in the same order, as of the widened weights, and the same ends of groups where
-/// scales multiply sums.
+/// scales multiply sums. Several panels ask for lines `bytes_ahead`, one widened_bytes_ahead.
 ///
 /// Shapes  sums (panels, rows, 32)
-template <WeightCode code, bool grouped, int rows, int panels>
+template <WeightCode code, bool grouped, int rows, int panels,
+          std::ptrdiff_t bytes_ahead = side_bytes_ahead>
 MOE_ALWAYS_INLINE void widened_pass(const float* a, const std::byte* record, const float* outputs,
                                     std::ptrdiff_t stride, std::ptrdiff_t inner,
                                     std::ptrdiff_t group, float* sums) noexcept {
@@ -262,7 +264,7 @@ MOE_ALWAYS_INLINE void widened_pass(const float* a, const std::byte* record, con
       for (std::ptrdiff_t k = 0; k < count; k += 4) {
         const std::ptrdiff_t left = count - k < 4 ? count - k : 4;
         if constexpr (panels > 1) {
-          ahead.ask<panels, quad_bytes(code)>();
+          ahead.ask<panels, quad_bytes(code), bytes_ahead>();
         } else {
           __builtin_prefetch(codes + widened_bytes_ahead);
           if constexpr (quad_bytes(code) > 64) __builtin_prefetch(codes + widened_bytes_ahead + 64);
@@ -293,7 +295,6 @@ MOE_ALWAYS_INLINE void widened_pass(const float* a, const std::byte* record, con
       for (std::ptrdiff_t k = 0; k < count; k += rows_of_line) {
         const std::ptrdiff_t left = count - k < rows_of_line ? count - k : rows_of_line;
         if constexpr (panels > 1) {
-          constexpr std::ptrdiff_t bytes_ahead = panels == 2 ? pair_bytes_ahead : side_bytes_ahead;
           ahead.ask<panels, rows_of_line * row_bytes, bytes_ahead>();
         } else {
           __builtin_prefetch(codes + widened_bytes_ahead);
@@ -301,9 +302,9 @@ MOE_ALWAYS_INLINE void widened_pass(const float* a, const std::byte* record, con
         bool is_quick = false;
         if constexpr (QuickRows<code>::exist) {
           is_quick = QuickRows<code>::template are_quick<panels>(codes, stride);
-          if (is_quick) add_line<code, true>(a, codes, stride, left, scale, sum);
+          if (is_quick) add_line<code, grouped, true>(a, codes, stride, left, scale, sum);
         }
-        if (!is_quick) add_line<code, false>(a, codes, stride, left, scale, sum);
+        if (!is_quick) add_line<code, grouped, false>(a, codes, stride, left, scale, sum);
         a += left * rows;
         codes += left * row_bytes;
       }
@@ -364,5 +365,6 @@ template <WeightCode code, bool grouped>
 void widened_pair(const float* a, const std::byte* record, const float* outputs,
                   std::ptrdiff_t stride, std::ptrdiff_t inner, std::ptrdiff_t group,
                   float* sums) noexcept {
-  widened_pass<code, grouped, 1, 2>(a, record, outputs, stride, inner, group, sums);
+  widened_pass<code, grouped, 1, 2, pair_bytes_ahead>(a, record, outputs, stride, inner, group,
+                                                      sums);
 }

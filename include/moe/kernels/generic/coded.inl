@@ -231,8 +231,9 @@ constexpr CodedKernels make_coded() noexcept {
   table.widened[0] = &widened_product<code, grouped, 1>;
   table.widened[1] = &widened_product<code, grouped, 2>;
   if constexpr (widened_side_panels > 1) {
-    table.widened_in_streams = {&widened_side_by_side<code, grouped>, widened_side_panels};
+    table.widened_side_by_side = {&widened_side_by_side<code, grouped>, widened_side_panels};
   }
+  // Slower codes than these keep one panel's sums busy (see widened_pair).
   if constexpr (QuickRows<code>::exist) table.widened_pair = {&widened_pair<code, grouped>, 2};
   if constexpr (traits_of(code, grouped).is_integer) {
     table.start = start_of(code);

@@ -130,8 +130,8 @@ class SideLines {
   /// Goes on without a request.
   MOE_ALWAYS_INLINE void skip(std::ptrdiff_t bytes) noexcept { at_ += bytes; }
 
-  /// Once for every `bytes` that are read of each panel; where these are more than a line, nothing
-  /// is asked for.
+  /// Once for every `bytes` that are read of each panel: asks for what stands `bytes_ahead` behind
+  /// them; where they are more than a line, for nothing.
   template <int panels, std::ptrdiff_t bytes, std::ptrdiff_t bytes_ahead = side_bytes_ahead>
   MOE_ALWAYS_INLINE void ask() noexcept {
     if constexpr (bytes > 64) return;
