@@ -32,11 +32,10 @@ namespace detail {
 static_assert(
     [] {
       constexpr Index most_of_product = Index{128} * 127;
-      for (const WeightFormat& format : weight_formats) {
+      return std::ranges::all_of(weight_formats, [](const WeightFormat& format) {
         const bool fits = format.group * most_of_product <= Index{1} << 22;
-        if (has_integer_products(format) && !fits) return false;
-      }
-      return true;
+        return fits || !has_integer_products(format);
+      });
     }(),
     "sums of groups stay within what the bits of a float hold (see sum_excess)");
 

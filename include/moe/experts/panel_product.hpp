@@ -25,8 +25,9 @@ namespace moe::inline MOE_ABI::detail {
 /// rows of 4096), and 1024 are slower where 2048 are all that there is, since the sums are finished
 /// later.
 inline Index most_slice() noexcept {
-  constexpr std::ptrdiff_t most = 256 * 1024;
-  return std::min(kernels::second_level_cache() / 4, most) / (kernels::panel_width * 4);
+  constexpr std::ptrdiff_t most = Index{256} * 1024;
+  constexpr std::ptrdiff_t bytes_of_outputs = Index{4} * kernels::panel_width;
+  return std::min(kernels::second_level_cache() / 4, most) / bytes_of_outputs;
 }
 
 /// The same where the next panel is asked for in streams: what is asked for has to stay beside what

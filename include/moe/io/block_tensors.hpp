@@ -130,8 +130,11 @@ class BlockTensors {
       return
           [matrix = Fp8Matrix(tensors_, weight, rows, inner)](Index o) { return matrix.output(o); };
     };
-    return {outputs(weights[0], d_ff, config_.d_model), outputs(weights[1], d_ff, config_.d_model),
-            outputs(weights[2], config_.d_model, d_ff)};
+    CodedExpertSource result;
+    result.gate = outputs(weights[0], d_ff, config_.d_model);
+    result.up = outputs(weights[1], d_ff, config_.d_model);
+    result.down = outputs(weights[2], config_.d_model, d_ff);
+    return result;
   }
 
   /// A matrix of a linear layer, in floats or in eight bits with scales.
