@@ -202,6 +202,7 @@ TEST_F(ExpertCache, WhatWasWantedInVainIsWantedNoMoreAfterTwoForwards) {
   const Matrix<float> x = test_support::random_matrix<float>(4, 64, 5);
   const Cached cached = cache(4);
   cached.prefetch(std::vector<Index>{0, 1, 2});
+  EXPECT_TRUE(reads(cached, bytes_of({0, 1, 2})));
   run(cached, x, {3, 3});
   run(cached, x, {4, 4});  // in place of 3
   run(cached, x, {5, 5});  // in place of 0, which nobody wants any more
@@ -214,31 +215,6 @@ TEST_F(ExpertCache, WhatWasWantedInVainIsWantedNoMoreAfterTwoForwards) {
   run(in_time, x, {4, 4});
   run(in_time, x, {0, 1});
   EXPECT_EQ(in_time.counters().misses, 2U);
-}
-
-TEST_F(ExpertCache, PinnedExpertsThatFoundNoSlotGetOneLater) {
-  const std::vector<moe::io::detail::ExpertSlots::Piece> pieces(8, {"", 0, 64});
-  moe::io::detail::ExpertSlots slots(moe::io::MappedFile(path_), pieces, 3 * 64);
-  EXPECT_EQ(slots.acquire({0, 1, 2}).size(), 3U);
-  slots.pin(std::vector<Index>{6});  // All slots are held.
-  slots.release();
-  slots.begin_forward();
-  EXPECT_EQ(slots.acquire({6}).size(), 1U);
-  slots.release();
-  EXPECT_EQ(slots.counters().misses, 3U) << "6 was on its way or there";
-}
-
-TEST_F(ExpertCache, PinnedExpertsThatAreAskedForTakeNoRoomFromOthers) {
-  const std::vector<moe::io::detail::ExpertSlots::Piece> pieces(8, {"", 0, 64});
-  moe::io::detail::ExpertSlots slots(moe::io::MappedFile(path_), pieces, 3 * 64);
-  EXPECT_EQ(slots.size(), 3U);
-  slots.pin(std::vector<Index>{6, 7});
-  EXPECT_EQ(slots.acquire({0, 6, 7}).size(), 3U);
-  slots.release();
-  EXPECT_EQ(slots.acquire({0, 1, 6}).size(), 2U);
-  slots.release();
-  EXPECT_EQ(slots.acquire({0, 1, 2}).size(), 1U);
-  slots.release();
 }
 
 TEST_F(ExpertCache, PinningBesideForwardsEnds) {

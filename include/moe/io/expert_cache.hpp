@@ -44,7 +44,7 @@ class CachedExperts {
   using Scalar = float;
 
   /// Throws  as PackedFile::bank; std::invalid_argument if the budget, in bytes, is smaller than
-  ///         the largest expert.
+  ///         the largest expert; std::system_error if the system gives no thread to read them.
   CachedExperts(const PackedFile& file, std::string_view bank, double budget)
       : state_(std::make_shared<State>(file.bank<ActivationT>(bank), file, bank, budget)) {}
 

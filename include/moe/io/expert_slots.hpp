@@ -5,7 +5,6 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <cmath>
 #include <condition_variable>
@@ -68,16 +67,24 @@ class ExpertSlots {
                                ", the largest expert, has ", most, " bytes, more than the budget"));
     slots_.resize(static_cast<std::size_t>(std::min(slots, static_cast<double>(experts_.size()))));
     for (Slot& slot : slots_) slot.memory = AlignedBuffer<std::byte>(most);
+    const std::size_t readers = std::min(most_readers, slots_.size());
+    readers_.reserve(readers);
     try {
-      for (std::thread& reader : readers_) reader = std::thread([this] { read_queued(); });
+      while (readers_.size() < readers) readers_.emplace_back([this] { read_queued(); });
     } catch (...) {
-      stop();
-      throw;
+      if (readers_.empty()) throw;  // Fewer do as well.
     }
   }
   ExpertSlots(const ExpertSlots&) = delete;
   ExpertSlots& operator=(const ExpertSlots&) = delete;
-  ~ExpertSlots() { stop(); }
+  ~ExpertSlots() {
+    {
+      const std::lock_guard lock(mutex_);
+      stops_ = true;
+    }
+    queued_.notify_all();
+    for (std::thread& reader : readers_) reader.join();
+  }
 
   std::size_t size() const noexcept { return slots_.size(); }
 
@@ -119,11 +126,8 @@ class ExpertSlots {
       const bool is_there = is_known && slots_[slot(e)].is_loaded;
       ++(is_there ? counters_.hits : is_known ? counters_.awaited : counters_.misses);
     }
-    for (const Index e : order) {
-      failures_[static_cast<std::size_t>(e)] = nullptr;
-      request(e);
-      hurry(e);
-    }
+    for (const Index e : order) failures_[static_cast<std::size_t>(e)] = nullptr;
+    request_all(order);
     const auto start = std::chrono::steady_clock::now();
     for (const Index e : order) {
       while (slot(e) == none || !slots_[slot(e)].is_loaded) {
@@ -131,9 +135,8 @@ class ExpertSlots {
           held_.clear();
           std::rethrow_exception(failure);
         }
-        request(e);
-        hurry(e);
-        changed_.wait(lock);
+        loaded_.wait(lock);
+        request_all(order);  // There may be room now for those that found none.
       }
       slots_[slot(e)].used = ++clock_;
     }
@@ -169,8 +172,9 @@ class ExpertSlots {
   /// for the next forward. With 1, 2, 3 and 4 readers (two cores, a file in the page cache, experts
   /// of 2.7 and 3.5 MB, asked for one step of four tokens ahead) a step took 1, 0.94 to 0.98, 0.85
   /// to 0.90 and 0.77 to 0.91 of its time, and waited 0.68 to 0.76, 0.06 to 0.32, 0.04 to 0.11 and
-  /// 0.03 to 0.17 of what it waits on demand. From a disk they made no difference beyond noise.
-  static constexpr std::size_t num_readers = 4;
+  /// 0.03 to 0.17 of what it waits on demand with as many. From a disk they made no difference
+  /// beyond noise.
+  static constexpr std::size_t most_readers = 4;
 
   struct Slot {
     AlignedBuffer<std::byte> memory;
@@ -219,10 +223,19 @@ class ExpertSlots {
     chosen.used = ++clock_;
     slot_of_[static_cast<std::size_t>(e)] = best;
     queue_.push_back(best);
-    changed_.notify_all();
+    queued_.notify_one();
   }
 
-  /// Whoever waits comes before who may be asked for.
+  /// What a forward waits for, but for those that could not be read.
+  void request_all(const std::vector<Index>& experts) {
+    for (const Index e : experts) {
+      if (failures_[static_cast<std::size_t>(e)] != nullptr) continue;
+      request(e);
+      hurry(e);
+    }
+  }
+
+  /// Whoever is waited for is read before who may be asked for, unless that has begun.
   void hurry(Index e) {
     const auto at = std::find(queue_.begin(), queue_.end(), slot(e));
     if (at == queue_.end()) return;
@@ -232,20 +245,10 @@ class ExpertSlots {
     std::rotate(first, at, at + 1);
   }
 
-  void stop() {
-    {
-      const std::lock_guard lock(mutex_);
-      stops_ = true;
-    }
-    changed_.notify_all();
-    for (std::thread& reader : readers_)
-      if (reader.joinable()) reader.join();
-  }
-
   void read_queued() {
     std::unique_lock lock(mutex_);
     while (true) {
-      changed_.wait(lock, [&] { return stops_ || !queue_.empty(); });
+      queued_.wait(lock, [&] { return stops_ || !queue_.empty(); });
       if (stops_) return;
       Slot& slot = slots_[queue_.front()];
       queue_.pop_front();
@@ -267,7 +270,7 @@ class ExpertSlots {
         slot.is_loaded = true;
         counters_.bytes += static_cast<double>(piece.bytes);
       }
-      changed_.notify_all();
+      loaded_.notify_all();
     }
   }
 
@@ -285,8 +288,9 @@ class ExpertSlots {
   std::vector<std::exception_ptr> failures_;  // (E), of the last attempt to read
   bool stops_ = false;
   mutable std::mutex mutex_;
-  std::condition_variable changed_;
-  std::array<std::thread, num_readers> readers_;
+  std::condition_variable queued_;  // for the readers
+  std::condition_variable loaded_;  // or failed to be, for the forward
+  std::vector<std::thread> readers_;
 };
 
 }  // namespace detail
