@@ -116,7 +116,9 @@ std::string loss_above(const Result& result, const Result& base) {
   for (std::size_t seed = 0; seed < result.runs.size(); ++seed)
     values.push_back(final_loss(result.runs[seed]) - final_loss(base.runs[seed]));
   const Spread spread = spread_of(values);
-  return (spread.mean > 0 ? "+" : "") + text_of(spread, 3);
+  std::string text = spread.mean > 0 ? "+" : "";
+  text += text_of(spread, 3);
+  return text;
 }
 
 std::string text_of(const Spread& spread, int digits) {

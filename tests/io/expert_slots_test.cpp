@@ -74,7 +74,7 @@ TEST_F(ExpertSlots, PinnedExpertsThatAreAskedForTakeNoRoomFromOthers) {
 TEST_F(ExpertSlots, FewerSlotsThanReadersHoldWhatIsAskedFor) {
   const MappedFile file(path_);
   constexpr std::size_t count = 16;
-  for (const std::size_t num_slots : {1, 2, 3}) {
+  for (std::size_t num_slots = 1; num_slots <= 3; ++num_slots) {
     Slots slots(file, pieces(count), static_cast<double>(piece_bytes * num_slots));
     std::mt19937_64 rng(num_slots);
     const auto some = [&](std::size_t most) {
